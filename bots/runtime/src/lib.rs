@@ -1,0 +1,1 @@
+//! Bots written in Rhai: engine, limits, author API, durable conversations.

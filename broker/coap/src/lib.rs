@@ -1,0 +1,1 @@
+//! CoAP front end: endpoint, exchanges, blockwise transfer, observation, resources as topics.

@@ -1,0 +1,1 @@
+//! Tavi's vocabulary and seams: envelopes, publications, router, topics, sessions, hooks, permits.

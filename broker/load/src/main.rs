@@ -1,0 +1,3 @@
+//! The `tavi-load` binary.
+
+fn main() {}

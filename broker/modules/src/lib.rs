@@ -1,0 +1,1 @@
+//! The XEPs as modules: one file each and one registry.

@@ -1,0 +1,1 @@
+//! MQTT front end: codec guard, sans-io session, listeners.

@@ -1,0 +1,3 @@
+//! The `tavi` binary.
+
+fn main() {}

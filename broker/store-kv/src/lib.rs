@@ -1,0 +1,1 @@
+//! The embedded engines sled and fjall behind one small key-value trait.

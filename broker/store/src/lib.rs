@@ -1,0 +1,1 @@
+//! Store traits, batch model, memory backend and the conformance suite.

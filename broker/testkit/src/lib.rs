@@ -1,0 +1,1 @@
+//! Test support: a broker as a child process and the scenario runner.

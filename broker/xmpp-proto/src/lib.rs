@@ -1,0 +1,1 @@
+//! XMPP without IO: JIDs, framing, stanza heads, stream negotiation, SASL, stream management.

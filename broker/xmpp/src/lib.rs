@@ -1,0 +1,1 @@
+//! XMPP front end: client streams over TCP and TLS.

@@ -1,0 +1,3 @@
+//! The `tavi-xtask` binary.
+
+fn main() {}

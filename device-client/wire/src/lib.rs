@@ -1,0 +1,1 @@
+//! Device identity and topic rules that both ends agree on, without allocation.

@@ -1,0 +1,3 @@
+//! The `tavi-fleet` binary.
+
+fn main() {}

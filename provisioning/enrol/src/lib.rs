@@ -1,0 +1,1 @@
+//! Pure provisioning rules and the admin API types.
