@@ -5,12 +5,15 @@
 
 mod commit;
 mod error;
+pub mod id;
+pub mod limits;
 mod memory;
 mod op;
 mod owner;
 
 pub use commit::{Commit, CommitSlot};
 pub use error::StoreError;
+pub use id::IdSource;
 pub use memory::MemoryStore;
 pub use op::{Expect, Op, Record, Table};
 pub use owner::Owner;
@@ -85,6 +88,19 @@ pub struct InboxRow {
     pub preview: Box<str>,
 }
 
+impl InboxRow {
+    /// Takes in a newer message, as [`Op::Inbox`] describes it. The same id again changes no count, so a repeated
+    /// commit changes nothing; an older id is counted, but does not move the conversation.
+    pub fn merge(&mut self, last: u64, unread: Option<u32>, preview: &str) {
+        let added = if last == self.last { unread.map(|_| 0) } else { unread };
+        self.unread = added.map_or(0, |added| self.unread.saturating_add(added));
+        if last >= self.last {
+            self.last = last;
+            self.preview = limits::preview(preview).into();
+        }
+    }
+}
+
 /// The domain store: what every backend offers, and all that the broker may ask of one.
 pub trait Store: Send + Sync + 'static {
     /// Hands in `ops`, all of `owner`, as one atomic change. Never blocks and never waits: the returned [`Commit`]
@@ -104,7 +120,7 @@ pub trait Store: Send + Sync + 'static {
     ) -> Read<'a, Vec<(Box<str>, Record)>>;
 
     /// All owners' records of a table, in a stable order, from behind `after`, at most `limit`. For start-up and
-    /// administration.
+    /// administration. If the owner of `after` was purged long since, the scan may begin again: it never misses a row.
     fn scan<'a>(&'a self, table: Table, after: Option<(&'a Owner, &'a str)>, limit: usize) -> Read<'a, Vec<Row>>;
 
     /// An owner's queue in id order, from behind id `after`, at most `limit` rows.
@@ -116,13 +132,18 @@ pub trait Store: Send + Sync + 'static {
     /// An owner's conversations, newest first, from behind the one whose last id is `before`, at most `limit`.
     fn inbox<'a>(&'a self, owner: &'a Owner, before: Option<u64>, limit: usize) -> Read<'a, Vec<InboxRow>>;
 
-    /// Rows for the search index: (id, owner), in id order, from behind `after`.
+    /// Rows for the search index: (id, owner), in id order, from behind `after`. One id may stand under several
+    /// owners, so the index reads from 0 and deletes what it has committed.
     fn outbox<'a>(&'a self, after: u64, limit: usize) -> Read<'a, Vec<(u64, Owner)>>;
+
+    /// All owners that have or had rows, in a stable order, from behind `after`, at most `limit`. For export.
+    fn owners<'a>(&'a self, after: Option<&'a Owner>, limit: usize) -> Read<'a, Vec<Owner>>;
 
     /// Deletes archive rows with an id below `before`, at most `limit` of them, durable when it returns; gives how
     /// many were deleted.
     fn expire<'a>(&'a self, before: u64, limit: usize) -> Read<'a, usize>;
 
-    /// The greatest id that any committed queue, archive or outbox row has carried; 0 in an empty store. The id source starts above it.
+    /// The greatest id that any committed queue, archive or outbox row has carried, deleted rows included, or that
+    /// [`Op::Drawn`] named; 0 in an empty store. The id source starts above it.
     fn last_id(&self) -> u64;
 }

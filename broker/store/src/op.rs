@@ -1,5 +1,6 @@
 //! The operations of a commit.
 
+use crate::StoreError;
 use bytes::Bytes;
 
 /// The kinds of versioned records. The names are stored: never renumber.
@@ -126,6 +127,83 @@ pub enum Op {
         /// The archived id.
         id: u64,
     },
-    /// Removes all rows of the owner: records, queue, archive, inbox.
+    /// Tells of an id that the caller keeps inside a record, such as a retained value's: it raises
+    /// [`Store::last_id`](crate::Store::last_id) and writes no row.
+    Drawn {
+        /// The id.
+        id: u64,
+    },
+    /// Writes a record with its version, whatever is there. For import only.
+    Restore {
+        /// Where.
+        table: Table,
+        /// The key inside the owner's partition.
+        item: Box<str>,
+        /// Its version, at least 1.
+        version: u64,
+        /// Its bytes.
+        value: Bytes,
+    },
+    /// Removes all rows of the owner: records, queue, archive, inbox, outbox.
     Purge,
+}
+
+impl Op {
+    /// The id that the operation stores, if it stores one: it counts for [`Store::last_id`](crate::Store::last_id).
+    pub fn id(&self) -> Option<u64> {
+        match self {
+            Op::QueuePush { id, .. } | Op::Archive { id, .. } | Op::Outbox { id } | Op::Drawn { id } => Some(*id),
+            _ => None,
+        }
+    }
+
+    /// The version of its record behind this operation, if `now` is the one before it (0: absent). Other operations
+    /// than those on records leave it alone. Fails with a conflict if the record is not in the expected state.
+    pub fn version_after(&self, now: u64) -> Result<u64, StoreError> {
+        match self {
+            Op::Put { item, expect, .. } => expect.check(now, item).map(|()| now + 1),
+            Op::Delete { item, expect, .. } => expect.check(now, item).map(|()| 0),
+            Op::Restore { version, .. } => Ok(*version),
+            _ => Ok(now),
+        }
+    }
+}
+
+impl Expect {
+    /// Whether a record with version `now` (0: absent) is in this state; else a conflict that names `item`.
+    pub fn check(self, now: u64, item: &str) -> Result<(), StoreError> {
+        let holds = match self {
+            Expect::Any => true,
+            Expect::Absent => now == 0,
+            Expect::Version(version) => now == version && now != 0,
+        };
+        if holds { Ok(()) } else { Err(StoreError::Conflict { item: item.into() }) }
+    }
+}
+
+impl Table {
+    /// All tables, in the order of their codes.
+    pub const ALL: [Table; 11] = [
+        Table::Account,
+        Table::Credential,
+        Table::Roster,
+        Table::Device,
+        Table::Grant,
+        Table::Node,
+        Table::Item,
+        Table::Retained,
+        Table::Session,
+        Table::Bot,
+        Table::System,
+    ];
+
+    /// The number under which the table is stored, from 1.
+    pub fn code(self) -> u8 {
+        self as u8 + 1
+    }
+
+    /// The table with this number.
+    pub fn from_code(code: u8) -> Option<Table> {
+        Table::ALL.get(usize::from(code).checked_sub(1)?).copied()
+    }
 }
