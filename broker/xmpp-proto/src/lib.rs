@@ -1,1 +1,16 @@
-//! XMPP without IO: JIDs, framing, stanza heads, stream negotiation, SASL, stream management.
+//! XMPP without IO: addresses, framing, stanzas, stream negotiation, SASL, stream management (RFC 6120, 6121, 7622).
+//!
+//! Nothing here reads a socket, a clock or a random source: bytes, time and randomness are arguments.
+
+pub mod element;
+pub mod error;
+mod ingress;
+pub mod jid;
+pub mod ns;
+pub mod stanza;
+
+pub use element::Element;
+pub use error::{Condition, ErrorType, StanzaError, StreamCondition, StreamError};
+pub use jid::{BareJid, Jid, JidError};
+pub use ns::Atom;
+pub use stanza::{Child, Children, Head, IqType, Kind, MessageType, PresenceType, Stanza, StanzaType};
