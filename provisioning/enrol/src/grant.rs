@@ -1,0 +1,297 @@
+//! A grant: who may do what to which topics. Types and their one spelling; the broker's core decides.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use tavi_wire::topic::{self, TopicError};
+
+/// One row of the access list. Deny by default: what no grant allows is refused.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Grant {
+    /// Who may.
+    pub subject: Subject,
+    /// Do what.
+    pub actions: Actions,
+    /// To which topics.
+    pub filter: Filter,
+}
+
+impl fmt::Display for Grant {
+    /// As the command line takes it: `SUBJECT ACTIONS FILTER`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {}", self.subject, self.actions, self.filter)
+    }
+}
+
+/// Why a part of a grant is no such thing; the fault of whoever wrote it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum GrantError {
+    /// Neither a bare JID, nor a group, nor the anonymous subject.
+    #[error("'{0}' is no subject: use a JID like user@domain, a group like @everyone, or anon-clear")]
+    Subject(String),
+    /// A word that names no action.
+    #[error("'{0}' is no action: use a comma list of {ALL_NAMES}")]
+    Action(String),
+    /// The list of actions is empty.
+    #[error("name at least one action: a comma list of {ALL_NAMES}")]
+    NoAction,
+    /// The topic filter breaks a rule.
+    #[error("the topic filter is illegal: {0}")]
+    Filter(#[from] TopicError),
+}
+
+/// Who a grant is for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Subject {
+    /// A bare JID with a local part: an account, a device or a bot. The broker normalises it (RFC 7622 §3.2 to §3.3).
+    Jid(String),
+    /// A group, without its `@`; `everyone` holds all accounts.
+    Group(String),
+    /// A plain CoAP client on loopback.
+    AnonClear,
+}
+
+const ANON_CLEAR: &str = "anon-clear";
+/// RFC 7622 §3.3.1: what a local part may not contain.
+const NOT_IN_LOCAL: &[char] = &['"', '&', '\'', '/', ':', '<', '>', '@'];
+
+impl FromStr for Subject {
+    type Err = GrantError;
+
+    fn from_str(text: &str) -> Result<Self, GrantError> {
+        if text == ANON_CLEAR {
+            return Ok(Self::AnonClear);
+        }
+        match text.strip_prefix('@') {
+            Some(group) if is_group(group) => Ok(Self::Group(group.into())),
+            None if is_bare_jid(text) => Ok(Self::Jid(text.into())),
+            _ => Err(GrantError::Subject(text.into())),
+        }
+    }
+}
+
+fn is_group(name: &str) -> bool {
+    let legal = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b);
+    (1..=64).contains(&name.len()) && name.bytes().all(legal)
+}
+
+/// RFC 7622 §3.1: the shape and the lengths; the characters in full are the broker's to check.
+fn is_bare_jid(text: &str) -> bool {
+    let Some((local, domain)) = text.split_once('@') else { return false };
+    let sizes = (1..=1023).contains(&local.len()) && (1..=1023).contains(&domain.len());
+    let characters = !text.contains(|c: char| c.is_control() || c.is_whitespace());
+    sizes && characters && !local.contains(NOT_IN_LOCAL) && !domain.contains(['/', '@'])
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Jid(jid) => f.write_str(jid),
+            Self::Group(name) => write!(f, "@{name}"),
+            Self::AnonClear => f.write_str(ANON_CLEAR),
+        }
+    }
+}
+
+/// One thing that can be done to a topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// Read the retained value: MQTT retained messages, pubsub items, CoAP GET.
+    Retrieve,
+    /// Hear new values, also spelled `notify`: SUBSCRIBE, Observe.
+    Subscribe,
+    /// Set a value, also spelled `update`: PUBLISH, a will, PUT, POST.
+    Publish,
+    /// Remove a value or a node.
+    Delete,
+    /// Make a node.
+    Create,
+    /// Call an operation.
+    Invoke,
+}
+
+const ALL: [Action; 6] =
+    [Action::Retrieve, Action::Subscribe, Action::Publish, Action::Delete, Action::Create, Action::Invoke];
+const ALL_NAMES: &str = "retrieve, subscribe (or notify), publish (or update), delete, create, invoke";
+
+impl Action {
+    /// The action's first name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Retrieve => "retrieve",
+            Self::Subscribe => "subscribe",
+            Self::Publish => "publish",
+            Self::Delete => "delete",
+            Self::Create => "create",
+            Self::Invoke => "invoke",
+        }
+    }
+
+    /// Its bit in [`Actions::bits`].
+    pub fn bit(self) -> u8 {
+        1 << self as u8
+    }
+}
+
+impl FromStr for Action {
+    type Err = GrantError;
+
+    fn from_str(text: &str) -> Result<Self, GrantError> {
+        let name = match text {
+            "notify" => "subscribe",
+            "update" => "publish",
+            other => other,
+        };
+        ALL.into_iter().find(|action| action.name() == name).ok_or_else(|| GrantError::Action(text.into()))
+    }
+}
+
+/// A set of at least one action, written as a comma list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Actions(u8);
+
+impl Actions {
+    /// The set with these bits (see [`Action::bit`]); unknown bits are dropped, `None` if nothing is left.
+    pub fn from_bits(bits: u8) -> Option<Self> {
+        let known = ALL.into_iter().fold(0, |all, action| all | action.bit()) & bits;
+        (known != 0).then_some(Self(known))
+    }
+
+    /// One bit for each action: retrieve 1, subscribe 2, publish 4, delete 8, create 16, invoke 32.
+    pub fn bits(self) -> u8 {
+        self.0
+    }
+
+    /// Whether the action is in the set.
+    pub fn contains(self, action: Action) -> bool {
+        self.0 & action.bit() != 0
+    }
+
+    /// The actions of the set in their fixed order.
+    pub fn iter(self) -> impl Iterator<Item = Action> {
+        ALL.into_iter().filter(move |action| self.contains(*action))
+    }
+}
+
+impl FromStr for Actions {
+    type Err = GrantError;
+
+    fn from_str(text: &str) -> Result<Self, GrantError> {
+        if text.trim().is_empty() {
+            return Err(GrantError::NoAction);
+        }
+        let mut bits = 0;
+        for word in text.split(',') {
+            bits |= word.trim().parse::<Action>()?.bit();
+        }
+        Ok(Self(bits))
+    }
+}
+
+impl fmt::Display for Actions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> = self.iter().map(Action::name).collect();
+        f.pad(&names.join(","))
+    }
+}
+
+/// A legal MQTT topic filter (MQTT 5 §4.7.1, with the limits of `tavi_wire::topic`).
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Filter(String);
+
+impl Filter {
+    /// The filter's text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Filter {
+    type Err = GrantError;
+
+    fn from_str(text: &str) -> Result<Self, GrantError> {
+        topic::check_filter(text)?;
+        Ok(Self(text.into()))
+    }
+}
+
+impl fmt::Display for Filter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// These types stand as their text in JSON.
+macro_rules! as_text {
+    ($($name:ty),+) => {$(
+        impl TryFrom<String> for $name {
+            type Error = GrantError;
+
+            fn try_from(text: String) -> Result<Self, GrantError> {
+                text.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(value: $name) -> Self {
+                value.to_string()
+            }
+        }
+    )+};
+}
+
+as_text!(Subject, Actions, Filter);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn subjects_have_three_forms() {
+        let round = |text: &str| text.parse::<Subject>().map(|subject| (subject.to_string() == text, subject));
+        assert_eq!(round("anon-clear"), Ok((true, Subject::AnonClear)));
+        assert_eq!(round("@everyone"), Ok((true, Subject::Group("everyone".into()))));
+        assert_eq!(round("ann@localhost"), Ok((true, Subject::Jid("ann@localhost".into()))));
+        assert!(round("zoë@things.example").is_ok());
+        for bad in ["", "@", "@Every one", "localhost", "a@b/c", "a@", "@b@c", "a b@c", "a@b@c", "a\n@b", "anon_clear"]
+        {
+            assert_eq!(round(bad), Err(GrantError::Subject(bad.into())));
+        }
+    }
+
+    #[test]
+    fn actions_are_a_comma_list_with_aliases() {
+        let parsed: Actions = "update, notify,publish".parse().unwrap();
+        assert_eq!(parsed.to_string(), "subscribe,publish");
+        assert_eq!(parsed.bits(), 6);
+        assert!(parsed.contains(Action::Publish) && !parsed.contains(Action::Delete));
+        assert_eq!("".parse::<Actions>(), Err(GrantError::NoAction));
+        assert_eq!("publish,".parse::<Actions>(), Err(GrantError::Action("".into())));
+        assert_eq!("read".parse::<Actions>(), Err(GrantError::Action("read".into())));
+    }
+
+    #[test]
+    fn each_set_of_actions_round_trips() {
+        for bits in 1..64 {
+            let actions = Actions::from_bits(bits).unwrap();
+            assert_eq!(actions.to_string().parse(), Ok(actions));
+        }
+        assert_eq!(Actions::from_bits(0x40), None);
+    }
+
+    #[test]
+    fn a_grant_reads_well_in_json() {
+        let json = r#"{"subject":"@everyone","actions":"retrieve,subscribe","filter":"site/+/temp"}"#;
+        let grant: Grant = serde_json::from_str(json).unwrap();
+        assert_eq!(serde_json::to_string(&grant).unwrap(), json);
+        assert_eq!(grant.to_string(), "@everyone retrieve,subscribe site/+/temp");
+        let refused = json.replace("+/temp", "#/temp");
+        assert!(serde_json::from_str::<Grant>(&refused).unwrap_err().to_string().contains("topic filter"));
+    }
+}

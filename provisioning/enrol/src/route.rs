@@ -1,0 +1,152 @@
+//! The paths of the admin API: one list for the broker, which reads them, and its clients, which write them.
+
+use std::fmt::{self, Write};
+
+/// A resource of the admin API, `/v1/…`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Route {
+    /// `GET`: what the broker is and where it listens.
+    Status,
+    /// `GET`, `POST`: people's accounts.
+    Users,
+    /// `DELETE`: one account, by bare JID.
+    User(String),
+    /// `PUT`: an account's password.
+    UserPassword(String),
+    /// `GET`, `POST`: devices.
+    Devices,
+    /// `GET`, `DELETE`: one device, by id.
+    Device(String),
+    /// `GET`, `POST`: grants.
+    Grants,
+    /// `DELETE`: one grant, by the id that the broker gave it.
+    Grant(String),
+}
+
+impl Route {
+    /// Reads a request's path, without its query. `None` for a path that is not one of these.
+    pub fn parse(path: &str) -> Option<Self> {
+        let mut segments = path.strip_prefix("/v1/")?.split('/');
+        let head = segments.next()?;
+        let rest = segments.map(decode).collect::<Option<Vec<_>>>()?;
+        match (head, <[String; 1]>::try_from(rest)) {
+            ("users", Ok([jid])) => Some(Self::User(jid)),
+            ("devices", Ok([id])) => Some(Self::Device(id)),
+            ("grants", Ok([id])) => Some(Self::Grant(id)),
+            (head, Err(rest)) => Self::parse_others(head, rest),
+            _ => None,
+        }
+    }
+
+    fn parse_others(head: &str, mut rest: Vec<String>) -> Option<Self> {
+        match (head, rest.len()) {
+            ("status", 0) => Some(Self::Status),
+            ("users", 0) => Some(Self::Users),
+            ("devices", 0) => Some(Self::Devices),
+            ("grants", 0) => Some(Self::Grants),
+            ("users", 2) if rest[1] == "password" => Some(Self::UserPassword(rest.swap_remove(0))),
+            _ => None,
+        }
+    }
+
+    /// The methods that the resource has, as in an `Allow` header (RFC 9110 §10.2.1).
+    pub fn methods(&self) -> &'static str {
+        match self {
+            Self::Status => "GET",
+            Self::Users | Self::Devices | Self::Grants => "GET, POST",
+            Self::UserPassword(_) => "PUT",
+            Self::Device(_) => "GET, DELETE",
+            Self::User(_) | Self::Grant(_) => "DELETE",
+        }
+    }
+}
+
+impl fmt::Display for Route {
+    /// The path as it stands in a request.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Status => f.write_str("/v1/status"),
+            Self::Users => f.write_str("/v1/users"),
+            Self::User(jid) => write!(f, "/v1/users/{}", Segment(jid)),
+            Self::UserPassword(jid) => write!(f, "/v1/users/{}/password", Segment(jid)),
+            Self::Devices => f.write_str("/v1/devices"),
+            Self::Device(id) => write!(f, "/v1/devices/{}", Segment(id)),
+            Self::Grants => f.write_str("/v1/grants"),
+            Self::Grant(id) => write!(f, "/v1/grants/{}", Segment(id)),
+        }
+    }
+}
+
+/// One path segment: all but RFC 3986 §2.3's unreserved characters percent-encoded. `.` is encoded too, so that no
+/// id reads as a dot segment (§5.2.4).
+struct Segment<'a>(&'a str);
+
+impl fmt::Display for Segment<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.bytes().try_for_each(|byte| match byte {
+            b'-' | b'_' | b'~' => f.write_char(char::from(byte)),
+            _ if byte.is_ascii_alphanumeric() => f.write_char(char::from(byte)),
+            _ => write!(f, "%{byte:02X}"),
+        })
+    }
+}
+
+/// RFC 3986 §2.1. `None` for an empty segment, a broken escape, or bytes that are not UTF-8.
+fn decode(segment: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(segment.len());
+    let mut rest = segment.bytes();
+    while let Some(byte) = rest.next() {
+        bytes.push(match byte {
+            b'%' => hex(rest.next()?)? << 4 | hex(rest.next()?)?,
+            byte => byte,
+        });
+    }
+    String::from_utf8(bytes).ok().filter(|text| !text.is_empty())
+}
+
+fn hex(digit: u8) -> Option<u8> {
+    // A hexadecimal digit is below 16.
+    char::from(digit).to_digit(16).map(|value| value as u8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn paths_are_those_of_the_design() {
+        let jid = String::from("zoë/x@localhost");
+        assert_eq!(Route::UserPassword(jid).to_string(), "/v1/users/zo%C3%AB%2Fx%40localhost/password");
+        assert_eq!(Route::parse("/v1/users/ann@localhost"), Some(Route::User("ann@localhost".into())));
+        assert_eq!(Route::parse("/v1/status"), Some(Route::Status));
+    }
+
+    #[test]
+    fn other_paths_are_none() {
+        let others = ["/v1/", "/v1", "/", "", "/v2/users", "/v1/users/", "/v1/users/a/b", "/v1/users/a/password/c"];
+        for path in others.into_iter().chain(["/v1/status/x", "/v1/users/%4", "/v1/users/%ff", "/v1/nothing/x"]) {
+            assert_eq!(Route::parse(path), None, "{path}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn routes_round_trip(id in "\\PC{1,30}|[%/.a]{1,8}", kind in 0..4) {
+            let route = match kind {
+                0 => Route::User(id),
+                1 => Route::UserPassword(id),
+                2 => Route::Device(id),
+                _ => Route::Grant(id),
+            };
+            prop_assert_eq!(Route::parse(&route.to_string()), Some(route));
+        }
+
+        #[test]
+        fn any_path_is_read_or_refused(path in "/v1/(users|grants)/[a%0-9f/]{0,12}") {
+            if let Some(route) = Route::parse(&path) {
+                prop_assert_eq!(Route::parse(&route.to_string()), Some(route));
+            }
+        }
+    }
+}
