@@ -1,0 +1,615 @@
+//! The message layer of CoAP without IO: ids, acknowledgement, retransmission and deduplication (RFC 7252 §4).
+//!
+//! [`Exchanges`] takes datagrams and the time, and gives datagrams and [`Event`]s. One value serves one socket.
+//! Memory is bounded for each peer and in all; a peer that stays within the protocol is not refused.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use crate::message::{Code, Fault, Kind, Message, Token, option};
+
+/// How long an acknowledgement is waited for at first (RFC 7252 §4.8); times 1 to 1.5, doubled at each repetition.
+pub const ACK_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often a confirmable message is repeated (RFC 7252 §4.8).
+pub const MAX_RETRANSMIT: u8 = 4;
+/// How long a message id means the same message (RFC 7252 §4.8.2).
+pub const EXCHANGE_LIFETIME: Duration = Duration::from_secs(247);
+/// How long an answer may take before an empty acknowledgement goes first (RFC 7252 §5.2.2; below ACK_TIMEOUT).
+pub const PIGGYBACK_DELAY: Duration = Duration::from_millis(200);
+
+/// Bounds of the message layer.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Requests being answered, plus confirmable messages of ours that are not acknowledged, for one peer.
+    pub open_per_peer: usize,
+    /// The same for all peers together.
+    pub open: usize,
+    /// Answers kept for repeated requests of one peer; the oldest goes first.
+    pub answers_per_peer: usize,
+    /// The same for all peers together.
+    pub answers: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { open_per_peer: 64, open: 4096, answers_per_peer: 2048, answers: 65_536 }
+    }
+}
+
+/// What the message layer tells the one above.
+#[derive(Debug)]
+pub enum Event {
+    /// A request that was not seen before, to be answered with [`Exchanges::respond`].
+    Request {
+        /// The exchange, for the answer.
+        exchange: Exchange,
+        /// The request.
+        message: Message,
+    },
+    /// A confirmable message of ours was acknowledged.
+    Acknowledged {
+        /// Who acknowledged.
+        peer: SocketAddr,
+        /// The id of our message.
+        id: u16,
+        /// The round trip, unless the message was repeated (then the answer's time says nothing).
+        round_trip: Option<Duration>,
+    },
+    /// A message of ours was rejected with a Reset (RFC 7252 §4.2, §4.3).
+    Rejected {
+        /// Who rejected.
+        peer: SocketAddr,
+        /// The id of our message.
+        id: u16,
+    },
+    /// A confirmable message of ours was never acknowledged.
+    GaveUp {
+        /// Who is silent.
+        peer: SocketAddr,
+        /// The id of our message.
+        id: u16,
+    },
+}
+
+/// A request that waits for its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exchange {
+    /// Who asked.
+    pub peer: SocketAddr,
+    id: u16,
+    serial: u64,
+}
+
+/// A datagram to be sent.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Transmit {
+    /// To whom.
+    pub to: SocketAddr,
+    /// The bytes.
+    pub bytes: Bytes,
+}
+
+/// A moment, made unique by a serial number: a key of the ordered tables.
+type When = (Instant, u64);
+
+/// The message layer of one socket.
+#[derive(Debug)]
+pub struct Exchanges {
+    limits: Limits,
+    random: Random,
+    ids: Ids,
+    serial: u64,
+    open: usize,
+    peers: HashMap<SocketAddr, Peer>,
+    timers: BTreeMap<When, Timer>,
+    answers: BTreeMap<When, (SocketAddr, u16)>,
+    transmits: VecDeque<Transmit>,
+    events: VecDeque<Event>,
+}
+
+impl Exchanges {
+    /// A message layer that draws its message ids and timeouts from `seed`.
+    pub fn new(limits: Limits, seed: u64) -> Self {
+        Self {
+            limits,
+            random: Random(seed),
+            ids: Ids::default(),
+            serial: 0,
+            open: 0,
+            peers: HashMap::new(),
+            timers: BTreeMap::new(),
+            answers: BTreeMap::new(),
+            transmits: VecDeque::new(),
+            events: VecDeque::new(),
+        }
+    }
+
+    /// Takes one datagram of `peer`. What comes of it is found by `poll_event` and `poll_transmit`.
+    pub fn receive(&mut self, now: Instant, peer: SocketAddr, datagram: &[u8]) {
+        // RFC 7252 §8.1, §11.3: nothing is sent to a group or to an address that can only be forged.
+        if !answerable(peer) {
+            return;
+        }
+        match Message::decode(datagram) {
+            Err(Fault::Ignore) => {}
+            Err(Fault::Reset(id)) => self.send_empty(peer, Kind::Reset, id),
+            Ok(message) => self.dispatch(now, peer, (message, digest(datagram))),
+        }
+    }
+
+    /// Answers a request. The type, id and token of `response` are set here.
+    ///
+    /// Nothing happens if the exchange is over: the peer has reused the id, or was forgotten.
+    pub fn respond(&mut self, now: Instant, exchange: Exchange, mut response: Message) {
+        let Exchange { peer, id, serial } = exchange;
+        let Some(pending) = self.take_pending(peer, id, serial) else { return };
+        response.set_token(pending.token);
+        if pending.confirmable && !pending.acknowledged {
+            // RFC 7252 §5.2.1: piggybacked.
+            response.set_kind(Kind::Acknowledgement);
+            response.set_id(id);
+            let bytes = Bytes::from(response.encode());
+            if pending.must_remember(response.code()) {
+                self.remember(now, (peer, id), Answer { digest: pending.digest, bytes: bytes.clone() });
+            }
+            self.transmits.push_back(Transmit { to: peer, bytes });
+        } else {
+            // RFC 7252 §5.2.2, §5.2.3: separate; of the type of the request.
+            response.set_kind(if pending.confirmable { Kind::Confirmable } else { Kind::NonConfirmable });
+            if pending.confirmable || pending.must_remember(response.code()) {
+                self.remember(now, (peer, id), pending.separate(id));
+            }
+            self.send(now, peer, response);
+        }
+        self.forget_if_idle(peer);
+    }
+
+    /// Sends `message` to `peer` under a new id, which is returned; repeats it until acknowledged if it is confirmable.
+    ///
+    /// The caller bounds the number of its confirmable messages (NSTART, RFC 7252 §4.7).
+    pub fn send(&mut self, now: Instant, peer: SocketAddr, mut message: Message) -> u16 {
+        let id = self.draw_id(now, peer);
+        message.set_id(id);
+        let bytes = Bytes::from(message.encode());
+        if message.kind() == Kind::Confirmable {
+            let timeout = ACK_TIMEOUT + ACK_TIMEOUT.mul_f64(self.random.fraction() / 2.0);
+            let timer = self.set_timer(now + timeout, Timer::Repeat(peer, id));
+            let outgoing = Outgoing { bytes: bytes.clone(), sent: now, timeout, repeated: 0, timer };
+            self.peers.entry(peer).or_default().outgoing.insert(id, outgoing);
+            self.open += 1;
+        }
+        self.transmits.push_back(Transmit { to: peer, bytes });
+        id
+    }
+
+    /// The next datagram to be sent.
+    pub fn poll_transmit(&mut self) -> Option<Transmit> {
+        self.transmits.pop_front()
+    }
+
+    /// The next event.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// When [`tick`](Self::tick) must be called next.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let timer = self.timers.keys().next();
+        let answer = self.answers.keys().next();
+        timer.into_iter().chain(answer).map(|(at, _)| *at).min()
+    }
+
+    /// Does what is due at `now`.
+    pub fn tick(&mut self, now: Instant) {
+        while let Some(entry) = self.timers.first_entry().filter(|entry| entry.key().0 <= now) {
+            match entry.remove() {
+                Timer::Acknowledge(peer, id) => self.acknowledge(peer, id),
+                Timer::Repeat(peer, id) => self.repeat(now, peer, id),
+            }
+        }
+        while self.answers.first_key_value().is_some_and(|((at, _), _)| *at <= now) {
+            self.forget_oldest_answer();
+        }
+    }
+
+    /// The number of peers that anything is remembered of.
+    pub fn peers(&self) -> usize {
+        self.peers.len()
+    }
+
+    fn dispatch(&mut self, now: Instant, peer: SocketAddr, (message, digest): (Message, u64)) {
+        let (kind, code, id) = (message.kind(), message.code(), message.id());
+        match kind {
+            Kind::Acknowledgement => self.acknowledged(now, peer, id),
+            Kind::Reset if code == Code::EMPTY => self.rejected(peer, id),
+            Kind::Reset => {}
+            _ if code.is_request() => self.request(now, peer, (message, digest)),
+            // RFC 7252 §4.3: an empty confirmable message is a ping; §4.2: a response that nobody asked for is rejected alike.
+            Kind::Confirmable => self.send_empty(peer, Kind::Reset, id),
+            Kind::NonConfirmable => {}
+        }
+    }
+
+    fn request(&mut self, now: Instant, peer: SocketAddr, (message, digest): (Message, u64)) {
+        if self.is_repeated(peer, &message, digest) {
+            return;
+        }
+        if let Some(refusal) = refuse_options(&message) {
+            return self.refuse(peer, &message, refusal);
+        }
+        if self.is_full(peer) {
+            return self.refuse(peer, &message, overloaded());
+        }
+        let exchange = self.open_exchange(now, peer, (&message, digest));
+        self.events.push_back(Event::Request { exchange, message });
+    }
+
+    fn open_exchange(&mut self, now: Instant, peer: SocketAddr, (message, digest): (&Message, u64)) -> Exchange {
+        let id = message.id();
+        let confirmable = message.kind() == Kind::Confirmable;
+        let serial = self.next_serial();
+        let timer = confirmable.then(|| self.set_timer(now + PIGGYBACK_DELAY, Timer::Acknowledge(peer, id)));
+        let token = message.token();
+        let safe = message.code() == Code::GET;
+        let pending = Pending { serial, digest, token, confirmable, safe, acknowledged: false, timer };
+        let replaced = self.peers.entry(peer).or_default().pending.insert(id, pending);
+        match replaced {
+            Some(old) => drop(old.timer.map(|timer| self.timers.remove(&timer))),
+            None => self.open += 1,
+        }
+        Exchange { peer, id, serial }
+    }
+
+    /// RFC 7252 §4.5: a repeated confirmable request gets the stored answer again, other repetitions are silent.
+    ///
+    /// The digest tells a repetition from a peer that started anew on the same port with the same id.
+    fn is_repeated(&mut self, peer: SocketAddr, message: &Message, digest: u64) -> bool {
+        let Some(state) = self.peers.get(&peer) else { return false };
+        if let Some(pending) = state.pending.get(&message.id()) {
+            let repeated = pending.digest == digest;
+            if repeated && pending.acknowledged {
+                self.send_empty(peer, Kind::Acknowledgement, message.id());
+            }
+            return repeated;
+        }
+        let Some((_, answer)) = state.answers.get(&message.id()) else { return false };
+        if answer.digest != digest {
+            return false;
+        }
+        if message.kind() == Kind::Confirmable && !answer.bytes.is_empty() {
+            self.transmits.push_back(Transmit { to: peer, bytes: answer.bytes.clone() });
+        }
+        true
+    }
+
+    fn is_full(&self, peer: SocketAddr) -> bool {
+        let open = self.peers.get(&peer).map_or(0, |state| state.pending.len() + state.outgoing.len());
+        self.open >= self.limits.open || open >= self.limits.open_per_peer
+    }
+
+    /// Refuses a request without remembering it: asked again it is refused again.
+    fn refuse(&mut self, peer: SocketAddr, request: &Message, mut response: Message) {
+        // RFC 7252 §5.4.1: with unknown critical options a non-confirmable request is rejected, which means silence.
+        if request.kind() != Kind::Confirmable {
+            return;
+        }
+        response.set_kind(Kind::Acknowledgement);
+        response.set_id(request.id());
+        response.set_token(request.token());
+        self.transmits.push_back(Transmit { to: peer, bytes: response.encode().into() });
+    }
+
+    fn send_empty(&mut self, peer: SocketAddr, kind: Kind, id: u16) {
+        let bytes = Message::empty(kind, id).encode().into();
+        self.transmits.push_back(Transmit { to: peer, bytes });
+    }
+
+    fn acknowledged(&mut self, now: Instant, peer: SocketAddr, id: u16) {
+        let Some(outgoing) = self.take_outgoing(peer, id) else { return };
+        // A repeated message's acknowledgement may belong to any of its copies (Karn's rule, RFC 6298 §3).
+        let round_trip = (outgoing.repeated == 0).then(|| now.saturating_duration_since(outgoing.sent));
+        self.events.push_back(Event::Acknowledged { peer, id, round_trip });
+        self.forget_if_idle(peer);
+    }
+
+    fn rejected(&mut self, peer: SocketAddr, id: u16) {
+        self.take_outgoing(peer, id);
+        // Also for a message that is not waited for: RFC 7641 §3.6 ends an observation by it.
+        self.events.push_back(Event::Rejected { peer, id });
+        self.forget_if_idle(peer);
+    }
+
+    /// RFC 7252 §5.2.2: the answer takes its time, so the request is acknowledged before the peer repeats it.
+    fn acknowledge(&mut self, peer: SocketAddr, id: u16) {
+        let Some(pending) = self.peers.get_mut(&peer).and_then(|state| state.pending.get_mut(&id)) else { return };
+        pending.acknowledged = true;
+        pending.timer = None;
+        self.send_empty(peer, Kind::Acknowledgement, id);
+    }
+
+    /// RFC 7252 §4.2: repeated MAX_RETRANSMIT times, the timeout doubled each time, then given up.
+    fn repeat(&mut self, now: Instant, peer: SocketAddr, id: u16) {
+        let serial = self.next_serial();
+        let Some(outgoing) = self.peers.get_mut(&peer).and_then(|state| state.outgoing.get_mut(&id)) else { return };
+        if outgoing.repeated < MAX_RETRANSMIT {
+            outgoing.repeated += 1;
+            outgoing.timeout *= 2;
+            outgoing.timer = (now + outgoing.timeout, serial);
+            self.timers.insert(outgoing.timer, Timer::Repeat(peer, id));
+            self.transmits.push_back(Transmit { to: peer, bytes: outgoing.bytes.clone() });
+        } else {
+            self.take_outgoing(peer, id);
+            self.events.push_back(Event::GaveUp { peer, id });
+            self.forget_if_idle(peer);
+        }
+    }
+
+    /// Keeps an answer for EXCHANGE_LIFETIME (RFC 7252 §4.5), dropping the oldest where a bound is reached.
+    fn remember(&mut self, now: Instant, (peer, id): (SocketAddr, u16), answer: Answer) {
+        let when = (now + EXCHANGE_LIFETIME, self.next_serial());
+        let state = self.peers.entry(peer).or_default();
+        if let Some((old, _)) = state.answers.insert(id, (when, answer)) {
+            self.answers.remove(&old);
+        }
+        state.order.push_back((when, id));
+        if let Some(oldest) = state.over(self.limits.answers_per_peer) {
+            self.answers.remove(&oldest);
+        }
+        self.answers.insert(when, (peer, id));
+        if self.answers.len() > self.limits.answers {
+            self.forget_oldest_answer();
+        }
+    }
+
+    fn forget_oldest_answer(&mut self) {
+        let Some((when, (peer, id))) = self.answers.pop_first() else { return };
+        if let Some(state) = self.peers.get_mut(&peer) {
+            state.answers.remove(&id);
+            while state.order.front().is_some_and(|(kept, _)| *kept <= when) {
+                state.order.pop_front();
+            }
+        }
+        self.forget_if_idle(peer);
+    }
+
+    fn take_pending(&mut self, peer: SocketAddr, id: u16, serial: u64) -> Option<Pending> {
+        let state = self.peers.get_mut(&peer)?;
+        state.pending.get(&id).filter(|pending| pending.serial == serial)?;
+        let pending = state.pending.remove(&id)?;
+        self.open -= 1;
+        pending.timer.map(|timer| self.timers.remove(&timer));
+        Some(pending)
+    }
+
+    fn take_outgoing(&mut self, peer: SocketAddr, id: u16) -> Option<Outgoing> {
+        let outgoing = self.peers.get_mut(&peer)?.outgoing.remove(&id)?;
+        self.open -= 1;
+        self.timers.remove(&outgoing.timer);
+        Some(outgoing)
+    }
+
+    fn draw_id(&mut self, now: Instant, peer: SocketAddr) -> u16 {
+        let first = self.random.next() as u16;
+        loop {
+            let id = self.ids.draw(now, peer, first);
+            // Ends: a peer's messages on their way are bounded far below 65,536.
+            if !self.peers.get(&peer).is_some_and(|state| state.outgoing.contains_key(&id)) {
+                return id;
+            }
+        }
+    }
+
+    fn forget_if_idle(&mut self, peer: SocketAddr) {
+        if self.peers.get(&peer).is_some_and(Peer::is_idle) {
+            self.peers.remove(&peer);
+        }
+    }
+
+    fn set_timer(&mut self, at: Instant, timer: Timer) -> When {
+        let when = (at, self.next_serial());
+        self.timers.insert(when, timer);
+        when
+    }
+
+    fn next_serial(&mut self) -> u64 {
+        self.serial += 1;
+        self.serial
+    }
+}
+
+#[derive(Debug)]
+enum Timer {
+    Acknowledge(SocketAddr, u16),
+    Repeat(SocketAddr, u16),
+}
+
+/// The last message id used towards each peer, kept for at least EXCHANGE_LIFETIME (RFC 7252 §4.4) in two
+/// generations, so that forgetting needs no search.
+#[derive(Debug, Default)]
+struct Ids {
+    young: HashMap<SocketAddr, u16>,
+    old: HashMap<SocketAddr, u16>,
+    turned: Option<Instant>,
+}
+
+impl Ids {
+    /// Peers in one generation; beyond it the oldest are forgotten early and start at a random id again.
+    const GENERATION: usize = 8192;
+
+    fn draw(&mut self, now: Instant, peer: SocketAddr, first: u16) -> u16 {
+        let turned = *self.turned.get_or_insert(now);
+        if self.young.len() >= Self::GENERATION || now.saturating_duration_since(turned) >= EXCHANGE_LIFETIME {
+            self.old = std::mem::take(&mut self.young);
+            self.turned = Some(now);
+        }
+        let before = self.young.get(&peer).or(self.old.get(&peer)).copied().unwrap_or(first);
+        let id = before.wrapping_add(1);
+        self.young.insert(peer, id);
+        id
+    }
+}
+
+/// What is remembered of one peer.
+#[derive(Debug, Default)]
+struct Peer {
+    pending: HashMap<u16, Pending>,
+    outgoing: HashMap<u16, Outgoing>,
+    answers: HashMap<u16, (When, Answer)>,
+    order: VecDeque<(When, u16)>,
+}
+
+impl Peer {
+    /// Drops the oldest answer if there are more than `limit`.
+    fn over(&mut self, limit: usize) -> Option<When> {
+        if self.order.len() <= limit {
+            return None;
+        }
+        let (when, id) = self.order.pop_front()?;
+        if self.answers.get(&id).is_some_and(|(kept, _)| *kept == when) {
+            self.answers.remove(&id);
+        }
+        Some(when)
+    }
+
+    fn is_idle(&self) -> bool {
+        self.pending.is_empty() && self.outgoing.is_empty() && self.answers.is_empty()
+    }
+}
+
+/// A request that was not answered yet.
+#[derive(Debug)]
+struct Pending {
+    serial: u64,
+    digest: u64,
+    token: Token,
+    confirmable: bool,
+    safe: bool,
+    acknowledged: bool,
+    timer: Option<When>,
+}
+
+impl Pending {
+    /// RFC 7252 §4.5 lets idempotent requests be done again: a GET, and what was refused without effect.
+    fn must_remember(&self, code: Code) -> bool {
+        !self.safe && code.class() != 4
+    }
+
+    /// What a repetition gets after a separate response: the acknowledgement again, or silence (RFC 7252 §5.2.2).
+    fn separate(&self, id: u16) -> Answer {
+        let acknowledgement = self.confirmable.then(|| Message::empty(Kind::Acknowledgement, id).encode());
+        Answer { digest: self.digest, bytes: acknowledgement.unwrap_or_default().into() }
+    }
+}
+
+/// A confirmable message of ours that waits for its acknowledgement.
+#[derive(Debug)]
+struct Outgoing {
+    bytes: Bytes,
+    sent: Instant,
+    timeout: Duration,
+    repeated: u8,
+    timer: When,
+}
+
+/// What a repeated request gets; without bytes it gets silence.
+#[derive(Debug)]
+struct Answer {
+    digest: u64,
+    bytes: Bytes,
+}
+
+/// SplitMix64: spreads a seed over message ids and timeouts, which need no secrecy from a peer on the path.
+#[derive(Debug)]
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ mixed >> 31
+    }
+
+    fn fraction(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1u64 << 53) as f64
+    }
+}
+
+fn digest(datagram: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    datagram.hash(&mut hasher);
+    hasher.finish()
+}
+
+fn answerable(peer: SocketAddr) -> bool {
+    let ip = peer.ip();
+    let broadcast = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast());
+    peer.port() != 0 && !ip.is_multicast() && !ip.is_unspecified() && !broadcast
+}
+
+/// RFC 7252 §5.9.3.4: come again after Max-Age seconds.
+fn overloaded() -> Message {
+    let mut response = Message::response(Code::UNAVAILABLE);
+    response.add_uint(option::MAX_AGE, 2);
+    response
+}
+
+/// An option that a request may carry: number, may it stand more than once, and its longest and shortest value.
+struct Known(u16, Times, std::ops::RangeInclusive<usize>);
+
+#[derive(PartialEq)]
+enum Times {
+    Once,
+    Many,
+}
+
+/// RFC 7252 §5.10 table 4, RFC 7641 §2, RFC 7959 §2.1.
+///
+/// If-Match and If-None-Match are absent: a precondition must hold against publishers of all protocols at once, and
+/// topics have no such operation. Being critical, they are refused with 4.02 rather than half kept (§5.4.1).
+const KNOWN: &[Known] = &[
+    Known(option::URI_HOST, Times::Once, 1..=255),
+    Known(option::URI_PORT, Times::Once, 0..=2),
+    Known(option::URI_PATH, Times::Many, 0..=255),
+    Known(option::URI_QUERY, Times::Many, 0..=255),
+    Known(option::ACCEPT, Times::Once, 0..=2),
+    Known(option::BLOCK2, Times::Once, 0..=3),
+    Known(option::BLOCK1, Times::Once, 0..=3),
+];
+
+/// The refusal of a request whose critical options are unknown, repeated or of a wrong length (RFC 7252 §5.4).
+fn refuse_options(message: &Message) -> Option<Message> {
+    // RFC 7252 §5.7.2: a server that is no proxy says 5.05.
+    if message.value(option::PROXY_URI).or(message.value(option::PROXY_SCHEME)).is_some() {
+        return Some(Message::response(Code::NO_PROXYING));
+    }
+    let mut before = None;
+    for (number, value) in message.options() {
+        let repeated = before.replace(number) == Some(number);
+        // RFC 7252 §5.4.6: an odd number is critical; elective options that are not understood are ignored.
+        if number % 2 == 1 && !is_known(number, value, repeated) {
+            return Some(bad_option(number));
+        }
+    }
+    None
+}
+
+fn is_known(number: u16, value: &[u8], repeated: bool) -> bool {
+    let known = KNOWN.iter().find(|known| known.0 == number);
+    known.is_some_and(|Known(_, times, length)| length.contains(&value.len()) && (!repeated || *times == Times::Many))
+}
+
+/// RFC 7252 §5.4.1: the diagnostic payload names the option.
+fn bad_option(number: u16) -> Message {
+    let mut response = Message::response(Code::BAD_OPTION);
+    response.set_payload(format!("option {number} is not supported here").as_bytes());
+    response
+}
+
+#[cfg(test)]
+#[path = "exchange_tests.rs"]
+mod tests;

@@ -1,0 +1,261 @@
+//! Dialogues of observations in virtual time (RFC 7641).
+
+use super::*;
+use bytes::Bytes;
+
+struct Dialogue {
+    observers: Observers,
+    now: Instant,
+    unix_ms: u64,
+    next_id: u16,
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn lamp(token: u8) -> Observer {
+    Observer { peer: ([127, 0, 0, 1], 4000).into(), token: Token::new(&[token]) }
+}
+
+fn value(version: u64, body: &'static [u8]) -> Representation {
+    Representation { version, format: Some(0), body: Bytes::from_static(body) }
+}
+
+/// A notification that went out: its id, type, code, Observe number and payload.
+#[derive(Debug)]
+struct Seen {
+    id: u16,
+    kind: Kind,
+    code: Code,
+    number: Option<u32>,
+    body: Vec<u8>,
+    observer: Observer,
+}
+
+impl Dialogue {
+    fn new() -> Self {
+        Self::with(Limits::default())
+    }
+
+    fn with(limits: Limits) -> Self {
+        Self { observers: Observers::new(limits), now: Instant::now(), unix_ms: 1_000_000, next_id: 0 }
+    }
+
+    fn registers(&mut self, observer: Observer, topic: &str) -> bool {
+        let registration = Registration { topic: topic.into(), value: value(1, b"first"), size: BlockSize::MAX };
+        self.observers.register(self.now, observer, registration)
+    }
+
+    fn publishes(&mut self, topic: &str, version: u64, body: &'static [u8]) {
+        self.observers.changed(topic, &Update::Value(value(version, body)));
+    }
+
+    fn sees(&mut self) -> Option<Seen> {
+        let notification = self.observers.poll_notification(self.now, self.unix_ms)?;
+        self.next_id += 1;
+        self.observers.sent(self.now, &notification, self.next_id);
+        let message = notification.message;
+        Some(Seen {
+            id: self.next_id,
+            kind: message.kind(),
+            code: message.code(),
+            number: message.uint(option::OBSERVE),
+            body: message.payload().to_vec(),
+            observer: notification.observer,
+        })
+    }
+
+    fn acknowledges(&mut self, seen: &Seen) {
+        self.observers.acknowledged(self.now, (seen.observer.peer, seen.id), Some(Duration::from_millis(1)));
+    }
+
+    fn passes(&mut self, time: Duration) {
+        self.now += time;
+        self.unix_ms += time.as_millis() as u64;
+        self.observers.tick(self.now);
+    }
+
+    /// Registers and gets the first confirmable notification through, so that the peer's round trip is known.
+    fn proven(&mut self, observer: Observer, topic: &str) {
+        self.registers(observer, topic);
+        self.publishes(topic, 2, b"second");
+        let seen = self.sees().unwrap();
+        assert_eq!(seen.kind, Kind::Confirmable);
+        self.acknowledges(&seen);
+    }
+}
+
+#[test]
+fn the_first_notification_is_confirmable_and_the_next_are_not() {
+    let mut d = Dialogue::new();
+    d.proven(lamp(1), "a");
+    d.publishes("a", 3, b"third");
+    let seen = d.sees().unwrap();
+    assert_eq!((seen.kind, seen.code, seen.body.as_slice()), (Kind::NonConfirmable, Code::CONTENT, &b"third"[..]));
+}
+
+#[test]
+fn while_one_is_unacknowledged_the_newest_value_waits_and_replaces_older_ones() {
+    let mut d = Dialogue::new();
+    d.registers(lamp(1), "a");
+    d.publishes("a", 2, b"second");
+    let first = d.sees().unwrap();
+    d.publishes("a", 3, b"third");
+    d.publishes("a", 5, b"fifth");
+    d.publishes("a", 4, b"fourth, late");
+    assert!(d.sees().is_none());
+    d.acknowledges(&first);
+    let second = d.sees().unwrap();
+    assert_eq!(second.body, b"fifth");
+    assert!(second.number > first.number);
+    assert!(d.sees().is_none());
+}
+
+#[test]
+fn two_observations_of_one_peer_share_its_pace_and_take_turns() {
+    let mut d = Dialogue::new();
+    d.proven(lamp(1), "a");
+    d.registers(lamp(2), "b");
+    for version in [3, 4] {
+        d.publishes("a", version, b"a");
+        d.publishes("b", version, b"b");
+    }
+    let turns = std::iter::from_fn(|| {
+        let seen = d.sees();
+        seen.iter().for_each(|seen| d.acknowledges(seen));
+        d.passes(Duration::from_millis(1));
+        seen.map(|seen| seen.body)
+    });
+    let turns: Vec<_> = turns.collect();
+    assert_eq!(turns, [b"a", b"b"]);
+}
+
+#[test]
+fn non_confirmable_ones_go_once_per_round_trip() {
+    let mut d = Dialogue::new();
+    d.proven(lamp(1), "a");
+    d.publishes("a", 3, b"third");
+    assert!(d.sees().is_some());
+    d.publishes("a", 4, b"fourth");
+    assert!(d.sees().is_none());
+    assert_eq!(d.observers.poll_timeout(), Some(d.now + Duration::from_millis(1)));
+    d.passes(Duration::from_millis(1));
+    assert_eq!(d.sees().unwrap().body, b"fourth");
+}
+
+#[test]
+fn every_twentieth_and_one_in_a_minute_is_confirmable() {
+    let mut d = Dialogue::new();
+    d.proven(lamp(1), "a");
+    let mut kinds = Vec::new();
+    for version in 3..43 {
+        d.publishes("a", version, b"x");
+        let seen = d.sees().unwrap();
+        if seen.kind == Kind::Confirmable {
+            d.acknowledges(&seen);
+        }
+        kinds.push(seen.kind == Kind::Confirmable);
+        d.passes(SECOND);
+    }
+    assert_eq!(kinds.iter().filter(|confirmable| **confirmable).count(), 2);
+    d.passes(CONFIRM_AFTER);
+    d.publishes("a", 100, b"x");
+    assert_eq!(d.sees().unwrap().kind, Kind::Confirmable);
+}
+
+#[test]
+fn a_quiet_topic_is_refreshed_before_its_value_grows_stale() {
+    let mut d = Dialogue::new();
+    d.proven(lamp(1), "a");
+    d.passes(REFRESH - SECOND);
+    assert!(d.sees().is_none());
+    d.passes(SECOND);
+    let seen = d.sees().unwrap();
+    assert_eq!((seen.kind, seen.body.as_slice()), (Kind::Confirmable, &b"second"[..]));
+    assert!(REFRESH.as_secs() < u64::from(MAX_AGE));
+    d.acknowledges(&seen);
+    assert_eq!(d.observers.poll_timeout(), Some(d.now + REFRESH));
+}
+
+#[test]
+fn a_reset_or_silence_ends_the_observation() {
+    let mut d = Dialogue::new();
+    d.proven(lamp(1), "a");
+    d.publishes("a", 3, b"third");
+    let non = d.sees().unwrap();
+    d.observers.lost(d.now, (non.observer.peer, non.id));
+    assert_eq!((d.observers.len(), d.observers.poll_unwatched().as_deref()), (0, Some("a")));
+
+    d.registers(lamp(2), "a");
+    d.publishes("a", 4, b"fourth");
+    let con = d.sees().unwrap();
+    d.observers.lost(d.now, (con.observer.peer, con.id));
+    assert!(d.observers.is_empty() && d.observers.flows.is_empty() && d.observers.due.is_empty());
+    assert_eq!(d.observers.poll_timeout(), None);
+}
+
+#[test]
+fn a_reset_of_something_else_ends_nothing() {
+    let mut d = Dialogue::new();
+    d.proven(lamp(1), "a");
+    d.observers.lost(d.now, (lamp(1).peer, 999));
+    assert_eq!(d.observers.len(), 1);
+}
+
+#[test]
+fn the_end_of_a_value_or_of_a_permission_is_told_and_ends_the_observation() {
+    for (update, code) in
+        [(Update::Cleared(3), Code::NOT_FOUND), (Update::End(Code::UNAUTHORIZED), Code::UNAUTHORIZED)]
+    {
+        let mut d = Dialogue::new();
+        d.proven(lamp(1), "a");
+        d.observers.changed("a", &update);
+        d.publishes("a", 4, b"too late");
+        let seen = d.sees().unwrap();
+        assert_eq!((seen.kind, seen.code, seen.number), (Kind::Confirmable, code, None));
+        assert!(d.observers.is_empty() && !d.observers.watches("a"));
+        d.acknowledges(&seen);
+        assert!(d.observers.flows.is_empty());
+    }
+}
+
+#[test]
+fn a_clearing_that_is_older_than_the_value_ends_nothing() {
+    let mut d = Dialogue::new();
+    d.proven(lamp(1), "a");
+    d.observers.changed("a", &Update::Cleared(1));
+    assert!(d.sees().is_none());
+}
+
+#[test]
+fn registering_again_renews_and_bounds_hold() {
+    let mut d = Dialogue::with(Limits { per_peer: 2, all: 3 });
+    assert!(d.registers(lamp(1), "a") && d.registers(lamp(1), "b") && d.registers(lamp(2), "b"));
+    assert_eq!((d.observers.len(), d.observers.watches("a")), (2, false));
+    assert!(!d.registers(lamp(3), "b"), "two for one peer");
+    let other = |port| Observer { peer: ([127, 0, 0, 1], port).into(), ..lamp(1) };
+    assert!(d.registers(other(1), "b") && !d.registers(other(2), "b"), "three in all");
+    d.observers.remove(lamp(1));
+    assert!(d.registers(other(2), "b"));
+}
+
+#[test]
+fn numbers_grow_also_over_a_restart() {
+    let mut before = Observers::new(Limits::default());
+    let drawn: Vec<_> = (0..5).map(|_| before.draw_number(0x1_00_0010)).collect();
+    assert_eq!(drawn, [0x10, 0x11, 0x12, 0x13, 0x14]);
+    let mut after = Observers::new(Limits::default());
+    assert!(after.draw_number(0x1_00_0010 + 500) > drawn[4]);
+}
+
+#[test]
+fn a_large_value_is_notified_with_its_first_block_at_the_size_asked_for() {
+    let mut d = Dialogue::new();
+    let size = BlockSize::from_exponent(2).unwrap();
+    let registration = Registration { topic: "a".into(), value: value(1, b""), size };
+    d.observers.register(d.now, lamp(1), registration);
+    d.publishes("a", 2, &[7; 100]);
+    let notification = d.observers.poll_notification(d.now, d.unix_ms).unwrap();
+    let block = Block::parse(notification.message.value(option::BLOCK2).unwrap()).unwrap();
+    assert_eq!((block.number, block.more, notification.message.payload().len()), (0, true, 64));
+    assert_eq!(notification.message.uint(option::SIZE2), Some(100));
+}
