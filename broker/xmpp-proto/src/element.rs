@@ -403,7 +403,7 @@ fn read_ns(space: ResolveResult<'_>) -> Result<Name, ParseError> {
             if let Some(known) = ns::KNOWN.iter().find(|known| **known == uri) {
                 return Ok(Cow::Borrowed(known));
             }
-            Ok(quick_xml::escape::unescape(uri).map_err(ParseError::of)?.into_owned().into())
+            Ok(crate::check::decode(uri).into_owned().into())
         }
         ResolveResult::Unknown(prefix) => Err(ParseError(format!("unbound prefix {prefix:?}"))),
     }

@@ -2,15 +2,21 @@
 //!
 //! Nothing here reads a socket, a clock or a random source: bytes, time and randomness are arguments.
 
+mod check;
 pub mod element;
 pub mod error;
-mod ingress;
+pub mod framing;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
+pub mod ingress;
 pub mod jid;
 pub mod ns;
 pub mod stanza;
 
 pub use element::Element;
 pub use error::{Condition, ErrorType, StanzaError, StreamCondition, StreamError};
+pub use framing::Limits;
+pub use ingress::{Header, Incoming, Ingress, Refused};
 pub use jid::{BareJid, Jid, JidError};
 pub use ns::Atom;
 pub use stanza::{Child, Children, Head, IqType, Kind, MessageType, PresenceType, Stanza, StanzaType};

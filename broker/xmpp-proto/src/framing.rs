@@ -1,0 +1,427 @@
+//! Finds where stanzas begin and end in received bytes, in one pass, whatever the pieces they come in (RFC 6120 §4.2).
+//!
+//! The framer only follows tags, quotes and CDATA; whether a frame is well-formed is decided by the validating pass
+//! over it. Every misframing leaves a frame that is not exactly one element, which that pass refuses.
+
+use memchr::{memchr, memchr3};
+
+use crate::error::{StreamCondition, StreamError};
+
+/// What a peer may ask us to hold. RFC 6120 §13.12 wants such limits; a stanza limit under 10,000 octets is illegal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Octets of one top-level element or of the stream header.
+    pub stanza: usize,
+    /// Open elements at the same time, the stream not counted.
+    pub depth: usize,
+    /// Attributes of one element, namespace declarations counted.
+    pub attributes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { stanza: 256 * 1024, depth: 100, attributes: 64 }
+    }
+}
+
+impl Limits {
+    /// What a peer is allowed that has not authenticated yet, RFC 6120 §13.12.
+    pub const BEFORE_LOGIN: Limits = Limits { stanza: 16 * 1024, depth: 16, attributes: 32 };
+}
+
+/// A piece of the stream that can be looked at on its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Frame<'a> {
+    /// `<?xml …?>`, only at the start of a stream.
+    Declaration(&'a [u8]),
+    /// The start tag of the stream.
+    Header(&'a [u8]),
+    /// One complete child of the stream.
+    Element(&'a [u8]),
+    /// The end tag of the stream.
+    Close(&'a [u8]),
+}
+
+/// The incremental framer. While idle between stanzas it holds no memory.
+#[derive(Debug)]
+pub struct Framer {
+    partial: Vec<u8>,
+    limit: usize,
+    depth_limit: usize,
+    /// Open elements, the stream counted.
+    depth: usize,
+    place: Place,
+    /// The byte before, needed for `/>` and `?>` over a split.
+    last: u8,
+    stream: Stream,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stream {
+    /// Nothing of this stream was seen.
+    New,
+    /// The declaration was seen.
+    Declared,
+    /// The header was seen.
+    Open,
+}
+
+/// Where in the XML the next byte is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// Before or between frames.
+    Between,
+    /// Behind a `<`.
+    Angle,
+    /// In a start tag.
+    Start,
+    /// In a quoted value of a start tag.
+    Quote(u8),
+    /// In an end tag.
+    End,
+    /// In character data.
+    Text,
+    /// Behind `<!` and this many octets of `[CDATA[`.
+    Bang(u8),
+    /// In a CDATA section, behind this many `]`.
+    Cdata(u8),
+    /// In the XML declaration.
+    Declaration,
+    /// The frame is complete and was handed out.
+    Done,
+}
+
+const CDATA: &[u8] = b"[CDATA[";
+
+impl Framer {
+    /// A framer at the start of a stream.
+    pub fn new(limits: &Limits) -> Framer {
+        Framer {
+            partial: Vec::new(),
+            limit: limits.stanza,
+            depth_limit: limits.depth + 1,
+            depth: 0,
+            place: Place::Between,
+            last: 0,
+            stream: Stream::New,
+        }
+    }
+
+    /// The next bytes belong to a new stream (after STARTTLS and after SASL, RFC 6120 §4.3.3).
+    pub fn restart(&mut self) {
+        (self.depth, self.place, self.stream) = (0, Place::Between, Stream::New);
+        self.partial = Vec::new();
+    }
+
+    /// Takes new limits (after login).
+    pub fn set_limits(&mut self, limits: &Limits) {
+        (self.limit, self.depth_limit) = (limits.stanza, limits.depth + 1);
+    }
+
+    /// Octets of an unfinished frame that are held.
+    pub fn held(&self) -> usize {
+        self.partial.len()
+    }
+
+    /// Takes one frame off the front of `input`; `None` when more bytes are needed (then `input` is empty and
+    /// what belongs to an unfinished frame is kept).
+    ///
+    /// # Errors
+    /// The stream error to close the stream with; afterwards the framer must not be used.
+    pub fn next<'a, 'i: 'a>(&'a mut self, input: &mut &'i [u8]) -> Result<Option<Frame<'a>>, StreamError> {
+        if self.place == Place::Done {
+            (self.place, self.partial) = (Place::Between, Vec::new());
+        }
+        if self.place == Place::Between {
+            *input = self.skip_white_space(input)?;
+            if input.is_empty() {
+                return Ok(None);
+            }
+        }
+        let (part, end) = self.scan(input)?;
+        let (frame, rest) = input.split_at(part);
+        if self.partial.len() + frame.len() > self.limit {
+            let text = format!("an element of the stream may have at most {} octets", self.limit);
+            return Err(StreamError::new(StreamCondition::PolicyViolation).text(text));
+        }
+        *input = rest;
+        let Some(end) = end else {
+            self.partial.extend_from_slice(frame);
+            return Ok(None);
+        };
+        self.place = Place::Done;
+        Ok(Some(end(self.join(frame))))
+    }
+
+    /// The whole frame: usually it came in one piece and is not copied.
+    fn join<'a>(&'a mut self, last: &'a [u8]) -> &'a [u8] {
+        if self.partial.is_empty() {
+            return last;
+        }
+        self.partial.extend_from_slice(last);
+        &self.partial
+    }
+
+    /// RFC 6120 §4.6.1: white space between stanzas is a keep-alive. Other text does not belong there.
+    fn skip_white_space<'a>(&self, input: &'a [u8]) -> Result<&'a [u8], StreamError> {
+        let spaces = input.iter().position(|byte| !matches!(byte, b' ' | b'\t' | b'\n' | b'\r'));
+        let rest = &input[spaces.unwrap_or(input.len())..];
+        match rest.first() {
+            None | Some(b'<') => Ok(rest),
+            // RFC 6120 §11.6: UTF-16 shows itself by a byte order mark or by a zero octet.
+            Some(0 | 0xFE | 0xFF) if self.stream == Stream::New => Err(StreamCondition::UnsupportedEncoding.into()),
+            Some(_) if self.stream == Stream::Open => {
+                Err(StreamError::new(StreamCondition::BadFormat).text("text between stanzas"))
+            }
+            Some(_) => Err(StreamError::new(StreamCondition::NotWellFormed).text("this is an XMPP port")),
+        }
+    }
+
+    /// Reads to the end of the frame or of the input; gives the octets read and what the frame is.
+    fn scan<'a>(&mut self, input: &[u8]) -> Result<(usize, Option<MakeFrame<'a>>), StreamError> {
+        let mut at = 0;
+        while at < input.len() {
+            let (step, end) = self.step(&input[at..])?;
+            at += step;
+            self.last = input[at - 1];
+            if end.is_some() {
+                return Ok((at, end));
+            }
+        }
+        Ok((at, None))
+    }
+
+    /// Takes at least one octet of `rest`, which is not empty.
+    fn step<'a>(&mut self, rest: &[u8]) -> Result<(usize, Option<MakeFrame<'a>>), StreamError> {
+        match self.place {
+            Place::Text => Ok((self.skip_to(memchr(b'<', rest), rest, Place::Angle), None)),
+            Place::Start => self.start_tag(rest),
+            Place::Quote(quote) => Ok((self.skip_to(memchr(quote, rest), rest, Place::Start), None)),
+            Place::End => self.end_tag(rest),
+            Place::Angle => self.angle(rest[0]).map(|()| (1, None)),
+            Place::Cdata(brackets) => Ok((self.cdata(brackets, rest), None)),
+            Place::Bang(matched) => self.bang(matched, rest[0]).map(|()| (1, None)),
+            Place::Declaration => Ok(self.declaration(rest)),
+            Place::Between | Place::Done => {
+                self.place = Place::Angle;
+                Ok((1, None))
+            }
+        }
+    }
+
+    /// Skips past what was found, or everything.
+    fn skip_to(&mut self, found: Option<usize>, rest: &[u8], next: Place) -> usize {
+        match found {
+            Some(at) => {
+                self.place = next;
+                at + 1
+            }
+            None => rest.len(),
+        }
+    }
+
+    fn angle(&mut self, byte: u8) -> Result<(), StreamError> {
+        self.place = match byte {
+            b'/' => Place::End,
+            b'!' => Place::Bang(0),
+            b'?' if self.stream == Stream::New && self.depth == 0 => Place::Declaration,
+            // RFC 6120 §11.1: no processing instructions.
+            b'?' => return Err(restricted("a processing instruction")),
+            b'>' => return Err(StreamCondition::NotWellFormed.into()),
+            _ => Place::Start,
+        };
+        Ok(())
+    }
+
+    fn start_tag<'a>(&mut self, rest: &[u8]) -> Result<(usize, Option<MakeFrame<'a>>), StreamError> {
+        let Some(at) = memchr3(b'>', b'"', b'\'', rest) else { return Ok((rest.len(), None)) };
+        if rest[at] != b'>' {
+            self.place = Place::Quote(rest[at]);
+            return Ok((at + 1, None));
+        }
+        let before = if at > 0 { rest[at - 1] } else { self.last };
+        Ok((at + 1, self.opened(before == b'/')?))
+    }
+
+    /// A start tag is complete.
+    fn opened<'a>(&mut self, empty: bool) -> Result<Option<MakeFrame<'a>>, StreamError> {
+        self.place = Place::Text;
+        match (self.depth, empty) {
+            (0, true) => Err(StreamError::new(StreamCondition::BadFormat).text("a stream can not be an empty element")),
+            (0, false) => {
+                (self.depth, self.stream) = (1, Stream::Open);
+                Ok(Some(Frame::Header))
+            }
+            (1, true) => Ok(Some(Frame::Element)),
+            (_, true) => Ok(None),
+            (depth, false) if depth >= self.depth_limit => {
+                Err(StreamError::new(StreamCondition::PolicyViolation).text("elements are nested too deep"))
+            }
+            (_, false) => {
+                self.depth += 1;
+                Ok(None)
+            }
+        }
+    }
+
+    fn end_tag<'a>(&mut self, rest: &[u8]) -> Result<(usize, Option<MakeFrame<'a>>), StreamError> {
+        let Some(at) = memchr(b'>', rest) else { return Ok((rest.len(), None)) };
+        self.place = Place::Text;
+        let depth = self.depth.checked_sub(1).ok_or(StreamCondition::NotWellFormed)?;
+        self.depth = depth;
+        let end: Option<MakeFrame<'a>> = match depth {
+            0 => Some(Frame::Close),
+            1 => Some(Frame::Element),
+            _ => None,
+        };
+        Ok((at + 1, end))
+    }
+
+    /// RFC 6120 §11.1: no comments and no DTD; CDATA sections are ordinary XML.
+    fn bang(&mut self, matched: u8, byte: u8) -> Result<(), StreamError> {
+        if CDATA[matched as usize] != byte {
+            return Err(restricted("a comment or a document type"));
+        }
+        let matched = matched + 1;
+        if (matched as usize) < CDATA.len() {
+            self.place = Place::Bang(matched);
+            return Ok(());
+        }
+        if self.depth < 2 {
+            return Err(StreamError::new(StreamCondition::BadFormat).text("text between stanzas"));
+        }
+        self.place = Place::Cdata(0);
+        Ok(())
+    }
+
+    fn cdata(&mut self, brackets: u8, rest: &[u8]) -> usize {
+        if brackets == 0 {
+            return self.skip_to(memchr(b']', rest), rest, Place::Cdata(1));
+        }
+        self.place = match (rest[0], brackets) {
+            (b'>', 2) => Place::Text,
+            (b']', _) => Place::Cdata(2),
+            _ => Place::Cdata(0),
+        };
+        1
+    }
+
+    fn declaration<'a>(&mut self, rest: &[u8]) -> (usize, Option<MakeFrame<'a>>) {
+        match memchr(b'>', rest) {
+            Some(at) => {
+                self.stream = Stream::Declared;
+                (at + 1, Some(Frame::Declaration))
+            }
+            None => (rest.len(), None),
+        }
+    }
+}
+
+type MakeFrame<'a> = fn(&'a [u8]) -> Frame<'a>;
+
+fn restricted(what: &str) -> StreamError {
+    StreamError::new(StreamCondition::RestrictedXml).text(format!("{what} is not allowed in XMPP"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Feeds pieces and notes the frames, and the error if there was one.
+    fn frames(pieces: &[&[u8]], limits: &Limits) -> Vec<String> {
+        let mut framer = Framer::new(limits);
+        let mut seen = Vec::new();
+        for piece in pieces {
+            let mut input = *piece;
+            loop {
+                match framer.next(&mut input) {
+                    Ok(Some(frame)) => seen.push(show(frame)),
+                    Ok(None) => break,
+                    Err(error) => {
+                        seen.push(error.condition.name().to_owned());
+                        return seen;
+                    }
+                }
+            }
+        }
+        seen
+    }
+
+    fn show(frame: Frame<'_>) -> String {
+        let (what, bytes) = match frame {
+            Frame::Declaration(bytes) => ("decl", bytes),
+            Frame::Header(bytes) => ("header", bytes),
+            Frame::Element(bytes) => ("element", bytes),
+            Frame::Close(bytes) => ("close", bytes),
+        };
+        format!("{what} {}", String::from_utf8_lossy(bytes))
+    }
+
+    const STREAM: &str = "<?xml version='1.0'?>\n<s:s a='>'> <a/> \n<b c=\"/>\">x<c>y</c ><d/><![CDATA[</b>]]]]></b ></s:s>";
+
+    #[test]
+    fn a_stream_in_one_piece() {
+        let seen = frames(&[STREAM.as_bytes()], &Limits::default());
+        assert_eq!(seen, [
+            "decl <?xml version='1.0'?>",
+            "header <s:s a='>'>",
+            "element <a/>",
+            "element <b c=\"/>\">x<c>y</c ><d/><![CDATA[</b>]]]]></b >",
+            "close </s:s>",
+        ]);
+    }
+
+    #[test]
+    fn a_stream_octet_by_octet_gives_the_same() {
+        let pieces: Vec<&[u8]> = STREAM.as_bytes().chunks(1).collect();
+        assert_eq!(frames(&pieces, &Limits::default()), frames(&[STREAM.as_bytes()], &Limits::default()));
+    }
+
+    #[test]
+    fn what_is_restricted_or_too_large() {
+        let limits = Limits { stanza: 20, depth: 2, attributes: 5 };
+        let last = |text: &str| frames(&[text.as_bytes()], &limits).pop().unwrap_or_default();
+        assert_eq!(last("<s><!-- c -->"), "restricted-xml");
+        assert_eq!(last("<!DOCTYPE s>"), "restricted-xml");
+        assert_eq!(last("<s><?pi?>"), "restricted-xml");
+        assert_eq!(last("<s>text"), "bad-format");
+        assert_eq!(last("<s><![CDATA[x]]>"), "bad-format");
+        assert_eq!(last("GET / HTTP/1.1"), "not-well-formed");
+        assert_eq!(last("\u{0}<\u{0}s"), "unsupported-encoding");
+        assert_eq!(last("<s/>"), "bad-format");
+        assert_eq!(last("</s>"), "not-well-formed");
+        assert_eq!(last("<s><a><b><c>"), "policy-violation");
+        assert_eq!(last("<s><a>12345678901234567890</a>"), "policy-violation");
+        assert_eq!(last("<s><a>1234567890"), "header <s>");
+    }
+
+    #[test]
+    fn an_endless_stanza_is_refused_before_it_is_held() {
+        let limits = Limits { stanza: 100, ..Limits::default() };
+        let mut framer = Framer::new(&limits);
+        let mut refused = false;
+        let mut input: &[u8] = b"<s>";
+        framer.next(&mut input).unwrap();
+        for _ in 0..200 {
+            let mut input: &[u8] = b"<a>";
+            refused = framer.next(&mut input).is_err();
+            assert!(framer.held() <= 100);
+            if refused {
+                break;
+            }
+        }
+        assert!(refused);
+    }
+
+    proptest! {
+        #[test]
+        fn any_split_gives_the_same_frames(text in "(<s>)?([<>/a'\"!\\[\\]CDATA? -]|<a>|</a>|<!\\[CDATA\\[|\\]\\]>){0,30}", at in 0usize..60) {
+            let bytes = text.as_bytes();
+            let at = at.min(bytes.len());
+            let whole = frames(&[bytes], &Limits::default());
+            let split = frames(&[&bytes[..at], &bytes[at..]], &Limits::default());
+            prop_assert_eq!(whole, split);
+        }
+    }
+}
