@@ -1,1 +1,16 @@
 //! Bots written in Rhai: engine, limits, author API, durable conversations.
+//!
+//! A bot is one script. Its handlers are linear code that may `ask` and wait for days: the runtime keeps a journal of
+//! every answer, stops the script at an open question, and runs it again from the top of its handler when the answer
+//! comes, with all that was done before skipped ([`journal`]). The layers, from the inside out:
+//!
+//! - [`engine`] runs one handler call once, under limits; [`prompt`] and [`dispatch`] know what a person's text means.
+//! - [`conversation`] turns something heard into a new durable state and actions; [`bot`] is one whole bot without IO.
+//! - [`pool`], [`store`], [`loader`], [`seat`] and [`actions`] put that into the broker: threads, rows, folder, routing.
+
+//pub mod bot;
+//pub mod conversation;
+//pub mod dispatch;
+pub mod engine;
+pub mod journal;
+pub mod prompt;
