@@ -1,1 +1,40 @@
-//! Tavi's vocabulary and seams: envelopes, publications, router, topics, sessions, hooks, permits.
+//! Tavi's vocabulary and seams: what every front end and module shares, and the four verbs between them.
+//!
+//! Front ends translate, modules decide, the router acts. A front end knows `login`, `subscribe`, `publish` and
+//! `route` of a [`Node`], and nothing of the other protocols.
+
+pub mod accounts;
+pub mod clock;
+pub mod effects;
+pub mod envelope;
+pub mod hooks;
+pub mod login;
+pub mod mailbox;
+pub mod metrics;
+pub mod node;
+pub mod permit;
+pub mod principal;
+pub mod publication;
+pub mod roster;
+pub mod router;
+pub mod sessions;
+pub mod ticket;
+pub mod topics;
+pub mod trie;
+
+pub use clock::{Clock, FakeClock, SystemClock};
+pub use effects::{Effect, Effects};
+pub use envelope::{Envelope, Meta, Origin};
+pub use hooks::{Ev, Flow, Registry};
+pub use node::Parts;
+pub use login::{Denied, Login};
+pub use mailbox::{Closed, Mailbox, Overflow, Pushed, Weigh};
+pub use metrics::Metrics;
+pub use node::Node;
+pub use permit::{Action, Permit};
+pub use principal::{Host, Hosts, Principal};
+pub use publication::{Change, ContentType, Properties, Publication, Qos};
+pub use router::Router;
+pub use sessions::{Account, AccountState, Inbox, SessionEntry, Sessions};
+pub use ticket::{Ticket, TicketQueue};
+pub use topics::{Draft, Refusal, SubOptions, Subscriber, Topics};

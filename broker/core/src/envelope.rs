@@ -1,0 +1,199 @@
+//! A stanza on its way through the router.
+//!
+//! Three traps. Raw forwarding is right only because ingress made every child declare its own prefixes. The default
+//! namespace is the stream's, `jabber:client`. A slice of the read buffer pins the whole buffer, so ingress copies
+//! each stanza into bytes of its own.
+
+use crate::{clock::xmpp_time, mailbox::Weigh};
+use bytes::Bytes;
+use smallvec::SmallVec;
+use tavi_xmpp_proto::{
+    element::Element,
+    error::StanzaError,
+    jid::Jid,
+    ns,
+    stanza::{Child, Head, Stanza},
+};
+
+/// Where a stanza entered the router.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Origin {
+    /// A client session without stream management: a message to somebody online is stored nowhere.
+    Plain,
+    /// A client session with stream management (XEP-0198): a message counts as handled only when it is durable.
+    Managed,
+    /// The broker itself: a module, a service, a bot's seat.
+    #[default]
+    Broker,
+}
+
+/// What the broker knows of a stanza besides its text.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Meta {
+    /// Where it entered.
+    pub origin: Origin,
+    /// When it entered, milliseconds since 1970.
+    pub time_ms: u64,
+    /// Its row in the recipient's queue, if it has one.
+    pub queued: Option<u64>,
+    dropped: SmallVec<[u16; 2]>,
+    added: SmallVec<[Bytes; 1]>,
+}
+
+/// A stanza with what the broker knows of it. The children's bytes are never edited: hooks mark children as dropped
+/// or add fragments.
+#[derive(Clone, Debug)]
+pub struct Envelope {
+    /// Head, raw children and their index.
+    pub stanza: Stanza,
+    /// What the broker knows.
+    pub meta: Meta,
+}
+
+impl From<Stanza> for Envelope {
+    fn from(stanza: Stanza) -> Envelope {
+        Envelope { stanza, meta: Meta::default() }
+    }
+}
+
+impl Envelope {
+    /// A stanza from a client session.
+    pub fn received(stanza: Stanza, origin: Origin, time_ms: u64) -> Envelope {
+        Envelope { stanza, meta: Meta { origin, time_ms, ..Meta::default() } }
+    }
+
+    /// Its start tag.
+    pub fn head(&self) -> &Head {
+        &self.stanza.head
+    }
+
+    /// Its sender; every stanza in the router has one.
+    pub fn from(&self) -> Option<&Jid> {
+        self.stanza.head.from.as_ref()
+    }
+
+    /// Its recipient.
+    pub fn to(&self) -> Option<&Jid> {
+        self.stanza.head.to.as_ref()
+    }
+
+    /// A copy for another recipient, with the same children.
+    pub fn readdressed(&self, to: impl Into<Jid>) -> Envelope {
+        let mut copy = self.clone();
+        copy.stanza.head.to = Some(to.into());
+        copy
+    }
+
+    /// The first child with this namespace and name that no hook has dropped.
+    pub fn child(&self, ns: &str, name: &str) -> Option<&Child> {
+        self.kept().find(|child| child.is(ns, name))
+    }
+
+    /// Whether there is such a child.
+    pub fn has(&self, ns: &str, name: &str) -> bool {
+        self.child(ns, name).is_some()
+    }
+
+    /// The first such child, parsed.
+    pub fn element(&self, ns: &str, name: &str) -> Option<Element> {
+        let child = self.child(ns, name)?;
+        Element::parse(self.stanza.child_bytes(child), ns::CLIENT).ok()
+    }
+
+    /// Marks all children that `which` picks as dropped.
+    pub fn drop_children(&mut self, which: impl Fn(&Child) -> bool) {
+        for (at, child) in self.stanza.children().iter().enumerate() {
+            let at = at as u16;
+            if which(child) && !self.meta.dropped.contains(&at) {
+                self.meta.dropped.push(at);
+            }
+        }
+    }
+
+    /// Adds a child behind the others.
+    pub fn add(&mut self, element: &Element) {
+        let mut fragment = Vec::new();
+        element.write_to(&mut fragment, ns::CLIENT);
+        self.meta.added.push(fragment.into());
+    }
+
+    /// Adds the time at which it was sent (XEP-0203), said by `host`.
+    pub fn add_delay(&mut self, host: &str, time_ms: u64) {
+        let stamp = xmpp_time(time_ms);
+        self.add(&Element::new(ns::DELAY, "delay").attr("from", host.to_owned()).attr("stamp", stamp));
+    }
+
+    /// The answer of type error, from the recipient to the sender; `None` if this is itself an error or a result.
+    pub fn refuse(&self, error: &StanzaError) -> Option<Envelope> {
+        use tavi_xmpp_proto::stanza::{IqType, StanzaType};
+        let is_answer = matches!(self.head().type_, StanzaType::Iq(IqType::Result));
+        (!is_answer && !self.head().type_.is_error()).then(|| Stanza::error(self.head(), error).into())
+    }
+
+    /// Appends it as it goes onto a client stream: start tag, children but the dropped ones, added fragments, end tag.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        if self.meta.dropped.is_empty() && self.meta.added.is_empty() {
+            return self.stanza.write(out);
+        }
+        self.head().write_start(out);
+        out.push(b'>');
+        if self.meta.dropped.is_empty() {
+            out.extend_from_slice(self.stanza.raw());
+        } else {
+            self.kept().for_each(|child| out.extend_from_slice(self.stanza.child_bytes(child)));
+        }
+        self.meta.added.iter().for_each(|fragment| out.extend_from_slice(fragment));
+        self.head().write_end(out);
+    }
+
+    /// Its bytes as they are stored.
+    pub fn to_bytes(&self) -> Bytes {
+        let mut out = Vec::with_capacity(self.weight());
+        self.write(&mut out);
+        out.into()
+    }
+
+    fn kept(&self) -> impl Iterator<Item = &Child> {
+        let children = self.stanza.children().iter().enumerate();
+        children.filter(|(at, _)| !self.meta.dropped.contains(&(*at as u16))).map(|(_, child)| child)
+    }
+}
+
+impl Weigh for Envelope {
+    fn weight(&self) -> usize {
+        self.stanza.raw().len() + self.meta.added.iter().map(Bytes::len).sum::<usize>() + 256
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn envelope(xml: &str) -> Envelope {
+        Stanza::parse(xml.as_bytes()).unwrap().into()
+    }
+
+    fn written(envelope: &Envelope) -> String {
+        String::from_utf8(envelope.to_bytes().to_vec()).unwrap()
+    }
+
+    #[test]
+    fn dropped_children_vanish_and_added_ones_follow() {
+        let mut envelope = envelope("<message to='a@b'><body>hi</body><x xmlns='urn:x'/><y xmlns='urn:y'/></message>");
+        envelope.drop_children(|child| child.is("urn:x", "x"));
+        assert!(!envelope.has("urn:x", "x") && envelope.has("urn:y", "y"));
+        envelope.add_delay("localhost", 0);
+        let text = written(&envelope);
+        assert!(text.contains("<body>hi</body><y xmlns='urn:y'/><delay"), "{text}");
+        assert!(text.contains("1970-01-01T00:00:00.000Z") && !text.contains("urn:x"), "{text}");
+        Stanza::parse(text.as_bytes()).unwrap();
+    }
+
+    #[test]
+    fn errors_and_results_are_not_answered_with_errors() {
+        let error = StanzaError::new(tavi_xmpp_proto::error::Condition::ServiceUnavailable);
+        assert!(envelope("<message from='a@b' to='c@d'/>").refuse(&error).is_some());
+        assert!(envelope("<message type='error' from='a@b' to='c@d'/>").refuse(&error).is_none());
+        assert!(envelope("<iq type='result' id='1' from='a@b' to='c@d'/>").refuse(&error).is_none());
+    }
+}

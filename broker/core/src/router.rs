@@ -1,0 +1,500 @@
+//! The only routing law: who sees a stanza, who gets it, what is kept.
+
+use crate::{
+    effects::{Effect, Effects},
+    envelope::{Envelope, Origin},
+    hooks::{Ev, Flow, Place, Registry, Reply, SessionEvent},
+    mailbox::{Closed, Overflow, Pushed},
+    node::Parts,
+    principal::Host,
+    sessions::{Account, AccountState, Bound, Inbox, SessionEntry},
+    ticket::Ticket,
+};
+use parking_lot::MutexGuard;
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+use tavi_store::{Op, StoreError, id::time_of};
+use tavi_xmpp_proto::{
+    error::{Condition, StanzaError},
+    jid::{BareJid, Jid},
+    ns,
+    stanza::{IqType, Kind, MessageType, Stanza, StanzaType},
+};
+
+/// How long an IQ handler may take.
+const HANDLER_DEADLINE: Duration = Duration::from_secs(10);
+/// How many kept messages are handed over at once.
+const FLUSH_PAGE: usize = 256;
+
+/// Routes stanzas between sessions, modules and services.
+pub struct Router {
+    parts: Parts,
+    registry: Registry,
+}
+
+/// One call of `route`: what is still to be applied, and the ticket that grows.
+#[derive(Default)]
+struct Run {
+    queue: VecDeque<Effect>,
+    ticket: Ticket,
+}
+
+impl Run {
+    fn take(&mut self, fx: Effects) {
+        self.queue.extend(fx.list);
+    }
+
+    fn reply(&mut self, reply: Option<Envelope>) {
+        self.queue.extend(reply.map(Effect::Route));
+    }
+}
+
+impl Router {
+    /// A router with everything that the modules registered.
+    pub fn new(parts: Parts, registry: Registry) -> Router {
+        Router { parts, registry }
+    }
+
+    /// What the modules registered.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// Routes a stanza that a session or a service sent; its `from` is stamped already. The ticket completes when
+    /// all that must be durable is, and then delivers.
+    pub async fn route(self: &Arc<Self>, env: Envelope) -> Ticket {
+        let mut run = Run::default();
+        if let Some(env) = self.sent(env, &mut run) {
+            self.received(env, &mut run).await;
+        }
+        self.finish(run).await
+    }
+
+    async fn finish(self: &Arc<Self>, mut run: Run) -> Ticket {
+        while let Some(effect) = run.queue.pop_front() {
+            self.apply(effect, &mut run).await;
+        }
+        run.ticket
+    }
+
+    /// The sender's own chain.
+    fn sent(&self, mut env: Envelope, run: &mut Run) -> Option<Envelope> {
+        let from = env.from()?.to_bare();
+        let Some(account) = self.parts.sessions.known(&from) else { return Some(env) };
+        let mut fx = Effects::default();
+        let mut state = account.lock();
+        let mut flow = Flow::Continue;
+        for (_, hook) in &self.registry.on_sent {
+            flow = hook.on_sent(&mut self.ev(&mut env, &account, &mut state, &mut fx));
+            if !matches!(flow, Flow::Continue) {
+                break;
+            }
+        }
+        drop(state);
+        run.take(fx);
+        self.follow(flow, env, run)
+    }
+
+    fn follow(&self, flow: Flow, env: Envelope, run: &mut Run) -> Option<Envelope> {
+        match flow {
+            Flow::Continue => return Some(env),
+            Flow::Stop => {}
+            Flow::Refuse(error) => run.reply(env.refuse(&error)),
+        }
+        None
+    }
+
+    /// The recipient's side: an account, the server itself, a service, or nobody here.
+    async fn received(self: &Arc<Self>, env: Envelope, run: &mut Run) {
+        let Some(to) = env.to().cloned() else { return self.without_recipient(env, run).await };
+        let is_request = matches!(env.head().type_, StanzaType::Iq(IqType::Get | IqType::Set));
+        match self.parts.hosts.find(to.domain()) {
+            None => run.reply(env.refuse(&Condition::RemoteServerNotFound.into())),
+            Some(Host::Main | Host::Things | Host::Bots) if to.local().is_some() => {
+                if is_request && to.is_bare() {
+                    self.ask(env, run).await
+                } else {
+                    self.to_account(env, to, run).await
+                }
+            }
+            Some(host) => match self.registry.services.get(&host) {
+                Some(service) => run.take(service.serve(env).await),
+                None if is_request => self.ask(env, run).await,
+                // A host is no recipient of messages and presence.
+                None => {}
+            },
+        }
+    }
+
+    /// RFC 6120 §10.3: without `to`, the sender's own account is meant.
+    async fn without_recipient(self: &Arc<Self>, env: Envelope, run: &mut Run) {
+        match env.head().type_ {
+            StanzaType::Iq(IqType::Get | IqType::Set) => self.ask(env, run).await,
+            StanzaType::Message(_) => {
+                let Some(own) = env.from().map(Jid::to_bare) else { return };
+                let env = env.readdressed(own.clone());
+                self.to_account(env, own.into(), run).await
+            }
+            // Presence without `to` is the presence module's, in the sender's chain.
+            _ => {}
+        }
+    }
+
+    /// An IQ that the server answers, for itself or for an account.
+    async fn ask(self: &Arc<Self>, env: Envelope, run: &mut Run) {
+        let account = env.from().and_then(|from| self.parts.sessions.known(&from.to_bare()));
+        let answer = match env.stanza.parse_child(0) {
+            // RFC 6120 §8.2.3: a request has exactly one payload.
+            Ok(payload) if env.stanza.children().len() == 1 => {
+                let answer = self.registry.answer(env.head().clone(), &payload, account);
+                let late = || Err(StanzaError::new(Condition::ResourceConstraint).text("the answer took too long"));
+                tokio::time::timeout(HANDLER_DEADLINE, answer).await.unwrap_or_else(|_| late())
+            }
+            _ => Err(StanzaError::new(Condition::BadRequest).text("an IQ request has exactly one child")),
+        };
+        match answer {
+            Err(error) => run.reply(env.refuse(&error)),
+            Ok(Reply { payload, fx }) => {
+                run.take(fx);
+                run.reply(Some(Stanza::iq_result(env.head(), payload).into()));
+            }
+        }
+    }
+
+    async fn to_account(self: &Arc<Self>, mut env: Envelope, to: Jid, run: &mut Run) {
+        let account = match self.parts.sessions.account(&to.to_bare()).await {
+            Ok(Some(account)) => account,
+            Ok(None) => return self.nobody(env, run),
+            Err(error) => return run.ticket.join(Ticket::failed(error)),
+        };
+        let mut fx = Effects::default();
+        let mut state = account.lock();
+        let mut flow = Flow::Continue;
+        for (_, hook) in &self.registry.on_received {
+            flow = hook.on_received(&mut self.ev(&mut env, &account, &mut state, &mut fx));
+            if !matches!(flow, Flow::Continue) {
+                break;
+            }
+        }
+        if let Some(env) = self.follow(flow, env, run) {
+            self.choose(env, &to, (&account, &mut state), &mut fx, run);
+        }
+        drop(state);
+        run.take(fx);
+    }
+
+    /// RFC 6121 §8.5.1: there is no such account. Presence is ignored.
+    fn nobody(&self, env: Envelope, run: &mut Run) {
+        if env.stanza.kind() != Kind::Presence {
+            run.reply(env.refuse(&Condition::ServiceUnavailable.into()));
+        }
+    }
+
+    /// RFC 6121 §8.5.2 and §8.5.3: which sessions get it.
+    fn choose(
+        self: &Arc<Self>,
+        env: Envelope,
+        to: &Jid,
+        (account, state): (&Arc<Account>, &mut AccountState),
+        fx: &mut Effects,
+        run: &mut Run,
+    ) {
+        let exact = state.sessions.iter().find(|s| s.jid == *to && s.inbox.closed().is_none());
+        let inboxes: Vec<Arc<Inbox>> = match (exact, env.head().type_) {
+            (Some(session), _) => vec![session.inbox.clone()],
+            (None, StanzaType::Presence(_)) if to.is_bare() => state.available().map(inbox).collect(),
+            (None, StanzaType::Message(MessageType::Headline)) => state.receivers().map(inbox).collect(),
+            (None, StanzaType::Message(MessageType::Chat | MessageType::Normal)) => {
+                let inboxes: Vec<_> = state.receivers().map(inbox).collect();
+                if inboxes.is_empty() {
+                    return self.undelivered(env, (account, state), fx, run);
+                }
+                inboxes
+            }
+            (None, StanzaType::Iq(IqType::Get | IqType::Set) | StanzaType::Message(MessageType::Groupchat)) => {
+                return run.reply(env.refuse(&Condition::ServiceUnavailable.into()));
+            }
+            // Results, errors and directed presence for sessions that went away.
+            (None, _) => return,
+        };
+        let env = self.keep_row(env, (account, state), run);
+        for inbox in inboxes {
+            self.deliver(inbox, env.clone(), run);
+        }
+    }
+
+    /// A message from a sender with stream management gets a row before it counts as handled (semantics.md).
+    fn keep_row(&self, mut env: Envelope, (account, state): (&Arc<Account>, &mut AccountState), run: &mut Run) -> Envelope {
+        let lasting = matches!(env.head().type_, StanzaType::Message(MessageType::Chat | MessageType::Normal));
+        if !lasting || env.meta.origin != Origin::Managed || env.meta.queued.is_some() || env.has(ns::HINTS, "no-store") {
+            return env;
+        }
+        let id = self.parts.ids.next(self.parts.clock.now_ms());
+        let op = Op::QueuePush { id, value: env.to_bytes() };
+        run.ticket.wait_for(self.parts.store.commit(&account.owner, vec![op]));
+        state.in_flight.insert(id);
+        state.stored += 1;
+        env.meta.queued = Some(id);
+        env
+    }
+
+    fn undelivered(
+        self: &Arc<Self>,
+        mut env: Envelope,
+        (account, state): (&Arc<Account>, &mut AccountState),
+        fx: &mut Effects,
+        run: &mut Run,
+    ) {
+        if let Some(id) = env.meta.queued {
+            // It has its row already: the next session gets it from there.
+            state.in_flight.remove(&id);
+            return;
+        }
+        for hook in &self.registry.on_undelivered {
+            match hook.on_undelivered(&mut self.ev(&mut env, account, state, fx)) {
+                Flow::Continue => {}
+                Flow::Stop => return,
+                Flow::Refuse(error) => return run.reply(env.refuse(&error)),
+            }
+        }
+        run.reply(env.refuse(&Condition::ServiceUnavailable.into()));
+    }
+
+    async fn apply(self: &Arc<Self>, effect: Effect, run: &mut Run) {
+        match effect {
+            Effect::Deliver { inbox, envelope } => self.deliver(inbox, envelope, run),
+            // Routing what the broker made may make more; boxed, since it is this very law again.
+            Effect::Route(env) => Box::pin(self.received(env, run)).await,
+            Effect::Save { owner, ops } => run.ticket.wait_for(self.parts.store.commit(&owner, ops)),
+            Effect::Publish { from, draft } => {
+                if let Ok(ticket) = self.parts.topics.publish(&from, draft) {
+                    run.ticket.join(ticket);
+                }
+            }
+            Effect::Await(ticket) => run.ticket.join(ticket),
+            Effect::Keep { account, envelope } => self.keep(account, envelope, run),
+            Effect::Flush { account, session } => self.flush(account, session, run).await,
+        }
+    }
+
+    fn deliver(self: &Arc<Self>, inbox: Arc<Inbox>, env: Envelope, run: &mut Run) {
+        let router = self.clone();
+        run.ticket.then(Box::new(move || {
+            if let Pushed::Refused(env) = inbox.push(env, Overflow::Detach) {
+                router.bounce(env);
+            }
+        }));
+    }
+
+    /// A session ended between choice and delivery: choose again.
+    fn bounce(self: &Arc<Self>, env: Envelope) {
+        if env.stanza.kind() != Kind::Message {
+            return;
+        }
+        let router = self.clone();
+        tokio::spawn(async move {
+            let ticket = router.again(vec![env]).await;
+            if let Err(error) = ticket.complete().await {
+                tracing::error!(%error, "a message for a session that went away could not be kept");
+            }
+        });
+    }
+
+    /// Gives messages that a session did not take, in order, to another session or keeps them.
+    async fn again(self: &Arc<Self>, envelopes: Vec<Envelope>) -> Ticket {
+        let mut run = Run::default();
+        for env in envelopes.into_iter().filter(|env| env.stanza.kind() == Kind::Message) {
+            let Some(to) = env.to().cloned() else { continue };
+            self.to_session_again(env, to, &mut run).await;
+        }
+        self.finish(run).await
+    }
+
+    async fn to_session_again(self: &Arc<Self>, env: Envelope, to: Jid, run: &mut Run) {
+        // The hooks have seen it; only the choice is made again.
+        let Ok(Some(account)) = self.parts.sessions.account(&to.to_bare()).await else { return };
+        let mut fx = Effects::default();
+        let mut state = account.lock();
+        self.choose(env, &to, (&account, &mut state), &mut fx, run);
+        drop(state);
+        run.take(fx);
+    }
+
+    /// Keeps a message for an account that is away (XEP-0160).
+    fn keep(self: &Arc<Self>, account: Arc<Account>, mut env: Envelope, run: &mut Run) {
+        let id = self.parts.ids.next(self.parts.clock.now_ms());
+        env.meta.queued = Some(id);
+        account.lock().stored += 1;
+        run.ticket.wait_for(self.parts.store.commit(&account.owner, vec![Op::QueuePush { id, value: env.to_bytes() }]));
+        run.ticket.then(Box::new(move || landed(&account, id, env)));
+    }
+
+    /// Hands over what was kept, in order; until it is done, new messages are kept behind it.
+    async fn flush(&self, account: Arc<Account>, session: u64, run: &mut Run) {
+        account.lock().flushing += 1;
+        let rows = self.kept_rows(&account).await;
+        let mut state = account.lock();
+        state.flushing -= 1;
+        match rows {
+            Ok(rows) => hand_over(&mut state, session, rows),
+            Err(error) => run.ticket.join(Ticket::failed(error)),
+        }
+    }
+
+    async fn kept_rows(&self, account: &Account) -> Result<Vec<(u64, Envelope)>, StoreError> {
+        let (mut kept, mut after) = (Vec::new(), 0);
+        loop {
+            let rows = self.parts.store.queue(&account.owner, after, FLUSH_PAGE).await?;
+            for row in &rows {
+                after = row.id;
+                match Stanza::parse(&row.value) {
+                    Ok(stanza) => kept.push((row.id, self.kept_envelope(row.id, stanza))),
+                    Err(_) => tracing::error!(owner = ?account.owner, id = row.id, "a kept message is damaged"),
+                }
+            }
+            if rows.len() < FLUSH_PAGE {
+                return Ok(kept);
+            }
+        }
+    }
+
+    fn kept_envelope(&self, id: u64, stanza: Stanza) -> Envelope {
+        let mut env: Envelope = stanza.into();
+        env.meta.queued = Some(id);
+        if !env.has(ns::DELAY, "delay") {
+            env.add_delay(self.parts.sessions.domain(), time_of(id));
+        }
+        env
+    }
+
+    /// A session may take messages for the account from now on. For bots; people's sessions get there by presence.
+    pub async fn open(self: &Arc<Self>, bound: &Bound) -> Ticket {
+        if let Some(session) = bound.account.lock().session(bound.id) {
+            session.available = true;
+        }
+        let mut run = Run::default();
+        run.queue.push_back(Effect::Flush { account: bound.account.clone(), session: bound.id });
+        self.finish(run).await
+    }
+
+    /// The recipient has these rows for good: they are deleted.
+    pub fn acknowledge(&self, account: &Account, ids: &[u64]) {
+        if ids.is_empty() {
+            return;
+        }
+        self.settle(account, ids);
+        let ops = ids.iter().map(|id| Op::QueueDelete { id: *id }).collect();
+        // Nobody waits for this: if it is lost with the power, the message is delivered once more.
+        drop(self.parts.store.commit(&account.owner, ops));
+    }
+
+    /// The same for a recipient who deletes the rows in a commit of its own (bots).
+    pub fn settle(&self, account: &Account, ids: &[u64]) {
+        let mut state = account.lock();
+        for id in ids {
+            state.in_flight.remove(id);
+        }
+        state.stored = state.stored.saturating_sub(ids.len());
+    }
+
+    /// A session ended. `unacknowledged` are the messages that it was sent and did not acknowledge; with what still
+    /// waits they go, in order, to another session or are kept.
+    pub async fn end(self: &Arc<Self>, bound: &Bound, unacknowledged: Vec<Envelope>) -> Ticket {
+        bound.inbox.close(Closed::Gone);
+        let mut run = Run::default();
+        let mut fx = Effects::default();
+        {
+            let mut state = bound.account.lock();
+            if state.session(bound.id).is_some() {
+                for hook in &self.registry.on_session {
+                    hook.on_session(SessionEvent::Ended, bound.id, &mut self.place(&bound.account, &mut state, &mut fx));
+                }
+                state.sessions.retain(|session| session.id != bound.id);
+            }
+        }
+        run.take(fx);
+        let mut ticket = self.finish(run).await;
+        let left = unacknowledged.into_iter().chain(bound.inbox.take()).collect();
+        ticket.join(self.again(left).await);
+        ticket
+    }
+
+    /// Runs the session hooks for an event; their effects are in the ticket.
+    pub async fn event(self: &Arc<Self>, account: &Arc<Account>, session: u64, event: SessionEvent) -> Ticket {
+        let mut fx = Effects::default();
+        {
+            let mut state = account.lock();
+            for hook in &self.registry.on_session {
+                hook.on_session(event, session, &mut self.place(account, &mut state, &mut fx));
+            }
+        }
+        let mut run = Run::default();
+        run.take(fx);
+        self.finish(run).await
+    }
+
+    fn ev<'a>(
+        &'a self,
+        env: &'a mut Envelope,
+        account: &'a Arc<Account>,
+        state: &'a mut AccountState,
+        fx: &'a mut Effects,
+    ) -> Ev<'a> {
+        Ev { env, account, state, fx, hosts: &self.parts.hosts, now_ms: self.parts.clock.now_ms() }
+    }
+
+    fn place<'a>(
+        &'a self,
+        account: &'a Arc<Account>,
+        state: &'a mut MutexGuard<'_, AccountState>,
+        fx: &'a mut Effects,
+    ) -> Place<'a> {
+        Place { account, state, fx, hosts: &self.parts.hosts, now_ms: self.parts.clock.now_ms() }
+    }
+
+    /// The principal of a bare JID on one of the login hosts.
+    pub fn principal(&self, jid: &BareJid) -> Option<crate::principal::Principal> {
+        self.parts.hosts.principal(jid)
+    }
+}
+
+fn inbox(session: &SessionEntry) -> Arc<Inbox> {
+    session.inbox.clone()
+}
+
+/// A kept message is durable. If somebody came in the meantime it is for him.
+fn landed(account: &Account, id: u64, env: Envelope) {
+    let mut state = account.lock();
+    if state.flushing > 0 {
+        state.landed.push((id, env));
+    } else {
+        push_row(&mut state, id, &env);
+    }
+}
+
+/// Gives a durable row to all sessions that take messages, unless a session has it already.
+fn push_row(state: &mut AccountState, id: u64, env: &Envelope) {
+    let inboxes: Vec<_> = state.receivers().map(inbox).collect();
+    if inboxes.is_empty() || !state.in_flight.insert(id) {
+        return;
+    }
+    for inbox in inboxes {
+        // A session that cannot take it ends; its successor reads the row again.
+        if let Pushed::Refused(_) = inbox.push(env.clone(), Overflow::Detach) {
+            state.in_flight.remove(&id);
+        }
+    }
+}
+
+fn hand_over(state: &mut AccountState, session: u64, mut rows: Vec<(u64, Envelope)>) {
+    rows.append(&mut state.landed);
+    rows.sort_by_key(|(id, _)| *id);
+    rows.dedup_by_key(|(id, _)| *id);
+    let Some(entry) = state.session(session) else { return };
+    entry.receiving = true;
+    let inbox = entry.inbox.clone();
+    for (id, env) in rows {
+        if state.in_flight.insert(id) && matches!(inbox.push(env, Overflow::Detach), Pushed::Refused(_)) {
+            state.in_flight.remove(&id);
+        }
+    }
+}
