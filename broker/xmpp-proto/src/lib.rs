@@ -11,6 +11,7 @@ pub mod fuzz;
 pub mod ingress;
 pub mod jid;
 pub mod ns;
+pub mod sasl;
 pub mod stanza;
 
 pub use element::Element;
