@@ -7,7 +7,6 @@ pub const EPOCH_MS: u64 = 1_704_067_200_000;
 
 const SEQUENCE_BITS: u32 = 12;
 const NODE_BITS: u32 = 10;
-const SEQUENCE_MASK: u64 = (1 << SEQUENCE_BITS) - 1;
 
 /// Draws ids for one node, each greater than all before it, whatever the clock does.
 ///
@@ -65,6 +64,7 @@ pub fn first_at(ms: u64) -> u64 {
 mod tests {
     use super::*;
 
+    const SEQUENCE_MASK: u64 = (1 << SEQUENCE_BITS) - 1;
     const NOW: u64 = EPOCH_MS + 90 * 24 * 3_600_000;
 
     #[test]

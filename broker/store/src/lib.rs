@@ -4,6 +4,8 @@
 //! the order in which they were submitted.
 
 mod commit;
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
 mod error;
 pub mod id;
 pub mod limits;

@@ -119,7 +119,11 @@ impl Store for MemoryStore {
             let rows = state.records.range((from, Bound::Unbounded));
             rows.take_while(|(key, _)| key.0 == table)
                 .take(limit.min(limits::MAX_PAGE))
-                .map(|((_, owner, item), record)| Row { owner: owner.clone(), item: item.clone(), record: record.clone() })
+                .map(|((_, owner, item), record)| Row {
+                    owner: owner.clone(),
+                    item: item.clone(),
+                    record: record.clone(),
+                })
                 .collect()
         })
     }
@@ -279,5 +283,44 @@ impl State {
         let mut page: Vec<_> = rows.rev().take(limit).cloned().collect();
         page.reverse();
         page
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conformance::{self, wait};
+    use std::sync::Arc;
+
+    struct Memory;
+
+    impl conformance::Backend for Memory {
+        fn fresh(&self) -> SharedStore {
+            Arc::new(MemoryStore::default())
+        }
+
+        fn reopen(&self, store: SharedStore) -> SharedStore {
+            store
+        }
+    }
+
+    crate::conformance_tests!(Memory);
+
+    #[test]
+    fn delayed_commits_land_when_the_test_says_so_and_in_the_order_that_it_says() {
+        let store = MemoryStore::delayed();
+        let (first, second) = (Owner::topic("first"), Owner::topic("second"));
+        let push = |id| vec![Op::QueuePush { id, value: Bytes::new() }];
+        let mut commits =
+            [store.commit(&first, push(1)), store.commit(&second, push(2)), store.commit(&first, push(3))];
+        assert_eq!(store.waiting_owners(), [first.clone(), second.clone(), first.clone()]);
+        assert_eq!(wait(store.queue(&second, 0, 9)), Ok(vec![]));
+        assert!(store.release_at(1));
+        assert_eq!(wait(&mut commits[1]), Ok(()));
+        assert_eq!(wait(store.queue(&second, 0, 9)).map(|rows| rows.len()), Ok(1));
+        assert!(store.refuse(StoreError::Unavailable("full".into())));
+        assert_eq!(wait(&mut commits[0]), Err(StoreError::Unavailable("full".into())));
+        assert_eq!(store.release_all(), 1);
+        assert_eq!(wait(store.queue(&first, 0, 9)).map(|rows| rows[0].id), Ok(3));
     }
 }

@@ -1,0 +1,305 @@
+//! Group commit: one thread gathers what waits, writes one batch, makes it durable, and wakes all.
+
+use crate::{
+    StoreError,
+    group::{Finished, Group, Marks},
+    keys::Number,
+    kv::Kv,
+    stats::Counters,
+};
+use parking_lot::Mutex;
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc::{self, Receiver, SyncSender, TrySendError},
+    },
+    thread::JoinHandle,
+    time::Instant,
+};
+use tavi_store::{Commit, CommitSlot, Op, Owner};
+use tokio::sync::oneshot;
+
+/// At most so many commits in one batch.
+const MAX_GROUP: usize = 1_024;
+/// A batch that has so many rows is closed.
+const MAX_ROWS: usize = 16_384;
+/// How many purged owners are remembered, so that a scan that stands at one can go on.
+const REMEMBERED: usize = 4_096;
+/// How many rows of a purged owner are deleted in one step.
+const SWEEP: usize = 1_000;
+
+/// What the committer tells the readers.
+#[derive(Default)]
+pub(crate) struct Shared {
+    pub last: AtomicU64,
+    pub counters: Counters,
+    /// Lately purged owners with the numbers that they had.
+    pub purged: Mutex<VecDeque<(Owner, Number)>>,
+    /// Bytes of the values that wait.
+    bytes: AtomicU64,
+    stopping: AtomicBool,
+}
+
+/// How much may wait.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    pub commits: usize,
+    pub bytes: u64,
+}
+
+/// The front of the committer's thread.
+pub(crate) struct Committer {
+    requests: SyncSender<Request>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    bounds: Bounds,
+    pub shared: Arc<Shared>,
+}
+
+enum Request {
+    Commit { owner: Owner, ops: Vec<Op>, slot: CommitSlot, since: Instant },
+    Expire { rows: Vec<(Number, u64)>, answer: oneshot::Sender<Result<usize, StoreError>> },
+    Stop,
+}
+
+impl Committer {
+    /// Starts the thread on `kv`, from the marks that are stored there.
+    pub fn start(kv: Arc<dyn Kv>, marks: Marks, bounds: Bounds) -> std::io::Result<Committer> {
+        let shared = Arc::new(Shared { last: marks.last.into(), ..Shared::default() });
+        let (requests, incoming) = mpsc::sync_channel(bounds.commits);
+        let worker = Worker { kv, marks, incoming, shared: shared.clone(), stopping: false, broken: None };
+        let thread = std::thread::Builder::new().name("tavi-commit".into()).spawn(move || worker.run())?;
+        Ok(Committer { requests, thread: Mutex::new(Some(thread)), bounds, shared })
+    }
+
+    /// Hands a commit in; refuses it at once when too much waits or the store is stopping.
+    pub fn commit(&self, owner: &Owner, ops: Vec<Op>) -> Commit {
+        let size = size(&ops);
+        if self.shared.stopping.load(Ordering::Acquire) {
+            return Commit::ready(Err(stopped()));
+        }
+        if self.shared.bytes.load(Ordering::Relaxed) + size > self.bounds.bytes {
+            return self.refuse();
+        }
+        let (slot, commit) = Commit::pending();
+        let request = Request::Commit { owner: owner.clone(), ops, slot, since: Instant::now() };
+        self.shared.bytes.fetch_add(size, Ordering::Relaxed);
+        self.shared.counters.waiting.fetch_add(1, Ordering::Relaxed);
+        match self.requests.try_send(request) {
+            Ok(()) => commit,
+            Err(error) => {
+                self.shared.bytes.fetch_sub(size, Ordering::Relaxed);
+                self.shared.counters.waiting.fetch_sub(1, Ordering::Relaxed);
+                match error {
+                    TrySendError::Full(_) => self.refuse(),
+                    TrySendError::Disconnected(_) => Commit::ready(Err(stopped())),
+                }
+            }
+        }
+    }
+
+    /// Deletes archived stanzas, by owner and id; blocks until that is durable. Gives how many there were.
+    pub fn expire(&self, rows: Vec<(Number, u64)>) -> Result<usize, StoreError> {
+        let (answer, done) = oneshot::channel();
+        self.requests.send(Request::Expire { rows, answer }).map_err(|_| stopped())?;
+        done.blocking_recv().map_err(|_| stopped())?
+    }
+
+    /// Commits all that waits, then ends the thread; blocks meanwhile. Later commits are refused.
+    pub fn stop(&self) {
+        self.shared.stopping.store(true, Ordering::Release);
+        let Some(thread) = self.thread.lock().take() else { return };
+        // If the thread is gone already there is nothing to be told.
+        let _ = self.requests.send(Request::Stop);
+        if thread.join().is_err() {
+            tracing::error!("the committer has panicked");
+        }
+    }
+
+    fn refuse(&self) -> Commit {
+        self.shared.counters.refused.fetch_add(1, Ordering::Relaxed);
+        Commit::ready(Err(StoreError::Unavailable("too many commits wait".into())))
+    }
+}
+
+fn stopped() -> StoreError {
+    StoreError::Unavailable("the store is stopping".into())
+}
+
+/// About how much memory operations hold.
+fn size(ops: &[Op]) -> u64 {
+    ops.iter().map(|op| 64 + value_len(op) as u64).sum()
+}
+
+fn value_len(op: &Op) -> usize {
+    match op {
+        Op::Put { value, .. }
+        | Op::Restore { value, .. }
+        | Op::QueuePush { value, .. }
+        | Op::Archive { value, .. }
+        | Op::Retract { tombstone: value, .. } => value.len(),
+        _ => 0,
+    }
+}
+
+/// The thread's own side.
+struct Worker {
+    kv: Arc<dyn Kv>,
+    marks: Marks,
+    incoming: Receiver<Request>,
+    shared: Arc<Shared>,
+    /// Told to stop: serves what waits, then ends.
+    stopping: bool,
+    /// Why nothing more can be written: after a failed write or flush nobody knows what is on the disk.
+    broken: Option<StoreError>,
+}
+
+/// A commit of the group being made that was taken in.
+struct Taken {
+    slot: CommitSlot,
+    since: Instant,
+}
+
+impl Worker {
+    fn run(mut self) {
+        while let Some(request) = self.next() {
+            self.serve(request);
+        }
+    }
+
+    /// The next request; while there is none, purged owners are swept. `None` when all is done after a stop.
+    fn next(&mut self) -> Option<Request> {
+        if self.stopping {
+            return self.incoming.try_recv().ok();
+        }
+        while let Some(dead) = self.marks.dead.first().copied() {
+            match self.incoming.try_recv() {
+                Ok(request) => return Some(request),
+                Err(_) if self.broken.is_some() => break,
+                Err(_) => self.sweep(dead),
+            }
+        }
+        self.incoming.recv().ok()
+    }
+
+    fn serve(&mut self, request: Request) {
+        match request {
+            Request::Commit { .. } => self.group(request),
+            Request::Expire { rows, answer } => drop(answer.send(self.expire(&rows))),
+            Request::Stop => self.stopping = true,
+        }
+    }
+
+    /// Makes one batch of `first` and of what waits behind it.
+    fn group(&mut self, first: Request) {
+        let mut taken = Vec::new();
+        let mut behind = None;
+        let mut freed = 0;
+        let kv = self.kv.clone();
+        let mut group = Group::new(&*kv, &mut self.marks);
+        let mut next = Some(first);
+        while let Some(request) = next {
+            let Request::Commit { owner, ops, slot, since } = request else {
+                behind = Some(request);
+                break;
+            };
+            freed += size(&ops);
+            let done = self.broken.clone().map_or(Ok(()), Err).and_then(|()| group.commit(&owner, &ops));
+            match done {
+                Ok(()) => taken.push(Taken { slot, since }),
+                Err(error) => self.shared.refused(slot, error),
+            }
+            let full = taken.len() >= MAX_GROUP || group.len() >= MAX_ROWS;
+            next = if full { None } else { self.incoming.try_recv().ok() };
+        }
+        let finished = group.finish();
+        let done = self.land(finished);
+        self.shared.tell(taken, &done);
+        self.shared.bytes.fetch_sub(freed, Ordering::Relaxed);
+        if let Some(request) = behind {
+            self.serve(request);
+        }
+    }
+
+    /// Writes a batch and makes it durable.
+    fn land(&mut self, finished: Finished) -> Result<(), StoreError> {
+        if finished.rows.len() == 0 {
+            return self.broken.clone().map_or(Ok(()), Err);
+        }
+        let done = self.kv.write(finished.rows).and_then(|()| self.kv.sync());
+        if let Err(error) = &done {
+            tracing::error!(%error, "the store cannot be written any more");
+            self.broken = Some(error.clone());
+            return done;
+        }
+        self.marks.last = finished.last;
+        self.shared.last.fetch_max(finished.last, Ordering::Release);
+        self.marks.dead.extend(finished.purged.iter().map(|(_, number)| *number));
+        self.shared.remember(finished.purged);
+        Ok(())
+    }
+
+    fn expire(&mut self, rows: &[(Number, u64)]) -> Result<usize, StoreError> {
+        let kv = self.kv.clone();
+        let mut group = Group::new(&*kv, &mut self.marks);
+        let mut count = 0;
+        for (owner, id) in rows {
+            count += usize::from(group.expire(*owner, *id)?);
+        }
+        let finished = group.finish();
+        self.land(finished).map(|()| count)
+    }
+
+    fn sweep(&mut self, dead: Number) {
+        let kv = self.kv.clone();
+        let mut group = Group::new(&*kv, &mut self.marks);
+        let swept = group.sweep(dead, SWEEP);
+        let finished = group.finish();
+        let done = swept.and_then(|more| self.land(finished).map(|()| more));
+        if let Err(error) = &done {
+            tracing::warn!(%error, "a purged owner's rows could not be deleted; the next start tries again");
+        }
+        if !matches!(done, Ok(true)) {
+            self.marks.dead.remove(&dead);
+        }
+    }
+}
+
+impl Shared {
+    fn refused(&self, slot: CommitSlot, error: StoreError) {
+        let counter = match error {
+            StoreError::Conflict { .. } => &self.counters.conflicts,
+            _ => &self.counters.failed,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+        self.counters.waiting.fetch_sub(1, Ordering::Relaxed);
+        slot.resolve(Err(error));
+    }
+
+    fn tell(&self, taken: Vec<Taken>, done: &Result<(), StoreError>) {
+        if !taken.is_empty() && done.is_ok() {
+            self.counters.batch(taken.len());
+        }
+        for Taken { slot, since } in taken {
+            match done {
+                Ok(()) => {
+                    self.counters.landed(since.elapsed());
+                    self.counters.waiting.fetch_sub(1, Ordering::Relaxed);
+                    slot.resolve(Ok(()));
+                }
+                Err(error) => self.refused(slot, error.clone()),
+            }
+        }
+    }
+
+    fn remember(&self, purged: Vec<(Owner, Number)>) {
+        if purged.is_empty() {
+            return;
+        }
+        let mut remembered = self.purged.lock();
+        remembered.extend(purged);
+        let over = remembered.len().saturating_sub(REMEMBERED);
+        remembered.drain(..over);
+    }
+}

@@ -1,0 +1,417 @@
+//! Turns the operations of many commits into the rows of one batch.
+
+use crate::{
+    StoreError,
+    keys::{self, Kind, Number},
+    kv::{Family, Key, Kv, Rows},
+    names::NameCache,
+    value::{self, Body, CHUNK, Cell, InboxCell},
+};
+use bytes::Bytes;
+use std::{collections::BTreeSet, ops::ControlFlow};
+use tavi_store::{InboxRow, Op, Owner, Table};
+
+/// What the committer knows from one group to the next.
+#[derive(Default)]
+pub(crate) struct Marks {
+    /// The next number for a name or a chunked value.
+    pub next: Number,
+    /// The greatest id that is on disk.
+    pub last: u64,
+    /// Purged owners whose rows are still to be swept.
+    pub dead: BTreeSet<Number>,
+    /// Numbers of names.
+    pub names: NameCache,
+}
+
+/// A batch in the making: each commit sees what those before it in the batch wrote.
+pub(crate) struct Group<'a> {
+    kv: &'a dyn Kv,
+    marks: &'a mut Marks,
+    rows: Rows,
+    /// How to take the commit in progress back.
+    undo: Vec<(Family, Key, Option<Option<Vec<u8>>>)>,
+    next: Number,
+    last: u64,
+    purged: Vec<(Owner, Number)>,
+}
+
+/// A finished batch, and what is true once it is durable.
+pub(crate) struct Finished {
+    pub rows: Rows,
+    pub last: u64,
+    /// Owners that it purges, with the numbers that they had.
+    pub purged: Vec<(Owner, Number)>,
+}
+
+impl<'a> Group<'a> {
+    pub fn new(kv: &'a dyn Kv, marks: &'a mut Marks) -> Group<'a> {
+        let (next, last) = (marks.next, marks.last);
+        Group { kv, marks, rows: Rows::default(), undo: Vec::new(), next, last, purged: Vec::new() }
+    }
+
+    /// Takes in one commit: all of it, or nothing and the reason.
+    pub fn commit(&mut self, owner: &Owner, ops: &[Op]) -> Result<(), StoreError> {
+        self.undo.clear();
+        let purged = self.purged.len();
+        let mut part = Part { number: None, group: self, owner };
+        let done = ops.iter().try_for_each(|op| part.apply(op));
+        if done.is_err() {
+            self.take_back(owner, ops, purged);
+        } else {
+            self.last = ops.iter().filter_map(Op::id).fold(self.last, u64::max);
+        }
+        done
+    }
+
+    /// The batch with its marks.
+    pub fn finish(mut self) -> Finished {
+        if self.next != self.marks.next {
+            self.set(Family::System, keys::NEXT.to_vec(), Some(self.next.to_be_bytes().to_vec()));
+        }
+        if self.last != self.marks.last {
+            self.set(Family::System, keys::LAST.to_vec(), Some(self.last.to_be_bytes().to_vec()));
+        }
+        self.marks.next = self.next;
+        Finished { rows: self.rows, last: self.last, purged: self.purged }
+    }
+
+    /// How many rows there are already.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    fn take_back(&mut self, owner: &Owner, ops: &[Op], purged: usize) {
+        while let Some((family, key, before)) = self.undo.pop() {
+            self.rows.unset(family, key, before);
+        }
+        self.purged.truncate(purged);
+        // The commit may have given numbers to these names, or taken them away.
+        self.marks.names.forget(&cache_key(Kind::Owner, owner.as_str()));
+        for op in ops {
+            if let Op::Archive { with, .. } | Op::Inbox { with, .. } = op {
+                self.marks.names.forget(&cache_key(Kind::With, with));
+            }
+        }
+    }
+
+    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        match self.rows.of(family).get(key) {
+            Some(row) => Ok(row.clone()),
+            None => self.kv.get(family, key),
+        }
+    }
+
+    fn set(&mut self, family: Family, key: Key, value: Option<Vec<u8>>) {
+        let before = self.rows.set(family, key.clone(), value);
+        self.undo.push((family, key, before));
+    }
+
+    fn draw(&mut self) -> Number {
+        self.next += 1;
+        self.next - 1
+    }
+
+    fn number(&mut self, kind: Kind, name: &str) -> Result<Option<Number>, StoreError> {
+        let cache_key = cache_key(kind, name);
+        if let Some(number) = self.marks.names.get(&cache_key) {
+            return Ok(Some(number));
+        }
+        let Some(row) = self.get(Family::Name, &keys::name(kind, name))? else { return Ok(None) };
+        let number = value::number(Family::Name, &row)?;
+        self.marks.names.insert(cache_key, number);
+        Ok(Some(number))
+    }
+
+    fn number_or_new(&mut self, kind: Kind, name: &str) -> Result<Number, StoreError> {
+        if let Some(number) = self.number(kind, name)? {
+            return Ok(number);
+        }
+        let number = self.draw();
+        let key = keys::name(kind, name);
+        self.set(Family::Owner, keys::owner(number), Some(key.clone()));
+        self.set(Family::Name, key, Some(number.to_be_bytes().to_vec()));
+        self.marks.names.insert(cache_key(kind, name), number);
+        Ok(number)
+    }
+
+    fn cell(&self, family: Family, key: &[u8]) -> Result<Option<Cell>, StoreError> {
+        self.get(family, key)?.map(|row| Cell::decode(family, row)).transpose()
+    }
+
+    /// As [`Group::cell`], for rows keyed by ids of the caller: an id above all that are on disk has no row there.
+    fn dated_cell(&self, family: Family, key: &[u8], id: u64) -> Result<Option<Cell>, StoreError> {
+        if id <= self.marks.last {
+            return self.cell(family, key);
+        }
+        let row = self.rows.of(family).get(key).cloned().flatten();
+        row.map(|row| Cell::decode(family, row)).transpose()
+    }
+
+    /// Writes a cell with `value` as its body, in chunks where it is too long for the row.
+    fn write_cell(&mut self, family: Family, key: Key, cell: Cell, value: &Bytes) {
+        let body =
+            if value::fits(family, value.len()) { Body::Inline(value.clone()) } else { self.write_chunks(value) };
+        self.set(family, key, Some(Cell { body, ..cell }.encode(family)));
+    }
+
+    fn write_chunks(&mut self, value: &Bytes) -> Body {
+        let blob = self.draw();
+        for (index, chunk) in value.chunks(CHUNK).enumerate() {
+            self.set(Family::Chunk, keys::chunk(blob, index as u32), Some(chunk.to_vec()));
+        }
+        Body::Chunked { blob, len: value.len() as u32 }
+    }
+
+    fn delete_chunks(&mut self, cell: &Cell) {
+        if let Body::Chunked { blob, len } = cell.body {
+            (0..value::chunks(len)).for_each(|index| self.set(Family::Chunk, keys::chunk(blob, index), None));
+        }
+    }
+
+    /// Deletes a row, and its chunks.
+    pub fn delete_cell(&mut self, family: Family, key: Key, cell: &Cell) {
+        self.delete_chunks(cell);
+        self.set(family, key, None);
+    }
+
+    /// Deletes the rows of a purged owner, at most `limit`; gives whether any may be left.
+    pub fn sweep(&mut self, dead: Number, limit: usize) -> Result<bool, StoreError> {
+        for (family, prefix, at) in ranges(dead) {
+            let mut found = Vec::new();
+            let end = keys::end_of(&prefix);
+            self.kv.range(family, keys::span(&prefix, end.as_deref()), &mut |key, row| {
+                if keys::number_at(key, at) == Some(dead) {
+                    found.push((key.to_vec(), row.to_vec()));
+                }
+                if found.len() < limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            })?;
+            let any = !found.is_empty();
+            found.into_iter().try_for_each(|(key, row)| self.sweep_row(family, key, row))?;
+            if any {
+                return Ok(true);
+            }
+        }
+        self.set(Family::System, keys::dead(dead), None);
+        Ok(false)
+    }
+
+    fn sweep_row(&mut self, family: Family, key: Key, row: Vec<u8>) -> Result<(), StoreError> {
+        if matches!(family, Family::Record | Family::Archive | Family::Queue) {
+            let cell = Cell::decode(family, row)?;
+            self.delete_chunks(&cell);
+        }
+        self.set(family, key, None);
+        Ok(())
+    }
+
+    /// Deletes an archived stanza whatever its age; gives whether there was one.
+    pub fn expire(&mut self, owner: Number, id: u64) -> Result<bool, StoreError> {
+        let key = keys::dated(owner, id);
+        let Some(cell) = self.cell(Family::Archive, &key)? else { return Ok(false) };
+        self.set(Family::ArchiveWith, keys::archive_with(owner, cell.number, id), None);
+        self.delete_cell(Family::Archive, key, &cell);
+        Ok(true)
+    }
+}
+
+/// Where rows of a purged owner can be: family, prefix of their keys, and where the owner's number stands in them.
+fn ranges(dead: Number) -> Vec<(Family, Key, usize)> {
+    let records = Table::ALL.map(|table| (Family::Record, keys::record(table, dead, ""), 1));
+    let own = [Family::Queue, Family::Archive, Family::ArchiveWith, Family::Inbox, Family::InboxTime];
+    let own = own.map(|family| (family, keys::owner(dead), 0));
+    records.into_iter().chain(own).chain([(Family::Outbox, Key::new(), 8)]).collect()
+}
+
+fn cache_key(kind: Kind, name: &str) -> Box<str> {
+    let mut key = String::with_capacity(name.len() + 1);
+    key.push(if kind == Kind::Owner { 'o' } else { 'w' });
+    key.push_str(name);
+    key.into()
+}
+
+/// One commit's share of the group.
+struct Part<'g, 'a> {
+    group: &'g mut Group<'a>,
+    owner: &'g Owner,
+    /// The owner's number, once it was looked up.
+    number: Option<Number>,
+}
+
+impl Part<'_, '_> {
+    fn apply(&mut self, op: &Op) -> Result<(), StoreError> {
+        match op {
+            Op::Put { table, item, value, .. } | Op::Restore { table, item, value, .. } => {
+                self.put(op, (*table, item), value)
+            }
+            Op::Delete { table, item, .. } => self.delete(op, (*table, item)),
+            Op::QueuePush { id, value } => self.push(*id, value),
+            Op::QueueDelete { id } => self.queue_delete(*id),
+            Op::QueueAck { upto } => self.queue_ack(*upto),
+            Op::Archive { id, with, value } => self.archive(*id, with, value),
+            Op::Retract { id, tombstone } => self.retract(*id, tombstone),
+            Op::Inbox { with, last, unread, preview } => self.inbox(with, (*last, *unread, preview)),
+            Op::Outbox { id } => {
+                let owner = self.made()?;
+                self.group.set(Family::Outbox, keys::outbox(*id, owner), Some(Vec::new()));
+                Ok(())
+            }
+            Op::OutboxDelete { id } => self.if_known(|group, owner| {
+                group.set(Family::Outbox, keys::outbox(*id, owner), None);
+                Ok(())
+            }),
+            Op::Drawn { .. } => Ok(()),
+            Op::Purge => self.purge(),
+        }
+    }
+
+    /// The owner's number, if it has one.
+    fn known(&mut self) -> Result<Option<Number>, StoreError> {
+        if self.number.is_none() {
+            self.number = self.group.number(Kind::Owner, self.owner.as_str())?;
+        }
+        Ok(self.number)
+    }
+
+    /// The owner's number, made where there was none.
+    fn made(&mut self) -> Result<Number, StoreError> {
+        if let Some(number) = self.known()? {
+            return Ok(number);
+        }
+        let number = self.group.number_or_new(Kind::Owner, self.owner.as_str())?;
+        self.number = Some(number);
+        Ok(number)
+    }
+
+    /// An owner without a number has no rows, so there is nothing to do for it.
+    fn if_known(
+        &mut self,
+        change: impl FnOnce(&mut Group<'_>, Number) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        match self.known()? {
+            Some(owner) => change(self.group, owner),
+            None => Ok(()),
+        }
+    }
+
+    fn put(&mut self, op: &Op, (table, item): (Table, &str), value: &Bytes) -> Result<(), StoreError> {
+        let old = match self.known()? {
+            Some(owner) => self.group.cell(Family::Record, &keys::record(table, owner, item))?,
+            None => None,
+        };
+        let version = op.version_after(old.as_ref().map_or(0, |cell| cell.number))?;
+        let owner = self.made()?;
+        if let Some(old) = old {
+            self.group.delete_chunks(&old);
+        }
+        self.group.write_cell(Family::Record, keys::record(table, owner, item), head(version), value);
+        Ok(())
+    }
+
+    fn delete(&mut self, op: &Op, (table, item): (Table, &str)) -> Result<(), StoreError> {
+        let Some(owner) = self.known()? else { return op.version_after(0).map(drop) };
+        let key = keys::record(table, owner, item);
+        let old = self.group.cell(Family::Record, &key)?;
+        op.version_after(old.as_ref().map_or(0, |cell| cell.number))?;
+        if let Some(old) = old {
+            self.group.delete_cell(Family::Record, key, &old);
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, id: u64, value: &Bytes) -> Result<(), StoreError> {
+        let key = keys::dated(self.made()?, id);
+        if let Some(old) = self.group.dated_cell(Family::Queue, &key, id)? {
+            self.group.delete_chunks(&old);
+        }
+        self.group.write_cell(Family::Queue, key, head(0), value);
+        Ok(())
+    }
+
+    fn queue_delete(&mut self, id: u64) -> Result<(), StoreError> {
+        self.if_known(|group, owner| {
+            let key = keys::dated(owner, id);
+            if let Some(old) = group.dated_cell(Family::Queue, &key, id)? {
+                group.delete_cell(Family::Queue, key, &old);
+            }
+            Ok(())
+        })
+    }
+
+    fn queue_ack(&mut self, upto: u64) -> Result<(), StoreError> {
+        self.if_known(|group, owner| {
+            let (first, end) = (keys::dated(owner, 0), keys::end_of(&keys::dated(owner, upto)));
+            let span = keys::span(&first, end.as_deref());
+            let mut ids: BTreeSet<Key> = BTreeSet::new();
+            group.kv.range(Family::Queue, span, &mut |key, _| {
+                ids.insert(key.to_vec());
+                ControlFlow::Continue(())
+            })?;
+            ids.extend(group.rows.of(Family::Queue).range::<[u8], _>(span).map(|(key, _)| key.clone()));
+            for key in ids {
+                if let Some(old) = group.cell(Family::Queue, &key)? {
+                    group.delete_cell(Family::Queue, key, &old);
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn archive(&mut self, id: u64, with: &str, value: &Bytes) -> Result<(), StoreError> {
+        let owner = self.made()?;
+        let with = self.group.number_or_new(Kind::With, with)?;
+        let key = keys::dated(owner, id);
+        if let Some(old) = self.group.dated_cell(Family::Archive, &key, id)? {
+            self.group.delete_chunks(&old);
+            self.group.set(Family::ArchiveWith, keys::archive_with(owner, old.number, id), None);
+        }
+        self.group.write_cell(Family::Archive, key, head(with), value);
+        self.group.set(Family::ArchiveWith, keys::archive_with(owner, with, id), Some(Vec::new()));
+        Ok(())
+    }
+
+    fn retract(&mut self, id: u64, tombstone: &Bytes) -> Result<(), StoreError> {
+        self.if_known(|group, owner| {
+            let key = keys::dated(owner, id);
+            let Some(old) = group.cell(Family::Archive, &key)? else { return Ok(()) };
+            group.delete_chunks(&old);
+            group.write_cell(Family::Archive, key, Cell { retracted: true, ..head(old.number) }, tombstone);
+            Ok(())
+        })
+    }
+
+    fn inbox(&mut self, with: &str, (last, unread, preview): (u64, Option<u32>, &str)) -> Result<(), StoreError> {
+        let owner = self.made()?;
+        let number = self.group.number_or_new(Kind::With, with)?;
+        let key = keys::inbox(owner, number);
+        let old = self.group.get(Family::Inbox, &key)?.map(|row| InboxCell::decode(&row)).transpose()?;
+        let mut row = InboxRow { with: "".into(), last: 0, unread: 0, preview: "".into() };
+        if let Some(old) = old {
+            self.group.set(Family::InboxTime, keys::inbox_time(owner, old.last, number), None);
+            row = InboxRow { last: old.last, unread: old.unread, preview: old.preview, ..row };
+        }
+        row.merge(last, unread, preview);
+        let cell = InboxCell { last: row.last, unread: row.unread, preview: row.preview };
+        self.group.set(Family::Inbox, key, Some(cell.encode()));
+        self.group.set(Family::InboxTime, keys::inbox_time(owner, cell.last, number), Some(Vec::new()));
+        Ok(())
+    }
+
+    /// The owner loses its number, and its rows are swept later, so a purge is one small change however much it
+    /// removes.
+    fn purge(&mut self) -> Result<(), StoreError> {
+        let Some(owner) = self.known()? else { return Ok(()) };
+        self.group.set(Family::Name, keys::name(Kind::Owner, self.owner.as_str()), None);
+        self.group.set(Family::Owner, keys::owner(owner), None);
+        self.group.set(Family::System, keys::dead(owner), Some(Vec::new()));
+        self.group.marks.names.forget(&cache_key(Kind::Owner, self.owner.as_str()));
+        self.group.purged.push((self.owner.clone(), owner));
+        self.number = None;
+        Ok(())
+    }
+}
+
+/// A cell whose body is still to be written.
+fn head(number: u64) -> Cell {
+    Cell { retracted: false, number, body: Body::Inline(Bytes::new()) }
+}

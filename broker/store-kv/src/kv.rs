@@ -1,0 +1,141 @@
+//! The small seam between the store's rows and an embedded engine.
+
+use crate::StoreError;
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    ops::{Bound, ControlFlow},
+};
+
+/// The families of rows. Their names are stored: never rename.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Family {
+    /// Schema version, counters, purged owners.
+    System,
+    /// Name of an owner or correspondent to its number.
+    Name,
+    /// Number to name.
+    Owner,
+    /// Versioned records of all tables.
+    Record,
+    /// Archived stanzas.
+    Archive,
+    /// Archive by correspondent.
+    ArchiveWith,
+    /// Conversations.
+    Inbox,
+    /// Conversations, newest first.
+    InboxTime,
+    /// Queued packets.
+    Queue,
+    /// Rows for the search index.
+    Outbox,
+    /// Pieces of large values.
+    Chunk,
+}
+
+impl Family {
+    /// All families, in the order of their index.
+    pub const ALL: [Family; 11] = [
+        Family::System,
+        Family::Name,
+        Family::Owner,
+        Family::Record,
+        Family::Archive,
+        Family::ArchiveWith,
+        Family::Inbox,
+        Family::InboxTime,
+        Family::Queue,
+        Family::Outbox,
+        Family::Chunk,
+    ];
+
+    /// The name under which an engine keeps the family.
+    pub fn name(self) -> &'static str {
+        match self {
+            Family::System => "system",
+            Family::Name => "name",
+            Family::Owner => "owner",
+            Family::Record => "record",
+            Family::Archive => "arch",
+            Family::ArchiveWith => "arch_with",
+            Family::Inbox => "inbox",
+            Family::InboxTime => "inbox_t",
+            Family::Queue => "queue",
+            Family::Outbox => "outbox",
+            Family::Chunk => "chunk",
+        }
+    }
+}
+
+/// Greatest length of a stored value: larger ones made sled unopenable in the power-loss model (storage.md, rule 2).
+pub(crate) const MAX_ROW: usize = 4_096;
+
+/// The key of a row.
+pub(crate) type Key = Vec<u8>;
+
+/// The rows that one batch writes (`Some`) and deletes (`None`).
+#[derive(Default)]
+pub(crate) struct Rows {
+    families: [BTreeMap<Key, Option<Vec<u8>>>; Family::ALL.len()],
+}
+
+impl Rows {
+    /// The rows of one family, in key order.
+    pub fn of(&self, family: Family) -> &BTreeMap<Key, Option<Vec<u8>>> {
+        &self.families[family as usize]
+    }
+
+    /// Takes the rows of one family out.
+    pub fn take(&mut self, family: Family) -> BTreeMap<Key, Option<Vec<u8>>> {
+        std::mem::take(&mut self.families[family as usize])
+    }
+
+    /// Sets a row; gives what the batch held for it before.
+    pub fn set(&mut self, family: Family, key: Key, value: Option<Vec<u8>>) -> Option<Option<Vec<u8>>> {
+        assert!(value.as_ref().is_none_or(|value| value.len() <= MAX_ROW), "larger values are chunked");
+        match self.families[family as usize].entry(key) {
+            Entry::Occupied(mut row) => Some(row.insert(value)),
+            Entry::Vacant(row) => {
+                row.insert(value);
+                None
+            }
+        }
+    }
+
+    /// Puts back what [`Rows::set`] gave.
+    pub fn unset(&mut self, family: Family, key: Key, before: Option<Option<Vec<u8>>>) {
+        match before {
+            Some(value) => drop(self.families[family as usize].insert(key, value)),
+            None => drop(self.families[family as usize].remove(&key)),
+        }
+    }
+
+    /// How many rows are written or deleted.
+    pub fn len(&self) -> usize {
+        self.families.iter().map(BTreeMap::len).sum()
+    }
+}
+
+/// A range of keys.
+pub(crate) type Span<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
+
+/// Sees one row of a range; `Break` ends the walk.
+pub(crate) type Visit<'a> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'a;
+
+/// An embedded engine. Reads may come from any thread, writes come from one.
+pub(crate) trait Kv: Send + Sync + 'static {
+    /// One row.
+    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// Walks through a range in key order.
+    fn range(&self, family: Family, span: Span<'_>, visit: &mut Visit<'_>) -> Result<(), StoreError>;
+
+    /// Walks through a range against key order.
+    fn range_back(&self, family: Family, span: Span<'_>, visit: &mut Visit<'_>) -> Result<(), StoreError>;
+
+    /// Applies a batch, all of it or, after a crash, perhaps nothing of it.
+    fn write(&self, rows: Rows) -> Result<(), StoreError>;
+
+    /// Returns when all that was written before is on the disk.
+    fn sync(&self) -> Result<(), StoreError>;
+}
