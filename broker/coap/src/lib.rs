@@ -1,17 +1,23 @@
 //! CoAP front end: endpoint, exchanges, blockwise transfer, observation, resources as topics.
 //!
 //! A datagram passes the guard of [`message`], the message layer of [`exchange`], becomes an operation on a topic in
-//! [`resource`], and is answered by the core through `endpoint`. All but `endpoint` is without IO: time and randomness
-//! are arguments.
+//! [`resource`], and is answered by the core in [`service`]. All but [`endpoint`], the socket, is without IO: time and
+//! randomness are arguments.
 
 pub mod block;
+pub mod endpoint;
 pub mod exchange;
 pub mod format;
+pub mod inbox;
 pub mod links;
 pub mod message;
 pub mod observe;
 pub mod representation;
 pub mod resource;
+pub mod service;
+
+pub use endpoint::Endpoint;
+pub use service::Seams;
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};

@@ -255,6 +255,11 @@ impl Observers {
         }
     }
 
+    /// The number of peers that observe.
+    pub fn peers(&self) -> usize {
+        self.flows.len()
+    }
+
     /// The number of observations.
     pub fn len(&self) -> usize {
         self.entries.len()

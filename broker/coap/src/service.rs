@@ -1,0 +1,416 @@
+//! Requests and observations over the core's verbs: what one socket serves, without the socket (RFC 7252 §5, RFC 7641 §4).
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tavi_core::metrics::{Outcome, Protocol};
+use tavi_core::publication::{Change, Publication};
+use tavi_core::topics::{Draft, Refusal, SubOptions, Subscriber};
+use tavi_core::{Action, Clock, Metrics, Permit, Principal, Qos, TicketQueue, Topics};
+use tavi_store::StoreError;
+
+use crate::block::BlockSize;
+use crate::exchange::{Event, Exchange, Exchanges, Transmit};
+use crate::inbox::Inbox;
+use crate::links::{self, Filter, Link};
+use crate::message::{Code, Kind, Message, Token, option};
+use crate::observe::{self, Observer, Observers, Registration, Update};
+use crate::representation::Representation;
+use crate::resource::{Named, Observe, Reading, Request, forbidden, refusal};
+use crate::{exchange, format};
+
+/// How often the permissions of observations are asked again; a change must act within 2 s (identity).
+const PERMISSION_CHECK: Duration = Duration::from_secs(1);
+/// Max-Age of an ordinary answer: a topic may change at any moment, so it is fresh only now (RFC 7252 §5.10.5).
+const MAX_AGE: u32 = 0;
+/// Topics looked at for one list: pages, and topics on a page.
+const LIST_PAGES: (usize, usize) = (16, 1000);
+
+/// The parts of the core that CoAP uses.
+#[derive(Clone)]
+pub struct Seams {
+    /// Topics: value, publish, subscribe.
+    pub topics: Arc<Topics>,
+    /// The access model.
+    pub permit: Arc<Permit>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// Time for the Observe numbers.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// Bounds of one socket.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Limits {
+    /// Of the message layer.
+    pub exchanges: exchange::Limits,
+    /// Of the observations.
+    pub observers: observe::Limits,
+}
+
+/// What one socket serves.
+pub struct Service {
+    seams: Seams,
+    exchanges: Exchanges,
+    observers: Observers,
+    inbox: Arc<Inbox>,
+    tickets: TicketQueue<Written>,
+    generation: u64,
+    next_check: Option<Instant>,
+    counted_peers: i64,
+}
+
+/// A write whose ticket is open, and the answer that it gets.
+struct Written {
+    exchange: Exchange,
+    code: Code,
+}
+
+impl Service {
+    /// A service that draws message ids and timeouts from `seed`.
+    pub fn new(seams: Seams, limits: Limits, seed: u64) -> Self {
+        let inbox = Arc::new(Inbox::new(seams.topics.next_subscriber(), Principal::Anon { loopback: true }));
+        Self {
+            exchanges: Exchanges::new(limits.exchanges, seed),
+            observers: Observers::new(limits.observers),
+            tickets: TicketQueue::default(),
+            generation: seams.permit.generation(),
+            next_check: None,
+            counted_peers: 0,
+            inbox,
+            seams,
+        }
+    }
+
+    /// Takes one datagram of `peer`.
+    pub fn receive(&mut self, now: Instant, peer: SocketAddr, datagram: &[u8]) {
+        self.exchanges.receive(now, peer, datagram);
+        self.settle(now);
+    }
+
+    /// Takes what the core has: finished writes and new values. Pending when there is nothing.
+    pub fn poll_core(&mut self, now: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        let mut progress = false;
+        while let Poll::Ready(Some((written, result))) = self.tickets.poll_next(cx) {
+            self.exchanges.respond(now, written.exchange, outcome(written.code, result));
+            progress = true;
+        }
+        if let Poll::Ready(publications) = self.inbox.poll_take(cx) {
+            publications.iter().for_each(|publication| self.observers.changed(&publication.topic, &update(publication)));
+            progress = true;
+        }
+        if !progress {
+            return Poll::Pending;
+        }
+        self.settle(now);
+        Poll::Ready(())
+    }
+
+    /// When [`tick`](Self::tick) must be called next.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let due = [self.exchanges.poll_timeout(), self.observers.poll_timeout(), self.next_check];
+        due.into_iter().flatten().min()
+    }
+
+    /// Does what is due at `now`.
+    pub fn tick(&mut self, now: Instant) {
+        self.exchanges.tick(now);
+        self.observers.tick(now);
+        if self.next_check.is_some_and(|at| at <= now) {
+            self.next_check = None;
+            self.check_permissions();
+        }
+        self.settle(now);
+    }
+
+    /// The next datagram to be sent.
+    pub fn poll_transmit(&mut self) -> Option<Transmit> {
+        self.exchanges.poll_transmit()
+    }
+
+    /// Whether no write is on its way to the store.
+    pub fn is_idle(&self) -> bool {
+        self.tickets.is_empty()
+    }
+
+    /// Ends all observations with a 5.03, once and unconfirmed, so that observers come back elsewhere or later
+    /// (RFC 7641 §4.2). Called when the broker stops.
+    pub fn end_observations(&mut self, now: Instant) {
+        let observers: Vec<Observer> = self.observers.all().copied().collect();
+        for observer in observers {
+            self.observers.remove(observer);
+            let mut message = Message::new(Kind::NonConfirmable, Code::UNAVAILABLE);
+            message.set_token(observer.token);
+            message.add_uint(option::MAX_AGE, 5);
+            self.exchanges.send(now, observer.peer, message);
+        }
+        self.settle(now);
+    }
+
+    /// The end: open tickets complete in a task of their own.
+    pub fn close(mut self) {
+        self.seams.metrics.connections(Protocol::Coap).sub(std::mem::take(&mut self.counted_peers));
+        std::mem::take(&mut self.tickets).drain(self.seams.metrics.clone());
+    }
+
+    /// Handles all events and sends what may go out, until nothing is left to do now.
+    fn settle(&mut self, now: Instant) {
+        while let Some(event) = self.exchanges.poll_event() {
+            match event {
+                Event::Request { exchange, message } => self.request(now, exchange, &message),
+                Event::Acknowledged { peer, id, round_trip } => {
+                    self.observers.acknowledged(now, (peer, id), round_trip);
+                }
+                Event::Rejected { peer, id } | Event::GaveUp { peer, id } => self.observers.lost(now, (peer, id)),
+            }
+        }
+        self.notify(now);
+        while let Some(topic) = self.observers.poll_unwatched() {
+            self.unsubscribe_if_unwatched(&topic);
+        }
+        if !self.observers.is_empty() {
+            self.next_check.get_or_insert(now + PERMISSION_CHECK);
+        }
+        self.count_peers();
+    }
+
+    fn notify(&mut self, now: Instant) {
+        let unix_ms = self.seams.clock.now_ms();
+        while let Some(notification) = self.observers.poll_notification(now, unix_ms) {
+            let id = self.exchanges.send(now, notification.observer.peer, notification.message.clone());
+            self.observers.sent(now, &notification, id);
+            self.count(Outcome::Delivered);
+        }
+    }
+
+    fn request(&mut self, now: Instant, exchange: Exchange, message: &Message) {
+        self.count(Outcome::Received);
+        let answer = match Request::parse(message) {
+            Err(refusal) => Some(*refusal),
+            // Nothing can be granted to a nameless peer elsewhere; so it costs neither a look-up nor a log line.
+            Ok(_) if !is_loopback(exchange.peer) => Some(forbidden(Named::No)),
+            Ok(request) => self.serve(now, (exchange, message.token()), request),
+        };
+        if let Some(answer) = answer {
+            if answer.code().class() == 4 {
+                self.count(Outcome::Refused);
+            }
+            self.exchanges.respond(now, exchange, answer);
+        }
+    }
+
+    /// The answer, or `None` when it follows with a ticket.
+    fn serve(&mut self, now: Instant, (exchange, token): (Exchange, Token), request: Request) -> Option<Message> {
+        let who = Principal::Anon { loopback: true };
+        match request {
+            Request::Read { topic, reading } => {
+                let observer = Observer { peer: exchange.peer, token };
+                Some(self.read(now, observer, (&topic, &reading)).unwrap_or_else(refuse))
+            }
+            Request::Discover { filter, reading } => Some(reading.answer(&self.list(&who, &filter), MAX_AGE)),
+            Request::Write { topic, content_type, payload } => {
+                let change = Change::Value;
+                let content_type = content_type.map(Into::into);
+                let draft = Draft { topic: topic.into(), change, payload, content_type, ..draft() };
+                self.publish(&who, exchange, draft)
+            }
+            Request::Clear { topic } => {
+                let draft = Draft { topic: topic.into(), change: Change::Clear, ..draft() };
+                self.publish(&who, exchange, draft)
+            }
+        }
+    }
+
+    fn read(
+        &mut self,
+        now: Instant,
+        observer: Observer,
+        (topic, reading): (&str, &Reading),
+    ) -> Result<Message, Refusal> {
+        match reading.observe {
+            Observe::Deregister => self.observers.remove(observer),
+            // RFC 7641 §4.1: a server that takes no more observers answers an ordinary GET.
+            Observe::Register if self.observers.has_room(observer) => {
+                let answer = self.observe(now, observer, (topic, reading));
+                self.unsubscribe_if_unwatched(topic);
+                return answer;
+            }
+            Observe::Register | Observe::Absent => {}
+        }
+        Ok(match self.value(topic)? {
+            Some(value) => reading.answer(&value, MAX_AGE),
+            None => no_value(),
+        })
+    }
+
+    /// Subscribes before it reads, so that no value is missed in between.
+    fn observe(
+        &mut self,
+        now: Instant,
+        observer: Observer,
+        (topic, reading): (&str, &Reading),
+    ) -> Result<Message, Refusal> {
+        let subscriber: Arc<dyn Subscriber> = self.inbox.clone();
+        let options = SubOptions { qos: Qos::AtLeastOnce, ..SubOptions::default() };
+        if self.observers.watches(topic) {
+            self.ask_subscribe(topic)?;
+        } else {
+            self.seams.topics.subscribe(&subscriber, topic, options)?;
+        }
+        let Some(value) = self.value(topic)? else { return Ok(no_value()) };
+        let mut answer = reading.answer(&value, observe::MAX_AGE);
+        let size = reading.block.map_or(BlockSize::MAX, |block| block.size);
+        let registration = Registration { topic: topic.into(), value, size };
+        // RFC 7641 §4.1: only a 2.xx answer begins an observation.
+        if answer.code().class() == 2 && self.observers.register(now, observer, registration) {
+            let number = self.observers.draw_number(self.seams.clock.now_ms());
+            answer.add_uint(option::OBSERVE, u64::from(number));
+        }
+        Ok(answer)
+    }
+
+    fn ask_subscribe(&self, topic: &str) -> Result<(), Refusal> {
+        let who = self.inbox.principal();
+        if self.seams.permit.may(who, Action::Subscribe, topic) {
+            return Ok(());
+        }
+        self.seams.permit.log_refusal(who, Action::Subscribe, topic);
+        Err(Refusal::Forbidden)
+    }
+
+    fn value(&self, topic: &str) -> Result<Option<Representation>, Refusal> {
+        let value = self.seams.topics.value(self.inbox.principal(), topic)?;
+        Ok(value.map(|publication| representation(&publication)))
+    }
+
+    /// RFC 7252 §5.8.2, §5.8.3: 2.01 when the topic had no value to keep, 2.04 when it had, 2.02 for DELETE.
+    fn publish(&mut self, who: &Principal, exchange: Exchange, draft: Draft) -> Option<Message> {
+        let code = match draft.change {
+            Change::Clear => Code::DELETED,
+            Change::Value if self.seams.topics.retained(&draft.topic).is_empty() => Code::CREATED,
+            Change::Value => Code::CHANGED,
+        };
+        let weight = draft.payload.len() + draft.topic.len();
+        match self.seams.topics.publish(who, draft) {
+            Ok(ticket) => self.tickets.push(ticket, Written { exchange, code }, weight),
+            Err(refusal) => return Some(refuse(refusal)),
+        }
+        None
+    }
+
+    fn list(&self, who: &Principal, filter: &Filter) -> Representation {
+        let listed = self.listed(who);
+        let format = |topic: &Arc<str>| {
+            let value = self.seams.topics.retained(topic).pop()?;
+            format::number(value.content_type.as_deref()?)
+        };
+        let links = listed.iter().map(|topic| Link { topic, format: format(topic) });
+        let body = links::list(links, filter);
+        let mut hasher = DefaultHasher::new();
+        body.hash(&mut hasher);
+        Representation { version: hasher.finish(), format: Some(format::LINK_FORMAT), body: Bytes::from(body) }
+    }
+
+    fn listed(&self, who: &Principal) -> Vec<Arc<str>> {
+        // Without any grant the whole table would be searched for nothing.
+        let mut topics: Vec<Arc<str>> = Vec::new();
+        if self.seams.permit.list(Some(who.subject())).is_empty() {
+            return topics;
+        }
+        for _ in 0..LIST_PAGES.0 {
+            let page = self.seams.topics.listed(who, topics.last().map(|topic| &**topic), LIST_PAGES.1);
+            let is_last = page.len() < LIST_PAGES.1;
+            topics.extend(page);
+            if is_last {
+                break;
+            }
+        }
+        topics
+    }
+
+    /// Ends the observations of topics that may not be read any more, when the access model has changed.
+    fn check_permissions(&mut self) {
+        let generation = self.seams.permit.generation();
+        if std::mem::replace(&mut self.generation, generation) == generation {
+            return;
+        }
+        let may = |action, topic: &str| self.seams.permit.may(self.inbox.principal(), action, topic);
+        let may_observe = |topic: &str| may(Action::Subscribe, topic) && may(Action::Retrieve, topic);
+        let lost: Vec<_> = self.observers.topics().filter(|topic| !may_observe(topic)).cloned().collect();
+        for topic in lost {
+            self.observers.changed(&topic, &Update::End(Code::UNAUTHORIZED));
+        }
+    }
+
+    fn unsubscribe_if_unwatched(&self, topic: &str) {
+        if !self.observers.watches(topic) {
+            self.seams.topics.unsubscribe(self.inbox.id(), topic);
+        }
+    }
+
+    fn count(&self, outcome: Outcome) {
+        self.seams.metrics.messages(Protocol::Coap, outcome).add(1);
+    }
+
+    fn count_peers(&mut self) {
+        let peers = i64::try_from(self.exchanges.peers().max(self.observers.peers())).unwrap_or(i64::MAX);
+        self.seams.metrics.connections(Protocol::Coap).add(peers - self.counted_peers);
+        self.counted_peers = peers;
+    }
+}
+
+/// XMPP and CoAP publish what is kept, with QoS 1 (semantics).
+fn draft() -> Draft {
+    Draft { qos: Qos::AtLeastOnce, retain: true, ..Draft::default() }
+}
+
+fn representation(publication: &Publication) -> Representation {
+    Representation {
+        version: publication.id,
+        format: publication.content_type.as_deref().and_then(format::number),
+        body: publication.payload.clone(),
+    }
+}
+
+fn update(publication: &Publication) -> Update {
+    match publication.change {
+        Change::Value => Update::Value(representation(publication)),
+        Change::Clear => Update::Cleared(publication.id),
+    }
+}
+
+fn is_loopback(peer: SocketAddr) -> bool {
+    peer.ip().to_canonical().is_loopback()
+}
+
+fn no_value() -> Message {
+    *refusal(Code::NOT_FOUND, "this topic has no value")
+}
+
+fn refuse(refused: Refusal) -> Message {
+    match refused {
+        Refusal::Forbidden => forbidden(Named::No),
+        Refusal::IllegalTopic(error) => *refusal(Code::BAD_REQUEST, &error.to_string()),
+    }
+}
+
+/// The answer to a write whose ticket is complete. What the store refused is not acknowledged.
+fn outcome(code: Code, result: Result<(), StoreError>) -> Message {
+    match result {
+        Ok(()) => Message::response(code),
+        Err(StoreError::Unavailable(_)) => {
+            let mut response = refusal(Code::UNAVAILABLE, "the store is not available now");
+            response.add_uint(option::MAX_AGE, 5);
+            *response
+        }
+        Err(_) => *refusal(Code::INTERNAL, "the value could not be saved"),
+    }
+}
+
+#[cfg(test)]
+#[path = "service_tests.rs"]
+mod tests;
