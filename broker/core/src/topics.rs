@@ -203,7 +203,7 @@ impl Topics {
         let matches = self.matches(&mut state, &publication.topic);
         let mut ticket = Ticket::done();
         if publication.retain {
-            ticket.wait_for(self.store.commit(&Owner::topic(&publication.topic), vec![retained_op(&publication)]));
+            ticket.wait_for(self.store.commit(&Owner::topic(&publication.topic), vec![retained_op(&publication), Op::Drawn { id: publication.id }]));
         }
         for m in matches.iter().filter(|m| m.wants(&publication)) {
             if let Some((owner, ops)) = m.subscriber.store(&publication, &m.options) {
