@@ -8,9 +8,10 @@
 //! - [`conversation`] turns something heard into a new durable state and actions; [`bot`] is one whole bot without IO.
 //! - [`pool`], [`store`], [`loader`], [`seat`] and [`actions`] put that into the broker: threads, rows, folder, routing.
 
-//pub mod bot;
-//pub mod conversation;
-//pub mod dispatch;
+pub mod bot;
+pub mod conversation;
+pub mod dispatch;
 pub mod engine;
+pub mod event;
 pub mod journal;
 pub mod prompt;

@@ -32,6 +32,12 @@ impl ScriptError {
         }
     }
 
+    /// An error of a line, 0 for none in particular.
+    pub fn at_line(file: &str, source: &str, line: u32, message: impl Into<String>) -> ScriptError {
+        let at = u16::try_from(line).ok().filter(|line| *line > 0).map_or(Position::NONE, |line| Position::new(line, 0));
+        ScriptError::at(file, source, at, message)
+    }
+
     /// An error of the whole file.
     pub fn of_file(file: &str, message: impl Into<String>) -> ScriptError {
         ScriptError::at(file, "", Position::NONE, message)
@@ -44,6 +50,7 @@ impl fmt::Display for ScriptError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.line, self.column) {
             (0, _) => write!(f, "{}: {}", self.file, self.message)?,
+            (line, 0) => return write!(f, "{}:{line}: {}", self.file, self.message),
             (line, column) => write!(f, "{}:{line}:{column}: {}", self.file, self.message)?,
         }
         let Some(source) = &self.source_line else { return Ok(()) };

@@ -217,8 +217,8 @@ pub struct Ran {
     pub end: End,
     /// The journal, longer by what was new.
     pub journal: Journal,
-    /// The state that the script left.
-    pub state: Map<String, Value>,
+    /// The state that the script left; `None` if it is not to be kept.
+    pub state: Option<Map<String, Value>>,
     /// What is new to be done, in order.
     pub effects: Vec<Effect>,
 }
@@ -307,9 +307,9 @@ impl Engine {
         let end = self.end(script, call, result, &run);
         match end {
             End::Changed(_) => {
-                Ran { end, journal: call.journal.clone(), state: call.state.clone(), effects: Vec::new() }
+                Ran { end, journal: call.journal.clone(), state: None, effects: Vec::new() }
             }
-            end => finish(script, call, end, run),
+            end => finish(script, end, run),
         }
     }
 
@@ -532,21 +532,15 @@ fn size(value: &Dynamic, limit: usize, depth: usize) -> usize {
     counted.unwrap_or_else(|total| total)
 }
 
-fn finish(script: &Script, call: &Call<'_>, end: End, run: Run) -> Ran {
+fn finish(script: &Script, end: End, run: Run) -> Ran {
     let journal = run.replay.journal;
     match kept_state(&run.state) {
-        Ok(state) => Ran { end, journal, state, effects: run.effects },
-        Err(_) if matches!(end, End::Failed(_)) => {
-            Ran { end, journal, state: call.state.clone(), effects: run.effects }
-        }
+        Ok(state) => Ran { end, journal, state: Some(state), effects: run.effects },
+        Err(_) if matches!(end, End::Failed(_)) => Ran { end, journal, state: None, effects: run.effects },
         Err(message) => {
-            let line = match &end {
-                End::Waits(question) => Position::new(question.line as u16, 0),
-                _ => Position::NONE,
-            };
-            let error = ScriptError::at(&script.file, &script.source, line, message);
-            let end = End::Failed(Box::new(error));
-            Ran { end, journal, state: call.state.clone(), effects: run.effects }
+            let line = if let End::Waits(question) = &end { question.line } else { 0 };
+            let error = ScriptError::at_line(&script.file, &script.source, line, message);
+            Ran { end: End::Failed(Box::new(error)), journal, state: None, effects: run.effects }
         }
     }
 }
