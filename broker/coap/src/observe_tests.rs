@@ -2,6 +2,7 @@
 
 use super::*;
 use bytes::Bytes;
+use proptest::prelude::*;
 
 struct Dialogue {
     observers: Observers,
@@ -258,4 +259,102 @@ fn a_large_value_is_notified_with_its_first_block_at_the_size_asked_for() {
     let block = Block::parse(notification.message.value(option::BLOCK2).unwrap()).unwrap();
     assert_eq!((block.number, block.more, notification.message.payload().len()), (0, true, 64));
     assert_eq!(notification.message.uint(option::SIZE2), Some(100));
+}
+
+/// One thing that may happen to the observations.
+#[derive(Clone, Debug)]
+enum Step {
+    Register(u8, u16, u8),
+    Remove(u8, u16),
+    Publish(u8),
+    End(u8),
+    Notify,
+    Acknowledge,
+    Lose,
+    Wait(u64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        (0u8..4, 1u16..4, 0u8..3).prop_map(|(token, port, topic)| Step::Register(token, port, topic)),
+        (0u8..4, 1u16..4).prop_map(|(token, port)| Step::Remove(token, port)),
+        (0u8..3).prop_map(Step::Publish),
+        (0u8..3).prop_map(Step::End),
+        Just(Step::Notify),
+        Just(Step::Notify),
+        Just(Step::Acknowledge),
+        Just(Step::Lose),
+        (0u64..100_000).prop_map(Step::Wait),
+    ]
+}
+
+const TOPICS: [&str; 3] = ["a", "b", "c"];
+
+impl Dialogue {
+    fn does(&mut self, step: &Step, version: u64, waiting: &mut Vec<Seen>) {
+        let at = |token: u8, port: u16| Observer {
+            peer: ([127, 0, 0, 1], port).into(),
+            token: Token::new(&[token]),
+        };
+        match *step {
+            Step::Register(token, port, topic) => drop(self.registers(at(token, port), TOPICS[usize::from(topic)])),
+            Step::Remove(token, port) => self.observers.remove(at(token, port)),
+            Step::Publish(topic) => self.publishes(TOPICS[usize::from(topic)], version, b"x"),
+            Step::End(topic) => {
+                self.observers.changed(TOPICS[usize::from(topic)], &Update::Cleared(version));
+            }
+            Step::Notify => waiting.extend(self.sees()),
+            Step::Acknowledge => {
+                let seen = waiting.pop();
+                seen.iter().for_each(|seen| self.acknowledges(seen));
+            }
+            Step::Lose => {
+                if let Some(seen) = waiting.pop() {
+                    self.observers.lost(self.now, (seen.observer.peer, seen.id));
+                }
+            }
+            Step::Wait(ms) => self.passes(Duration::from_millis(ms)),
+        }
+    }
+
+    /// What must hold at every moment.
+    fn holds(&self) {
+        let o = &self.observers;
+        assert_eq!(o.entries.len(), o.topics.values().map(Vec::len).sum::<usize>());
+        assert_eq!(o.entries.len(), o.flows.values().map(|flow| flow.observers).sum::<usize>());
+        assert_eq!(o.entries.len(), o.refresh.len());
+        for (observer, entry) in &o.entries {
+            let flow = &o.flows[&observer.peer];
+            assert_eq!(entry.queued, flow.ready.contains(&observer.token), "{observer:?}");
+        }
+        for (peer, flow) in &o.flows {
+            let can_go = !flow.ready.is_empty() && flow.unacknowledged.is_none();
+            assert!(!can_go || o.due.contains(&(flow.scheduled, *peer)), "{peer} would wait for ever");
+            assert!(flow.observers > 0 || flow.unacknowledged.is_some(), "{peer} is kept for nothing");
+        }
+        assert!(o.due.len() <= o.flows.len());
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_order_of_events_leaves_an_observer_waiting_or_anything_behind(
+        steps in proptest::collection::vec(step(), 0..200)
+    ) {
+        let mut d = Dialogue::with(Limits { per_peer: 3, all: 6 });
+        let mut waiting = Vec::new();
+        for (version, step) in steps.iter().enumerate() {
+            d.does(step, version as u64 + 10, &mut waiting);
+            d.holds();
+        }
+        while let Some(seen) = waiting.pop() {
+            d.observers.lost(d.now, (seen.observer.peer, seen.id));
+            d.holds();
+        }
+        for observer in d.observers.all().copied().collect::<Vec<_>>() {
+            d.observers.remove(observer);
+        }
+        d.holds();
+        prop_assert!(d.observers.flows.is_empty() && d.observers.due.is_empty() && d.observers.topics.is_empty());
+    }
 }

@@ -414,3 +414,6 @@ async fn observers_are_told_when_the_broker_stops() {
     w.service.close();
     assert_eq!(metrics.connections(Protocol::Coap).get(), 0);
 }
+
+#[path = "loss_tests.rs"]
+mod loss;
