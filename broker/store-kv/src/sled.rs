@@ -10,7 +10,11 @@ use sled::{
         ConflictableTransactionError, TransactionError, Transactional, TransactionalTree, UnabortableTransactionError,
     },
 };
-use std::{fs::File, ops::ControlFlow, path::Path};
+use std::{fs::File, ops::ControlFlow, path::Path, thread, time::Duration};
+
+/// How long to wait for sled's threads to let its lock go.
+const LOCK_TRIES: u32 = 500;
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// An open sled.
 pub(crate) struct Sled {
@@ -29,6 +33,7 @@ impl Sled {
             .cache_capacity(cache)
             .flush_every_ms(None)
             .use_compression(false);
+        await_unlocked(&folder.join("db"));
         let db = config.open().map_err(fault)?;
         let trees = Family::ALL.iter().map(|family| db.open_tree(family.name())).collect::<Result<_, _>>();
         let file = File::options().write(true).open(folder.join("db")).map_err(|error| fault(error.into()))?;
@@ -72,6 +77,23 @@ impl Kv for Sled {
     fn sync(&self) -> Result<(), StoreError> {
         self.db.flush().map_err(fault)?;
         self.file.sync_data().map_err(|error| fault(error.into()))
+    }
+}
+
+/// sled holds its own lock a moment longer than its `Db`, until its background threads let go. We hold the lock of the
+/// whole folder, so there is nobody else to wait for.
+fn await_unlocked(db: &Path) {
+    let Ok(file) = File::open(db) else { return };
+    // Dropping the file gives our own trial lock back.
+    while_busy(|| file.try_lock().is_err());
+}
+
+fn while_busy(busy: impl Fn() -> bool) {
+    for _ in 0..LOCK_TRIES {
+        if !busy() {
+            return;
+        }
+        thread::sleep(LOCK_PAUSE);
     }
 }
 

@@ -96,7 +96,7 @@ mod tests {
     #[test]
     fn values_fall_into_the_bucket_whose_bound_they_do_not_pass() {
         let counters = Counters::default();
-        [100, 101, 6_000_000].map(|us| counters.landed(Duration::from_micros(us)));
+        [100, 101, 6_000_000].into_iter().for_each(|us| counters.landed(Duration::from_micros(us)));
         counters.batch(1_024);
         let stats = counters.snapshot();
         assert_eq!(stats.latency_us.counts[..2], [1, 1]);

@@ -527,7 +527,7 @@ pub fn what_cannot_be_stored_is_refused(backend: &dyn Backend) {
     }
     assert!(matches!(commit(&store, &Owner::account(&long), [put("a", "x")]), Err(StoreError::Invalid(_))));
     assert_eq!(record(&store, &juliet(), "a"), None);
-    must(&store, &Owner::account(&"o".repeat(4_094)), [put(&"i".repeat(2_048), "x")]);
+    must(&store, &Owner::account(&"o".repeat(4_093)), [put(&"i".repeat(2_048), "x")]);
     must(&store, &juliet(), []);
 }
 

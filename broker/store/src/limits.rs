@@ -3,7 +3,7 @@
 use crate::{Op, Owner, StoreError};
 
 /// Greatest length of an owner's key in bytes.
-pub const MAX_OWNER: usize = 4_096;
+pub const MAX_OWNER: usize = 4_095;
 /// Greatest length of an item's key in bytes.
 pub const MAX_ITEM: usize = 2_048;
 /// Greatest length of a correspondent in bytes: a bare JID (RFC 7622 §3.1: 1,023 bytes a part) and its `@`.

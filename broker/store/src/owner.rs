@@ -2,7 +2,7 @@
 
 use std::{borrow::Borrow, fmt, ops::Deref, sync::Arc};
 
-/// Whose rows: a bare JID, a topic, a durable MQTT session or one of the broker's own partitions. At most 4,096 bytes.
+/// Whose rows: a bare JID, a topic, a durable MQTT session or one of the broker's own partitions. At most 4,095 bytes.
 ///
 /// A letter and a colon in front keep the kinds apart: `a:` account, bot or device (bare JID), `t:` topic, `m:` MQTT
 /// session, `s:` the system's.
