@@ -11,7 +11,7 @@ use std::thread;
 
 use serde_json::{Value, json};
 use tavi_enrol::key::PublicKey;
-use tavi_enrol::token::{Audience, verify};
+use tavi_enrol::token::{Attempt, Audience, verify};
 use tempfile::TempDir;
 
 /// A data folder with a played broker on it, and an empty folder that the operator works in.
@@ -323,11 +323,13 @@ fn a_token_is_good_for_the_brokers_domain() {
     let key: PublicKey = added["public_key"].as_str().unwrap().parse().unwrap();
     let signed = stage.json(&["device", "token", id, "--key", file, "--lifetime", "60"]);
     let (token, expires) = (signed["token"].as_str().unwrap(), signed["expires"].as_u64().unwrap());
-    let verified = verify(token, Audience::Mqtt("localhost"), expires - 1, |_| vec![key]).unwrap();
+    let (device, audience) = (key.device_id(), Audience::Mqtt("localhost"));
+    let verified = verify(token, &Attempt { device, audience, now: expires - 1 }, &[key]).unwrap();
     assert_eq!((verified.device.to_string().as_str(), verified.expires), (id, expires));
     let text = stage.run(&["device", "token", id, "--key", file, "--for", "xmpp", "--domain", "example.org"]).stdout;
     let token = String::from_utf8(text).unwrap();
-    assert!(verify(token.trim_end(), Audience::Xmpp("example.org"), expires - 60, |_| vec![key]).is_ok());
+    let attempt = Attempt { device, audience: Audience::Xmpp("example.org"), now: expires - 60 };
+    assert!(verify(token.trim_end(), &attempt, &[key]).is_ok());
     let told = Stage::empty().refused(1, &["device", "token", id, "--key", file]);
     assert!(told.contains("--domain"), "{told}");
 }

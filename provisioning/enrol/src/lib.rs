@@ -8,6 +8,7 @@ pub mod admin;
 pub mod device;
 pub mod grant;
 pub mod key;
+pub mod replay;
 pub mod route;
 pub mod secret;
 pub mod token;

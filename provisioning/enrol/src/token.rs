@@ -37,6 +37,17 @@ pub enum Audience<'a> {
     Xmpp(&'a str),
 }
 
+impl<'a> Audience<'a> {
+    /// The audience for a protocol's name, `mqtt` or `xmpp`.
+    pub fn named(protocol: &str, domain: &'a str) -> Option<Self> {
+        match protocol {
+            "mqtt" => Some(Self::Mqtt(domain)),
+            "xmpp" => Some(Self::Xmpp(domain)),
+            _ => None,
+        }
+    }
+}
+
 impl fmt::Display for Audience<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -86,7 +97,18 @@ fn timestamp(seconds: u64) -> Timestamp {
     Timestamp::WholeSeconds(i64::try_from(seconds).unwrap_or(i64::MAX))
 }
 
-/// What a good token proves. The broker still has to refuse a nonce that it has seen, until `expires`.
+/// What a token is checked against.
+#[derive(Debug, Clone, Copy)]
+pub struct Attempt<'a> {
+    /// Who the peer says it is, for example by its user name.
+    pub device: DeviceId,
+    /// Which service it speaks to.
+    pub audience: Audience<'a>,
+    /// Now, in seconds since 1970 in UTC.
+    pub now: u64,
+}
+
+/// What a good token proves. It logs in only if [`Replay::admit`](crate::replay::Replay::admit) has not seen it before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VerifiedToken {
     /// Who logs in.
@@ -95,6 +117,8 @@ pub struct VerifiedToken {
     pub key: PublicKey,
     /// The token's `cti`: remember it until `expires`.
     pub nonce: [u8; 16],
+    /// When the device says that it made the token; seconds since 1970 in UTC.
+    pub issued_at: u64,
     /// From this second on the token is refused anyhow; seconds since 1970 in UTC.
     pub expires: u64,
 }
@@ -106,6 +130,9 @@ pub enum TokenError {
     /// Not base64url of a tagged COSE_Sign1 with this file's header and claims.
     #[error("the token is malformed: {0}")]
     Malformed(&'static str),
+    /// Made by or for another device than the one that logs in.
+    #[error("the token is another device's")]
+    Device,
     /// Made for another service or domain.
     #[error("the token is for another service or domain")]
     Audience,
@@ -124,6 +151,15 @@ pub enum TokenError {
     /// None of the device's keys made the signature.
     #[error("the token is not signed by a key of this device")]
     Signature,
+    /// It was used before.
+    #[error("the token was used before")]
+    Replayed,
+    /// It was made before the broker started, so that nobody knows whether it was used.
+    #[error("the token is older than this run of the broker")]
+    BeforeStart,
+    /// The device has used too many tokens in their lifetime.
+    #[error("the device has used too many tokens in ten minutes")]
+    TooMany,
 }
 
 /// Whether a password is meant as a token. No generated secret looks like one.
@@ -131,30 +167,28 @@ pub fn looks_like_token(password: &str) -> bool {
     password.len() > 128 && password.starts_with(PREFIX)
 }
 
-/// Checks a token; `keys` gives the whole 32-byte keys of a device that count now.
+/// Checks a token; `keys` are the whole 32-byte keys of the device that count now.
 ///
 /// # Errors
 /// See [`TokenError`]. The signature is checked last, strictly (RFC 8032 §5.1.7 without its latitude).
-pub fn verify(
-    token: &str,
-    audience: Audience<'_>,
-    now: u64,
-    keys: impl FnOnce(&DeviceId) -> Vec<PublicKey>,
-) -> Result<VerifiedToken, TokenError> {
+pub fn verify(token: &str, attempt: &Attempt<'_>, keys: &[PublicKey]) -> Result<VerifiedToken, TokenError> {
     let signed = decode(token)?;
-    let device = device_of(&signed)?;
     let claims = claims_of(&signed)?;
+    let device = device_of(&signed)?;
     if claims.subject.as_deref() != Some(&*device.text()) {
         return Err(TokenError::Malformed("sub is not the device of kid"));
     }
-    if claims.audience.as_deref() != Some(&*audience.to_string()) {
+    if device != attempt.device {
+        return Err(TokenError::Device);
+    }
+    if claims.audience.as_deref() != Some(&*attempt.audience.to_string()) {
         return Err(TokenError::Audience);
     }
-    let expires = check_times(&claims, now)?;
+    let (issued_at, expires) = check_times(&claims, attempt.now)?;
     let nonce = claims.cwt_id.as_deref().and_then(|id| id.try_into().ok());
     let nonce = nonce.ok_or(TokenError::Malformed("cti is not 16 bytes"))?;
-    let key = signer_of(&signed, keys(&device))?;
-    Ok(VerifiedToken { device, key, nonce, expires })
+    let key = signer_of(&signed, keys)?;
+    Ok(VerifiedToken { device, key, nonce, issued_at, expires })
 }
 
 fn decode(token: &str) -> Result<CoseSign1, TokenError> {
@@ -181,8 +215,8 @@ fn claims_of(signed: &CoseSign1) -> Result<ClaimsSet, TokenError> {
     ClaimsSet::from_slice(payload).map_err(|_| TokenError::Malformed("its payload is no set of claims"))
 }
 
-/// RFC 8392 §3.1.4 and §3.1.6; gives the second at which the token expires.
-fn check_times(claims: &ClaimsSet, now: u64) -> Result<u64, TokenError> {
+/// RFC 8392 §3.1.4 and §3.1.6; gives the seconds at which the token was made and expires.
+fn check_times(claims: &ClaimsSet, now: u64) -> Result<(u64, u64), TokenError> {
     let issued = seconds(&claims.issued_at).ok_or(TokenError::Malformed("iat is no whole second"))?;
     let expires = seconds(&claims.expiration_time).ok_or(TokenError::Malformed("exp is no whole second"))?;
     match expires.checked_sub(issued) {
@@ -195,7 +229,7 @@ fn check_times(claims: &ClaimsSet, now: u64) -> Result<u64, TokenError> {
     if issued > now.saturating_add(MAX_AHEAD) {
         return Err(TokenError::NotYet);
     }
-    if now >= expires { Err(TokenError::Expired) } else { Ok(expires) }
+    if now >= expires { Err(TokenError::Expired) } else { Ok((issued, expires)) }
 }
 
 fn seconds(time: &Option<Timestamp>) -> Option<u64> {
@@ -205,7 +239,7 @@ fn seconds(time: &Option<Timestamp>) -> Option<u64> {
     }
 }
 
-fn signer_of(signed: &CoseSign1, keys: Vec<PublicKey>) -> Result<PublicKey, TokenError> {
+fn signer_of(signed: &CoseSign1, keys: &[PublicKey]) -> Result<PublicKey, TokenError> {
     if keys.is_empty() {
         return Err(TokenError::UnknownDevice);
     }
@@ -214,16 +248,17 @@ fn signer_of(signed: &CoseSign1, keys: Vec<PublicKey>) -> Result<PublicKey, Toke
     let made_it = |key: &PublicKey| {
         VerifyingKey::from_bytes(key.as_bytes()).is_ok_and(|key| key.verify_strict(&bytes, &signature).is_ok())
     };
-    keys.into_iter().find(made_it).ok_or(TokenError::Signature)
+    keys.iter().copied().find(made_it).ok_or(TokenError::Signature)
 }
 
 /// For fuzzing: whatever the bytes are, checking them as a token ends, and only a good signature passes.
 pub fn fuzz_token(data: &[u8]) {
-    let keys = |_: &DeviceId| PublicKey::from_bytes(*FUZZ_KEY).into_iter().collect();
+    let Ok(key) = PublicKey::from_bytes(*FUZZ_KEY) else { return };
+    let attempt = Attempt { device: key.device_id(), audience: Audience::Mqtt("localhost"), now: 1_800_000_000 };
     let raw = URL_SAFE_NO_PAD.encode(data);
     let texts = [raw.as_str(), std::str::from_utf8(data).unwrap_or_default()];
     for text in texts {
-        let outcome = verify(text, Audience::Mqtt("localhost"), 1_800_000_000, keys);
+        let outcome = verify(text, &attempt, &[key]);
         assert!(outcome.is_err(), "nobody has the private key of RFC 8032's first vector at hand here");
     }
 }
@@ -253,8 +288,12 @@ mod tests {
         Claims { device, audience: HERE, issued_at: NOW, lifetime: 300, nonce: [9; 16] }
     }
 
+    fn attempt(now: u64) -> Attempt<'static> {
+        Attempt { device: claims().device, audience: HERE, now }
+    }
+
     fn check(token: &str, now: u64) -> Result<VerifiedToken, TokenError> {
-        verify(token, HERE, now, |_| vec![public(&pump())])
+        verify(token, &attempt(now), &[public(&pump())])
     }
 
     /// Signs any header and claims, to say what `sign` never says.
@@ -273,7 +312,8 @@ mod tests {
         let token = sign(&pump(), &claims());
         assert!(looks_like_token(&token) && token.len() < 300, "{}", token.len());
         let device = claims().device;
-        let expected = VerifiedToken { device, key: public(&pump()), nonce: [9; 16], expires: NOW + 300 };
+        let key = public(&pump());
+        let expected = VerifiedToken { device, key, nonce: [9; 16], issued_at: NOW, expires: NOW + 300 };
         assert_eq!(check(&token, NOW), Ok(expected));
         assert_eq!(check(&token, NOW + 299), Ok(expected));
         assert_eq!(check(&forge(|_, _| {}), NOW), Ok(expected));
@@ -297,21 +337,34 @@ mod tests {
     fn a_token_is_for_one_service_of_one_domain() {
         let token = sign(&pump(), &claims());
         for other in [Audience::Xmpp("example.org"), Audience::Mqtt("example.com")] {
-            assert_eq!(verify(&token, other, NOW, |_| vec![public(&pump())]), Err(TokenError::Audience));
+            let attempt = Attempt { audience: other, ..attempt(NOW) };
+            assert_eq!(verify(&token, &attempt, &[public(&pump())]), Err(TokenError::Audience));
         }
+        assert_eq!(Audience::named("mqtt", "example.org"), Some(HERE));
+        assert_eq!(Audience::named("coap", "example.org"), None);
+    }
+
+    #[test]
+    fn a_token_logs_in_its_own_device_only() {
+        let lamp = public(&SigningKey::from_bytes(&[8; 32]));
+        let token = sign(&pump(), &claims());
+        let as_lamp = Attempt { device: lamp.device_id(), ..attempt(NOW) };
+        assert_eq!(verify(&token, &as_lamp, &[public(&pump())]), Err(TokenError::Device));
+        let forged = sign(&pump(), &Claims { device: lamp.device_id(), ..claims() });
+        assert_eq!(verify(&forged, &as_lamp, &[lamp]), Err(TokenError::Signature));
     }
 
     #[test]
     fn only_a_registered_key_counts() {
         let token = sign(&pump(), &claims());
         let other = SigningKey::from_bytes(&[8; 32]);
-        assert_eq!(verify(&token, HERE, NOW, |_| vec![]), Err(TokenError::UnknownDevice));
-        assert_eq!(verify(&token, HERE, NOW, |_| vec![public(&other)]), Err(TokenError::Signature));
-        let both = verify(&token, HERE, NOW, |_| vec![public(&other), public(&pump())]);
+        assert_eq!(verify(&token, &attempt(NOW), &[]), Err(TokenError::UnknownDevice));
+        assert_eq!(verify(&token, &attempt(NOW), &[public(&other)]), Err(TokenError::Signature));
+        let both = verify(&token, &attempt(NOW), &[public(&other), public(&pump())]);
         assert_eq!(both.unwrap().key, public(&pump()));
         // A rotated key signs for the id that the first key made.
         let rotated = sign(&other, &claims());
-        assert_eq!(verify(&rotated, HERE, NOW, |_| vec![public(&other)]).unwrap().device, claims().device);
+        assert_eq!(verify(&rotated, &attempt(NOW), &[public(&other)]).unwrap().device, claims().device);
     }
 
     #[test]
