@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use crate::ids::{Ids, Random};
 use crate::message::{Code, Fault, Kind, Message, Token, option};
+use crate::options::refuse_options;
 
 /// How long an acknowledgement is waited for at first (RFC 7252 §4.8); times 1 to 1.5, doubled at each repetition.
 pub const ACK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -427,32 +429,6 @@ enum Timer {
     Repeat(SocketAddr, u16),
 }
 
-/// The last message id used towards each peer, kept for at least EXCHANGE_LIFETIME (RFC 7252 §4.4) in two
-/// generations, so that forgetting needs no search.
-#[derive(Debug, Default)]
-struct Ids {
-    young: HashMap<SocketAddr, u16>,
-    old: HashMap<SocketAddr, u16>,
-    turned: Option<Instant>,
-}
-
-impl Ids {
-    /// Peers in one generation; beyond it the oldest are forgotten early and start at a random id again.
-    const GENERATION: usize = 8192;
-
-    fn draw(&mut self, now: Instant, peer: SocketAddr, first: u16) -> u16 {
-        let turned = *self.turned.get_or_insert(now);
-        if self.young.len() >= Self::GENERATION || now.saturating_duration_since(turned) >= EXCHANGE_LIFETIME {
-            self.old = std::mem::take(&mut self.young);
-            self.turned = Some(now);
-        }
-        let before = self.young.get(&peer).or(self.old.get(&peer)).copied().unwrap_or(first);
-        let id = before.wrapping_add(1);
-        self.young.insert(peer, id);
-        id
-    }
-}
-
 /// What is remembered of one peer.
 #[derive(Debug, Default)]
 struct Peer {
@@ -522,23 +498,6 @@ struct Answer {
     bytes: Bytes,
 }
 
-/// SplitMix64: spreads a seed over message ids and timeouts, which need no secrecy from a peer on the path.
-#[derive(Debug)]
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
-        mixed ^ mixed >> 31
-    }
-
-    fn fraction(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
-    }
-}
-
 fn digest(datagram: &[u8]) -> u64 {
     let mut hasher = DefaultHasher::new();
     datagram.hash(&mut hasher);
@@ -555,58 +514,6 @@ fn answerable(peer: SocketAddr) -> bool {
 fn overloaded() -> Message {
     let mut response = Message::response(Code::UNAVAILABLE);
     response.add_uint(option::MAX_AGE, 2);
-    response
-}
-
-/// An option that a request may carry: number, may it stand more than once, and its longest and shortest value.
-struct Known(u16, Times, std::ops::RangeInclusive<usize>);
-
-#[derive(PartialEq)]
-enum Times {
-    Once,
-    Many,
-}
-
-/// RFC 7252 §5.10 table 4, RFC 7641 §2, RFC 7959 §2.1.
-///
-/// If-Match and If-None-Match are absent: a precondition must hold against publishers of all protocols at once, and
-/// topics have no such operation. Being critical, they are refused with 4.02 rather than half kept (§5.4.1).
-const KNOWN: &[Known] = &[
-    Known(option::URI_HOST, Times::Once, 1..=255),
-    Known(option::URI_PORT, Times::Once, 0..=2),
-    Known(option::URI_PATH, Times::Many, 0..=255),
-    Known(option::URI_QUERY, Times::Many, 0..=255),
-    Known(option::ACCEPT, Times::Once, 0..=2),
-    Known(option::BLOCK2, Times::Once, 0..=3),
-    Known(option::BLOCK1, Times::Once, 0..=3),
-];
-
-/// The refusal of a request whose critical options are unknown, repeated or of a wrong length (RFC 7252 §5.4).
-fn refuse_options(message: &Message) -> Option<Message> {
-    // RFC 7252 §5.7.2: a server that is no proxy says 5.05.
-    if message.value(option::PROXY_URI).or(message.value(option::PROXY_SCHEME)).is_some() {
-        return Some(Message::response(Code::NO_PROXYING));
-    }
-    let mut before = None;
-    for (number, value) in message.options() {
-        let repeated = before.replace(number) == Some(number);
-        // RFC 7252 §5.4.6: an odd number is critical; elective options that are not understood are ignored.
-        if number % 2 == 1 && !is_known(number, value, repeated) {
-            return Some(bad_option(number));
-        }
-    }
-    None
-}
-
-fn is_known(number: u16, value: &[u8], repeated: bool) -> bool {
-    let known = KNOWN.iter().find(|known| known.0 == number);
-    known.is_some_and(|Known(_, times, length)| length.contains(&value.len()) && (!repeated || *times == Times::Many))
-}
-
-/// RFC 7252 §5.4.1: the diagnostic payload names the option.
-fn bad_option(number: u16) -> Message {
-    let mut response = Message::response(Code::BAD_OPTION);
-    response.set_payload(format!("option {number} is not supported here").as_bytes());
     response
 }
 

@@ -140,6 +140,15 @@ fn a_separate_response_is_repeated_with_growing_pauses_and_then_given_up() {
 }
 
 #[test]
+fn the_round_trip_of_a_repeated_message_is_not_known() {
+    let mut d = Dialogue::new();
+    let id = d.layer.send(d.now, d.peer, con(Code::CONTENT, 0));
+    d.next_moment();
+    d.layer.receive(d.now, d.peer, &Message::empty(ACK, id).encode());
+    assert!(matches!(d.layer.poll_event(), Some(Event::Acknowledged { round_trip: None, .. })));
+}
+
+#[test]
 fn a_repeated_put_is_done_once_and_answered_alike() {
     let mut d = Dialogue::new();
     let put = con(Code::PUT, 5);

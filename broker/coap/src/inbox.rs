@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
+use tavi_core::Principal;
 use tavi_core::publication::Publication;
 use tavi_core::topics::{SubOptions, Subscriber};
-use tavi_core::Principal;
 
 /// The one subscriber of all observations on a socket.
 #[derive(Debug)]
@@ -62,5 +62,43 @@ impl Subscriber for Inbox {
         if let Some(waker) = waker {
             waker.wake();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tavi_core::publication::{Change, Qos, Rendered};
+
+    fn publication(id: u64, topic: &str) -> Arc<Publication> {
+        Arc::new(Publication {
+            id,
+            time_ms: 0,
+            topic: topic.into(),
+            change: Change::Value,
+            payload: Default::default(),
+            content_type: None,
+            qos: Qos::AtMostOnce,
+            retain: false,
+            from: Principal::Anon { loopback: true },
+            from_session: 0,
+            item: None,
+            properties: None,
+            rendered: Rendered::default(),
+        })
+    }
+
+    #[test]
+    fn of_each_topic_only_the_newest_waits() {
+        let inbox = Inbox::new(1, Principal::Anon { loopback: true });
+        for (id, topic) in [(1, "a"), (5, "a"), (4, "a"), (2, "b")] {
+            inbox.deliver(&publication(id, topic), &[]);
+        }
+        let cx = &mut Context::from_waker(Waker::noop());
+        let Poll::Ready(taken) = inbox.poll_take(cx) else { panic!("two wait") };
+        let mut ids: Vec<_> = taken.iter().map(|publication| publication.id).collect();
+        ids.sort_unstable();
+        assert_eq!(ids, [2, 5]);
+        assert!(inbox.poll_take(cx).is_pending());
     }
 }

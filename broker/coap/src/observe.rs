@@ -365,12 +365,23 @@ impl Entry {
         let known = self.value.version;
         match update {
             _ if self.end.is_some() => return false,
-            Update::Value(value) if value.version > known => self.value = value.clone(),
+            Update::Value(value) if value.version > known => self.replace(value),
             Update::Cleared(version) if *version > known => self.end = Some(Code::NOT_FOUND),
             Update::End(code) => self.end = Some(*code),
             Update::Value(_) | Update::Cleared(_) => return false,
         }
         true
+    }
+
+    /// RFC 7641 §4.2: all notifications have the Content-Format of the first answer, or the observation ends with 4.06.
+    /// One that began without a format goes on without one.
+    fn replace(&mut self, value: &Representation) {
+        let format = self.value.format;
+        if format.is_some() && value.format != format {
+            self.end = Some(Code::NOT_ACCEPTABLE);
+        } else {
+            self.value = Representation { format, ..value.clone() };
+        }
     }
 
     fn notification(&mut self, now: Instant, number: u32, proven: bool) -> (Message, Kind) {

@@ -204,8 +204,7 @@ fn a_reset_of_something_else_ends_nothing() {
 
 #[test]
 fn the_end_of_a_value_or_of_a_permission_is_told_and_ends_the_observation() {
-    for (update, code) in
-        [(Update::Cleared(3), Code::NOT_FOUND), (Update::End(Code::UNAUTHORIZED), Code::UNAUTHORIZED)]
+    for (update, code) in [(Update::Cleared(3), Code::NOT_FOUND), (Update::End(Code::UNAUTHORIZED), Code::UNAUTHORIZED)]
     {
         let mut d = Dialogue::new();
         d.proven(lamp(1), "a");
@@ -217,6 +216,23 @@ fn the_end_of_a_value_or_of_a_permission_is_told_and_ends_the_observation() {
         d.acknowledges(&seen);
         assert!(d.observers.flows.is_empty());
     }
+}
+
+#[test]
+fn the_format_of_the_first_answer_stays_or_the_observation_ends() {
+    let mut d = Dialogue::new();
+    d.proven(lamp(1), "a");
+    let json = Representation { format: Some(50), ..value(3, b"{}") };
+    d.observers.changed("a", &Update::Value(json.clone()));
+    assert_eq!(d.sees().unwrap().code, Code::NOT_ACCEPTABLE);
+    assert!(d.observers.is_empty());
+
+    let mut d = Dialogue::new();
+    let untyped = Representation { format: None, ..value(1, b"1") };
+    d.observers.register(d.now, lamp(1), Registration { topic: "a".into(), value: untyped, size: BlockSize::MAX });
+    d.observers.changed("a", &Update::Value(json));
+    let notification = d.observers.poll_notification(d.now, d.unix_ms).unwrap();
+    assert_eq!((notification.message.payload(), notification.message.uint(option::CONTENT_FORMAT)), (&b"{}"[..], None));
 }
 
 #[test]
@@ -242,10 +258,10 @@ fn registering_again_renews_and_bounds_hold() {
 #[test]
 fn numbers_grow_also_over_a_restart() {
     let mut before = Observers::new(Limits::default());
-    let drawn: Vec<_> = (0..5).map(|_| before.draw_number(0x1_00_0010)).collect();
+    let drawn: Vec<_> = (0..5).map(|_| before.draw_number(0x0100_0010)).collect();
     assert_eq!(drawn, [0x10, 0x11, 0x12, 0x13, 0x14]);
     let mut after = Observers::new(Limits::default());
-    assert!(after.draw_number(0x1_00_0010 + 500) > drawn[4]);
+    assert!(after.draw_number(0x0100_0010 + 500) > drawn[4]);
 }
 
 #[test]
@@ -292,10 +308,7 @@ const TOPICS: [&str; 3] = ["a", "b", "c"];
 
 impl Dialogue {
     fn does(&mut self, step: &Step, version: u64, waiting: &mut Vec<Seen>) {
-        let at = |token: u8, port: u16| Observer {
-            peer: ([127, 0, 0, 1], port).into(),
-            token: Token::new(&[token]),
-        };
+        let at = |token: u8, port: u16| Observer { peer: ([127, 0, 0, 1], port).into(), token: Token::new(&[token]) };
         match *step {
             Step::Register(token, port, topic) => drop(self.registers(at(token, port), TOPICS[usize::from(topic)])),
             Step::Remove(token, port) => self.observers.remove(at(token, port)),

@@ -57,7 +57,7 @@ mod tests {
     fn the_tag_changes_with_the_version_and_is_never_empty() {
         let mut value = Representation { version: 0, format: None, body: Bytes::new() };
         assert!(value.is_tagged(&[0]));
-        value.version = 0x1_00;
+        value.version = 0x100;
         assert!(value.is_tagged(&[1, 0]) && !value.is_tagged(&[0]));
         assert_eq!(value.valid(0).value(option::ETAG), Some(&[1, 0][..]));
     }

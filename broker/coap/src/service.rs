@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tavi_core::metrics::{Outcome, Protocol};
+use tavi_core::node::Parts;
 use tavi_core::publication::{Change, Publication};
 use tavi_core::topics::{Draft, Refusal, SubOptions, Subscriber};
 use tavi_core::{Action, Clock, Metrics, Permit, Principal, Qos, TicketQueue, Topics};
@@ -41,6 +42,17 @@ pub struct Seams {
     pub metrics: Arc<Metrics>,
     /// Time for the Observe numbers.
     pub clock: Arc<dyn Clock>,
+}
+
+impl From<&Parts> for Seams {
+    fn from(parts: &Parts) -> Self {
+        Self {
+            topics: parts.topics.clone(),
+            permit: parts.permit.clone(),
+            metrics: parts.metrics.clone(),
+            clock: parts.clock.clone(),
+        }
+    }
 }
 
 /// Bounds of one socket.
@@ -100,7 +112,9 @@ impl Service {
             progress = true;
         }
         if let Poll::Ready(publications) = self.inbox.poll_take(cx) {
-            publications.iter().for_each(|publication| self.observers.changed(&publication.topic, &update(publication)));
+            publications
+                .iter()
+                .for_each(|publication| self.observers.changed(&publication.topic, &update(publication)));
             progress = true;
         }
         if !progress {
@@ -190,9 +204,10 @@ impl Service {
     fn request(&mut self, now: Instant, exchange: Exchange, message: &Message) {
         self.count(Outcome::Received);
         let answer = match Request::parse(message) {
+            // Nothing can be granted to a nameless peer elsewhere; so it costs neither a look-up nor a log line, and
+            // a forged address gets no diagnostic (RFC 7252 §11.3).
+            _ if !is_loopback(exchange.peer) => Some(forbidden(Named::No)),
             Err(refusal) => Some(*refusal),
-            // Nothing can be granted to a nameless peer elsewhere; so it costs neither a look-up nor a log line.
-            Ok(_) if !is_loopback(exchange.peer) => Some(forbidden(Named::No)),
             Ok(request) => self.serve(now, (exchange, message.token()), request),
         };
         if let Some(answer) = answer {

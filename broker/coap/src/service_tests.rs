@@ -131,7 +131,11 @@ async fn the_last_value_is_read_with_its_format_and_tag() {
     w.pumps(b"{\"t\":21}");
     let mut get = w.get();
     let answer = w.asks(&get);
-    assert_eq!((answer.code(), answer.payload()), (Code::CONTENT, &b"{\"t\":21}"[..]), "the newer one, not the retained");
+    assert_eq!(
+        (answer.code(), answer.payload()),
+        (Code::CONTENT, &b"{\"t\":21}"[..]),
+        "the newer one, not the retained"
+    );
     assert_eq!((answer.uint(option::CONTENT_FORMAT), answer.uint(option::MAX_AGE)), (Some(50), Some(0)));
     get.add(option::ETAG, answer.value(option::ETAG).unwrap());
     get.set_id(900);
@@ -146,7 +150,10 @@ async fn a_put_is_kept_and_a_delete_takes_it_away() {
     assert_eq!(w.asks(&put).code(), Code::CREATED);
     let kept = w.seams.topics.retained(PLACE).pop().unwrap();
     assert_eq!((&*kept.payload, kept.content_type.as_deref()), (&b"on"[..], Some("text/plain;charset=utf-8")));
-    assert_eq!((kept.qos, kept.retain, kept.from.clone()), (Qos::AtLeastOnce, true, Principal::Anon { loopback: true }));
+    assert_eq!(
+        (kept.qos, kept.retain, kept.from.clone()),
+        (Qos::AtLeastOnce, true, Principal::Anon { loopback: true })
+    );
     let empty = w.put(b"");
     assert_eq!(w.asks(&empty).code(), Code::CHANGED, "an empty value is a value");
     let get = w.get();
@@ -338,6 +345,44 @@ async fn a_permission_that_is_taken_away_ends_the_observation_within_a_second() 
 }
 
 #[tokio::test]
+async fn a_second_observer_is_asked_for_its_permission_too() {
+    let mut w = world("retrieve,subscribe").await;
+    w.pumps(b"1");
+    let observe = w.observe(0);
+    w.asks(&observe);
+    drop(w.seams.permit.remove(|_| true));
+    drop(w.seams.permit.add(Grant::new(2, "anon-clear", "retrieve".parse().unwrap(), "d/1/#").unwrap()));
+    let second = w.observe(0);
+    assert_eq!(w.asks(&second).code(), Code::UNAUTHORIZED);
+}
+
+#[tokio::test]
+async fn an_observation_that_is_not_begun_leaves_no_subscription() {
+    let mut w = world("retrieve,subscribe").await;
+    let nothing_there = w.observe(0);
+    assert_eq!(w.asks(&nothing_there).code(), Code::NOT_FOUND);
+    assert_eq!(w.seams.topics.counts().0, 0);
+    w.pumps(b"1");
+    let mut other_format = w.observe(0);
+    other_format.add_uint(option::ACCEPT, 60);
+    assert_eq!(w.asks(&other_format).code(), Code::NOT_ACCEPTABLE);
+    assert_eq!(w.seams.topics.counts().0, 0);
+}
+
+#[tokio::test]
+async fn beyond_the_bound_an_observation_is_an_ordinary_get() {
+    let mut w = world("retrieve,subscribe").await;
+    w.pumps(b"1");
+    for _ in 0..64 {
+        let observe = w.observe(0);
+        assert!(w.asks(&observe).value(option::OBSERVE).is_some());
+    }
+    let observe = w.observe(0);
+    let answer = w.asks(&observe);
+    assert_eq!((answer.code(), answer.value(option::OBSERVE)), (Code::CONTENT, None));
+}
+
+#[tokio::test]
 async fn a_large_body_is_read_block_by_block_and_a_change_midway_shows_in_the_tag() {
     let mut w = world("retrieve").await;
     let body: Vec<u8> = (0..50_000u32).map(|n| (n / 7) as u8).collect();
@@ -383,7 +428,12 @@ async fn a_large_value_is_notified_by_its_first_block() {
 #[tokio::test]
 async fn the_list_names_what_the_asker_may_retrieve() {
     let mut w = world("retrieve").await;
-    w.pump(Draft { payload: "{}".into(), retain: true, content_type: Some("application/json".into()), ..Draft::default() });
+    w.pump(Draft {
+        payload: "{}".into(),
+        retain: true,
+        content_type: Some("application/json".into()),
+        ..Draft::default()
+    });
     let secret = Draft { topic: "u/juliet/diary".into(), payload: "x".into(), retain: true, ..Draft::default() };
     let mut ticket = w.seams.topics.publish_unasked(&Principal::Anon { loopback: true }, secret);
     assert!(ticket.poll_done(&mut Context::from_waker(Waker::noop())).is_ready());
