@@ -21,7 +21,7 @@ use zeroize::Zeroizing;
 use crate::error::Fault;
 use crate::frame::{Frame, Kind};
 use crate::packet::{
-    Ack, Body, Connect, Disconnect, Options, Packet, Password, Publish, PublishProperties, QoS, Reason,
+    Ack, Body, Connect, Disconnect, Options, Packet, Password, Publish, PublishProperties, Qos, Reason,
     RetainHandling, Subscribe, Unsubscribe, Version, Will, Wish,
 };
 use crate::publish::check_property;
@@ -289,11 +289,11 @@ fn own_will_properties(from: wire::LastWillProperties) -> PublishProperties {
     }
 }
 
-fn own_qos(qos: wire::QoS) -> QoS {
+fn own_qos(qos: wire::QoS) -> Qos {
     match qos {
-        wire::QoS::AtMostOnce => QoS::AtMostOnce,
-        wire::QoS::AtLeastOnce => QoS::AtLeastOnce,
-        wire::QoS::ExactlyOnce => QoS::ExactlyOnce,
+        wire::QoS::AtMostOnce => Qos::AtMostOnce,
+        wire::QoS::AtLeastOnce => Qos::AtLeastOnce,
+        wire::QoS::ExactlyOnce => Qos::ExactlyOnce,
     }
 }
 

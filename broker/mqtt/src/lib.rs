@@ -1,15 +1,27 @@
 //! The MQTT front end, 3.1.1 and 5.0: a guarded codec, sessions without IO, and the listeners that drive them.
 //!
-//! `frame` and `walk` prove a packet's bytes, `codec` decodes them, `publish` shares one encoded body among all
-//! receivers, `reply` writes the broker's packets.
+//! Inside out: `frame` and `walk` prove a packet's bytes, `codec` decodes them, `publish` shares one encoded body among
+//! all receivers, `reply` writes the broker's packets. `session` and `flight` are the protocol; `client` puts a session
+//! on the core's topics; `seat`, `hub`, `record` and `restart` are what outlives a connection.
 
+pub mod client;
 pub mod codec;
+pub mod config;
 pub mod error;
+pub mod flight;
 pub mod frame;
+pub mod hub;
 pub mod packet;
 pub mod publish;
+pub mod record;
+pub mod render;
 pub mod reply;
+pub mod restart;
+pub mod seat;
+pub mod session;
 mod walk;
 
 pub use codec::fuzz_codec;
+pub use config::Config;
 pub use error::Fault;
+pub use hub::Hub;

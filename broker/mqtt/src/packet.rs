@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 pub use crate::publish::{Body, Publish};
+pub use tavi_core::Qos;
 
 /// The protocol level of a connection, fixed by its CONNECT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -12,31 +13,6 @@ pub enum Version {
     V4,
     /// MQTT 5.0, protocol level 5 (MQTT 5.0 §3.1.2.2).
     V5,
-}
-
-/// Quality of service (MQTT 5.0 §4.3).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
-#[repr(u8)]
-pub enum QoS {
-    /// At most once: no packet id, no acknowledgement.
-    #[default]
-    AtMostOnce = 0,
-    /// At least once: PUBLISH, PUBACK.
-    AtLeastOnce = 1,
-    /// Exactly once: PUBLISH, PUBREC, PUBREL, PUBCOMP.
-    ExactlyOnce = 2,
-}
-
-impl QoS {
-    /// From the two bits of a fixed header, a subscription's options or the connect flags; `None` for the reserved 3.
-    pub fn from_bits(bits: u8) -> Option<Self> {
-        match bits {
-            0 => Some(Self::AtMostOnce),
-            1 => Some(Self::AtLeastOnce),
-            2 => Some(Self::ExactlyOnce),
-            _ => None,
-        }
-    }
 }
 
 /// A reason code (MQTT 5.0 §2.4). Codes below 0x80 are successes.
@@ -183,7 +159,7 @@ pub struct Will {
     /// Topic, properties and payload.
     pub body: Body,
     /// Quality of service of the publish.
-    pub qos: QoS,
+    pub qos: Qos,
     /// Whether it is retained.
     pub retain: bool,
     /// Seconds between the cut and the publish (MQTT 5.0 §3.1.3.2.2).
@@ -223,7 +199,7 @@ pub struct Wish {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Options {
     /// The most that the subscriber wants.
-    pub qos: QoS,
+    pub qos: Qos,
     /// Not what this very session published.
     pub no_local: bool,
     /// Keep the RETAIN flag of the publisher.

@@ -9,7 +9,7 @@ use tavi_wire::topic::is_filter;
 
 use crate::error::Fault;
 use crate::frame::{Frame, length_width, put_length};
-use crate::packet::{PublishProperties, QoS, Version};
+use crate::packet::{PublishProperties, Qos, Version};
 use crate::walk::{Allowed, Value, Walk, each_property, id};
 
 /// A received PUBLISH.
@@ -18,7 +18,7 @@ pub struct Publish {
     /// The sender thinks that it may have sent it before.
     pub dup: bool,
     /// Quality of service.
-    pub qos: QoS,
+    pub qos: Qos,
     /// To be retained.
     pub retain: bool,
     /// 0 at QoS 0, else never.
@@ -41,7 +41,7 @@ pub struct Head {
     /// Sent before on an earlier connection.
     pub dup: bool,
     /// Quality of service of this delivery.
-    pub qos: QoS,
+    pub qos: Qos,
     /// The RETAIN flag of this delivery.
     pub retain: bool,
     /// Ignored at QoS 0.
@@ -56,9 +56,9 @@ impl Publish {
     /// copies where one shared allocation is enough.
     pub(crate) fn decode(packet: &[u8], frame: Frame, version: Version) -> Result<Self, Fault> {
         let mut walk = Walk::new(&packet[frame.header..frame.total]);
-        let qos = QoS::from_bits(frame.flags >> 1 & 3).ok_or(Fault::Malformed("QoS 3"))?;
+        let qos = Qos::from_u8(frame.flags >> 1 & 3).ok_or(Fault::Malformed("QoS 3"))?;
         let topic_bytes = 2 + walk.string()?.len();
-        let packet_id = if qos == QoS::AtMostOnce { 0 } else { walk.packet_id()? };
+        let packet_id = if qos == Qos::AtMostOnce { 0 } else { walk.packet_id()? };
         let rest_at = frame.total - walk.left();
         if version == Version::V5 {
             check_properties(walk.properties()?)?;
@@ -108,6 +108,16 @@ impl Body {
         &self.bytes
     }
 
+    /// The shared bytes alone.
+    pub fn into_bytes(self) -> Bytes {
+        self.bytes
+    }
+
+    /// Whether there is any property to read.
+    pub fn has_properties(&self) -> bool {
+        self.payload_at as usize > self.topic_end() + 1
+    }
+
     /// The version whose wire form this is.
     pub fn version(&self) -> Version {
         self.version
@@ -135,35 +145,8 @@ impl Body {
         found
     }
 
-    /// Bytes of the whole packet at `qos`.
-    pub fn packet_len(&self, qos: QoS) -> usize {
-        let remaining = self.remaining(qos);
-        1 + length_width(remaining) + remaining
-    }
-
-    /// Appends one receiver's packet.
-    pub fn put(&self, out: &mut Vec<u8>, head: Head) {
-        let Head { dup, qos, retain, packet_id } = head;
-        let remaining = self.remaining(qos);
-        out.reserve(remaining + 5);
-        out.push(0x30 | u8::from(dup) << 3 | (qos as u8) << 1 | u8::from(retain));
-        put_length(out, remaining);
-        if qos == QoS::AtMostOnce {
-            out.extend_from_slice(&self.bytes);
-            return;
-        }
-        let (topic, rest) = self.bytes.split_at(self.topic_end());
-        out.extend_from_slice(topic);
-        out.extend_from_slice(&packet_id.to_be_bytes());
-        out.extend_from_slice(rest);
-    }
-
-    fn remaining(&self, qos: QoS) -> usize {
-        self.bytes.len() + if qos == QoS::AtMostOnce { 0 } else { 2 }
-    }
-
     fn topic_end(&self) -> usize {
-        2 + usize::from(u16::from_be_bytes([self.bytes[0], self.bytes[1]]))
+        topic_end(&self.bytes)
     }
 
     fn keep(&self, found: &mut PublishProperties, id: u8, value: Value<'_>) -> Result<(), Fault> {
@@ -182,6 +165,38 @@ impl Body {
         }
         Ok(())
     }
+}
+
+/// Bytes of the whole packet that [`put`] writes for a body of `body` bytes.
+pub fn packet_len(body: usize, qos: Qos) -> usize {
+    let remaining = remaining(body, qos);
+    1 + length_width(remaining) + remaining
+}
+
+/// Appends one receiver's packet; `body` are the bytes of [`Body::as_bytes`].
+pub fn put(out: &mut Vec<u8>, body: &[u8], head: Head) {
+    let Head { dup, qos, retain, packet_id } = head;
+    let remaining = remaining(body.len(), qos);
+    out.reserve(remaining + 5);
+    out.push(0x30 | u8::from(dup) << 3 | (qos as u8) << 1 | u8::from(retain));
+    put_length(out, remaining);
+    if qos == Qos::AtMostOnce {
+        out.extend_from_slice(body);
+        return;
+    }
+    let (topic, rest) = body.split_at(topic_end(body));
+    out.extend_from_slice(topic);
+    out.extend_from_slice(&packet_id.to_be_bytes());
+    out.extend_from_slice(rest);
+}
+
+fn remaining(body: usize, qos: Qos) -> usize {
+    body + if qos == Qos::AtMostOnce { 0 } else { 2 }
+}
+
+/// Where the topic ends; a body always begins with one.
+fn topic_end(body: &[u8]) -> usize {
+    2 + usize::from(u16::from_be_bytes([body[0], body[1]]))
 }
 
 /// MQTT 5.0 §3.3.2.3: what a PUBLISH may carry. Topic Alias and Subscription Identifier are walked, then refused.

@@ -3,7 +3,7 @@
 use bytes::BytesMut;
 use rumqttd::protocol::{self as wire, Protocol};
 
-use crate::packet::{QoS, Reason, Version};
+use crate::packet::{Qos, Reason, Version};
 
 /// What CONNACK tells a client that was let in (MQTT 5.0 §3.2.2.3).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -70,18 +70,18 @@ fn legacy_code(reason: Reason) -> Option<wire::ConnectReturnCode> {
 }
 
 /// Appends a SUBACK: for each filter the granted QoS or why not.
-pub fn suback(out: &mut Vec<u8>, version: Version, packet_id: u16, grants: &[Result<QoS, Reason>]) {
+pub fn suback(out: &mut Vec<u8>, version: Version, packet_id: u16, grants: &[Result<Qos, Reason>]) {
     let return_codes = grants.iter().map(|grant| grant_code(version, *grant)).collect();
     let packet = wire::SubAck { pkid: packet_id, return_codes };
     crate_encode(out, version, wire::Packet::SubAck(packet, None));
 }
 
-fn grant_code(version: Version, grant: Result<QoS, Reason>) -> wire::SubscribeReasonCode {
+fn grant_code(version: Version, grant: Result<Qos, Reason>) -> wire::SubscribeReasonCode {
     use wire::SubscribeReasonCode as Code;
     match (grant, version) {
-        (Ok(QoS::AtMostOnce), _) => Code::QoS0,
-        (Ok(QoS::AtLeastOnce), _) => Code::QoS1,
-        (Ok(QoS::ExactlyOnce), _) => Code::QoS2,
+        (Ok(Qos::AtMostOnce), _) => Code::QoS0,
+        (Ok(Qos::AtLeastOnce), _) => Code::QoS1,
+        (Ok(Qos::ExactlyOnce), _) => Code::QoS2,
         // MQTT 3.1.1 §3.9.3: 0x80 is the only failure.
         (Err(_), Version::V4) => Code::Failure,
         (Err(Reason::NOT_AUTHORIZED), _) => Code::NotAuthorized,

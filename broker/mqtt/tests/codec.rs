@@ -5,8 +5,8 @@ use bytes::{Bytes, BytesMut};
 use proptest::prelude::*;
 use rumqttd::protocol::{self as wire, Protocol};
 use tavi_mqtt::codec::{Codec, fuzz_codec};
-use tavi_mqtt::packet::{Body, Packet, PublishProperties, QoS, Reason, Version};
-use tavi_mqtt::publish::Head;
+use tavi_mqtt::packet::{Body, Packet, PublishProperties, Qos, Reason, Version};
+use tavi_mqtt::publish::{self, Head};
 use tavi_mqtt::Fault;
 
 const CONNECT4: &[u8] = b"\x10\x0d\0\x04MQTT\x04\x02\0\x3c\0\x01p";
@@ -67,7 +67,7 @@ fn a_connect_with_everything_comes_through() {
     assert_eq!((connect.user.as_deref(), connect.password.as_ref().map(|p| p.expose())), (Some("pump"), Some("secret")));
     assert!(!format!("{connect:?}").contains("secret"));
     let will = connect.will.as_ref().unwrap();
-    assert_eq!((will.qos, will.retain, will.delay), (QoS::AtLeastOnce, true, 5));
+    assert_eq!((will.qos, will.retain, will.delay), (Qos::AtLeastOnce, true, 5));
     assert_eq!((will.body.topic(), &will.body.payload()[..]), ("d/pump/up/gone", &b"\0\xff"[..]));
     assert_eq!(will.body.properties().content_type.as_deref(), Some(&b"text/plain"[..]));
 }
@@ -168,7 +168,7 @@ fn subscriptions_keep_their_options() {
     let Ok(Packet::Subscribe(subscribe)) = decode(CONNECT5, b"\x82\x0a\0\x09\0\0\x04a/+b\x2e") else { panic!() };
     let options = subscribe.filters[0].options;
     assert_eq!((subscribe.packet_id, subscribe.filters[0].filter.as_str()), (9, "a/+b"));
-    assert_eq!((options.qos, options.no_local, options.retain_as_published), (QoS::ExactlyOnce, true, true));
+    assert_eq!((options.qos, options.no_local, options.retain_as_published), (Qos::ExactlyOnce, true, true));
     let Ok(Packet::Subscribe(subscribe)) = decode(CONNECT5, b"\x82\x09\0\x09\x02\x0b\x07\0\x01a\x01") else { panic!() };
     assert!(subscribe.has_identifier);
     assert_eq!(subscribe.filters.len(), 1);
@@ -264,12 +264,12 @@ proptest! {
         packet_id in 1u16..,
     ) {
         let version = if five { Version::V5 } else { Version::V4 };
-        let qos = QoS::from_bits(qos).unwrap();
+        let qos = Qos::from_u8(qos).unwrap();
         let body = Body::encode(version, &topic, &properties, &payload);
-        let head = Head { dup: qos != QoS::AtMostOnce, qos, retain: true, packet_id };
+        let head = Head { dup: qos != Qos::AtMostOnce, qos, retain: true, packet_id };
         let mut out = Vec::new();
-        body.put(&mut out, head);
-        prop_assert_eq!(out.len(), body.packet_len(qos));
+        publish::put(&mut out, body.as_bytes(), head);
+        prop_assert_eq!(out.len(), publish::packet_len(body.as_bytes().len(), qos));
 
         let wire::Packet::Publish(publish, found) = crate_decode(version, &out) else { panic!() };
         prop_assert_eq!(&publish.topic[..], topic.as_bytes());
@@ -287,7 +287,7 @@ proptest! {
         let connect = if five { CONNECT5 } else { CONNECT4 };
         let Ok(Packet::Publish(publish)) = decode(connect, &out) else { panic!() };
         prop_assert_eq!((publish.qos, publish.retain, publish.dup), (qos, head.retain, head.dup));
-        prop_assert_eq!(publish.packet_id, if qos == QoS::AtMostOnce { 0 } else { packet_id });
+        prop_assert_eq!(publish.packet_id, if qos == Qos::AtMostOnce { 0 } else { packet_id });
         prop_assert_eq!(&publish.body, &body);
         let again = Body::from_bytes(version, body.as_bytes().clone());
         prop_assert_eq!(again.as_ref(), Some(&body));

@@ -1,0 +1,64 @@
+//! The limits of the MQTT front end, each with its default and unit.
+
+use std::time::Duration;
+
+use crate::seat::Room;
+use crate::session::Bounds;
+
+/// Limits; what a client can be told of, CONNACK tells it.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// Largest packet in bytes; 1 MiB.
+    pub max_packet: u32,
+    /// Largest CONNECT in bytes; 64 KiB.
+    pub max_connect: u32,
+    /// Time from connect to CONNECT; 10 s.
+    pub connect_timeout: Duration,
+    /// Time for which a client may take nothing of what is written to it; 30 s.
+    pub write_timeout: Duration,
+    /// QoS 1 and 2 publishes of one client that may be open at once (Receive Maximum); 1,000.
+    pub receive_maximum: u16,
+    /// QoS 1 and 2 deliveries to one client that may be unacknowledged, if it takes that many; 256.
+    pub in_flight: u16,
+    /// Deliveries that may wait in memory for one client; 20,000.
+    pub queue_messages: usize,
+    /// Bytes of deliveries that may wait in memory for one client; 16 MiB.
+    pub queue_bytes: usize,
+    /// QoS 1 and 2 deliveries that are stored for one durable session; 10,000, at most 60,000. More are dropped and counted.
+    pub stored_messages: usize,
+    /// Subscriptions of one session; 1,000.
+    pub max_subscriptions: usize,
+    /// Longest session expiry in seconds; no limit.
+    pub max_session_expiry: u32,
+    /// Connections at once; 100,000.
+    pub max_connections: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            max_packet: 1 << 20,
+            max_connect: 64 << 10,
+            connect_timeout: Duration::from_secs(10),
+            write_timeout: Duration::from_secs(30),
+            receive_maximum: 1_000,
+            in_flight: 256,
+            queue_messages: 20_000,
+            queue_bytes: 16 << 20,
+            stored_messages: 10_000,
+            max_subscriptions: 1_000,
+            max_session_expiry: u32::MAX,
+            max_connections: 100_000,
+        }
+    }
+}
+
+impl Config {
+    pub(crate) fn bounds(&self) -> Bounds {
+        Bounds { receive_maximum: self.receive_maximum, in_flight: self.in_flight }
+    }
+
+    pub(crate) fn room(&self) -> Room {
+        Room { parcels: self.queue_messages, bytes: self.queue_bytes, rows: self.stored_messages }
+    }
+}

@@ -1,0 +1,240 @@
+//! What a durable session leaves in the store: the one place that knows these bytes.
+//!
+//! All rows of a session belong to `Owner::mqtt(principal, client id)`. Records (table `Session`): `session` itself,
+//! `sub:FILTER` per subscription, `will` of the
+//! connection that is there or may come back, `parted:ID` of one that is gone, `in:PACKETID` per QoS 2 publish of the client that is not released yet. Its
+//! queue holds one row per QoS 1 or 2 publish that the client has not acknowledged.
+
+use bytes::{Buf, BufMut, Bytes};
+use tavi_core::Publication;
+use tavi_core::topics::SubOptions;
+use tavi_store::{Expect, Op, Table};
+
+use crate::packet::{Body, Qos, Version, Will};
+
+/// The record of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionRecord {
+    /// Seconds that it lives without a connection; `u32::MAX` for ever.
+    pub expiry: u32,
+    /// When its connection ended, milliseconds since 1970; 0 while it is connected.
+    pub left_ms: u64,
+}
+
+/// Key of [`SessionRecord`].
+pub const SESSION: &str = "session";
+/// Key of the will.
+pub const WILL: &str = "will";
+/// Keys of wills whose connection is gone begin so; an id follows.
+pub const PARTED: &str = "parted:";
+/// Keys of subscriptions begin so; the filter follows.
+pub const SUBSCRIPTION: &str = "sub:";
+/// Keys of unreleased QoS 2 publishes begin so; five digits follow.
+pub const INBOUND: &str = "in:";
+
+const FORMAT: u8 = 1;
+
+/// Writes a record.
+pub fn put(item: &str, value: Bytes) -> Op {
+    Op::Put { table: Table::Session, item: item.into(), value, expect: Expect::Any }
+}
+
+/// Removes a record.
+pub fn delete(item: &str) -> Op {
+    Op::Delete { table: Table::Session, item: item.into(), expect: Expect::Any }
+}
+
+impl SessionRecord {
+    /// Its bytes.
+    pub fn encode(self) -> Bytes {
+        let mut out = Vec::with_capacity(13);
+        out.put_u8(FORMAT);
+        out.put_u32(self.expiry);
+        out.put_u64(self.left_ms);
+        out.into()
+    }
+
+    /// From its bytes; `None` if they are damaged.
+    pub fn decode(mut bytes: &[u8]) -> Option<Self> {
+        let format = bytes.try_get_u8().ok()?;
+        (format == FORMAT).then_some(())?;
+        Some(Self { expiry: bytes.try_get_u32().ok()?, left_ms: bytes.try_get_u64().ok()? })
+    }
+
+    /// When it ends, milliseconds since 1970; `None`: never, or not while it is connected.
+    pub fn ends_ms(self) -> Option<u64> {
+        (self.left_ms > 0 && self.expiry < u32::MAX).then(|| self.left_ms + u64::from(self.expiry) * 1000)
+    }
+}
+
+/// Key of a will whose connection is gone.
+pub fn parted_item(id: u64) -> String {
+    format!("{PARTED}{id}")
+}
+
+/// Key of a subscription.
+pub fn subscription_item(filter: &str) -> String {
+    format!("{SUBSCRIPTION}{filter}")
+}
+
+/// Bytes of a subscription's options.
+pub fn encode_options(options: &SubOptions) -> Bytes {
+    let bits = options.qos as u8 | u8::from(options.no_local) << 2 | u8::from(options.retain_as_published) << 3;
+    let mut out = vec![FORMAT, bits];
+    out.put_u32(options.identifier);
+    out.into()
+}
+
+/// Options from their bytes; `None` if they are damaged.
+pub fn decode_options(mut bytes: &[u8]) -> Option<SubOptions> {
+    let format = bytes.try_get_u8().ok()?;
+    (format == FORMAT).then_some(())?;
+    let bits = bytes.try_get_u8().ok()?;
+    Some(SubOptions {
+        qos: Qos::from_u8(bits & 3)?,
+        no_local: bits & 4 != 0,
+        retain_as_published: bits & 8 != 0,
+        identifier: bytes.try_get_u32().ok()?,
+    })
+}
+
+/// Bytes of a will.
+pub fn encode_will(will: &Will) -> Bytes {
+    let mut out = Vec::with_capacity(will.body.as_bytes().len() + 8);
+    out.put_u8(FORMAT);
+    out.put_u32(will.delay);
+    put_body(&mut out, &will.body, will.qos, will.retain);
+    out.into()
+}
+
+/// A will from its bytes; `None` if they are damaged.
+pub fn decode_will(mut bytes: Bytes) -> Option<Will> {
+    let format = bytes.try_get_u8().ok()?;
+    (format == FORMAT).then_some(())?;
+    let delay = bytes.try_get_u32().ok()?;
+    let (body, qos, retain) = get_body(bytes)?;
+    Some(Will { body, qos, retain, delay })
+}
+
+/// A QoS 2 publish of the client between PUBLISH and PUBREL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inbound {
+    /// The id that its publication has.
+    pub id: u64,
+    /// Topic, properties, payload and RETAIN while the fan-out may have to be repeated; then nothing.
+    pub unfinished: Option<(Body, bool)>,
+}
+
+/// Key of an inbound QoS 2 publish.
+pub fn inbound_item(packet_id: u16) -> String {
+    format!("{INBOUND}{packet_id:05}")
+}
+
+impl Inbound {
+    /// Its bytes.
+    pub fn encode(&self) -> Bytes {
+        let mut out = vec![FORMAT];
+        out.put_u64(self.id);
+        if let Some((body, retain)) = &self.unfinished {
+            put_body(&mut out, body, Qos::ExactlyOnce, *retain);
+        }
+        out.into()
+    }
+
+    /// From its bytes; `None` if they are damaged.
+    pub fn decode(mut bytes: Bytes) -> Option<Self> {
+        let format = bytes.try_get_u8().ok()?;
+        (format == FORMAT).then_some(())?;
+        let id = bytes.try_get_u64().ok()?;
+        if bytes.is_empty() {
+            return Some(Self { id, unfinished: None });
+        }
+        let (body, _, retain) = get_body(bytes)?;
+        Some(Self { id, unfinished: Some((body, retain)) })
+    }
+}
+
+fn put_body(out: &mut Vec<u8>, body: &Body, qos: Qos, retain: bool) {
+    let version = u8::from(body.version() == Version::V5);
+    out.put_u8(qos as u8 | u8::from(retain) << 2 | version << 3);
+    out.extend_from_slice(body.as_bytes());
+}
+
+fn get_body(mut bytes: Bytes) -> Option<(Body, Qos, bool)> {
+    let bits = bytes.try_get_u8().ok()?;
+    let version = if bits & 8 != 0 { Version::V5 } else { Version::V4 };
+    Some((Body::from_bytes(version, bytes)?, Qos::from_u8(bits & 3)?, bits & 4 != 0))
+}
+
+/// The fixed part of a row of a durable session's queue; the publication follows unless it is released.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowHead {
+    /// The packet id of its delivery, drawn when it was queued, so that it stays the same over reconnects and restarts
+    /// (MQTT 5.0 §4.4).
+    pub packet_id: u16,
+    /// QoS of the delivery, 1 or 2.
+    pub qos: Qos,
+    /// RETAIN flag of the delivery.
+    pub retain: bool,
+    /// The client sent PUBREC: only PUBREL and PUBCOMP are missing.
+    pub released: bool,
+}
+
+impl RowHead {
+    /// The bytes of a row; `publication` is left out once it is released.
+    pub fn encode(self, publication: Option<&Publication>) -> Bytes {
+        let stored = publication.map(Publication::encode).unwrap_or_default();
+        let mut out = Vec::with_capacity(4 + stored.len());
+        out.put_u8(FORMAT);
+        out.put_u8(self.qos as u8 | u8::from(self.retain) << 2 | u8::from(self.released) << 3);
+        out.put_u16(self.packet_id);
+        out.extend_from_slice(&stored);
+        out.into()
+    }
+
+    /// The head of a row's bytes; `None` if they are damaged. The publication follows.
+    pub fn decode(bytes: &mut Bytes) -> Option<Self> {
+        let format = bytes.try_get_u8().ok()?;
+        (format == FORMAT).then_some(())?;
+        let bits = bytes.try_get_u8().ok()?;
+        let packet_id = bytes.try_get_u16().ok().filter(|id| *id != 0)?;
+        Some(Self { packet_id, qos: Qos::from_u8(bits & 3)?, retain: bits & 4 != 0, released: bits & 8 != 0 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::PublishProperties;
+
+    fn body() -> Body {
+        let properties = PublishProperties { expiry: Some(9), ..PublishProperties::default() };
+        Body::encode(Version::V5, "d/pump/up/x", &properties, b"value")
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let session = SessionRecord { expiry: 60, left_ms: 1_000 };
+        assert_eq!(SessionRecord::decode(&session.encode()), Some(session));
+        assert_eq!(session.ends_ms(), Some(61_000));
+        let will = Will { body: body(), qos: Qos::AtLeastOnce, retain: true, delay: 3 };
+        assert_eq!(decode_will(encode_will(&will)), Some(will));
+        let options = SubOptions { qos: Qos::ExactlyOnce, no_local: true, retain_as_published: true, identifier: 7 };
+        assert_eq!(decode_options(&encode_options(&options)), Some(options));
+        for unfinished in [None, Some((body(), true))] {
+            let inbound = Inbound { id: 5, unfinished };
+            assert_eq!(Inbound::decode(inbound.encode()), Some(inbound));
+        }
+        let head = RowHead { packet_id: 9, qos: Qos::ExactlyOnce, retain: false, released: true };
+        assert_eq!(RowHead::decode(&mut head.encode(None)), Some(head));
+    }
+
+    #[test]
+    fn damaged_rows_are_refused() {
+        for bytes in [&b""[..], b"\x02", b"\x01\x00", b"\x01\x03\x00\x01", b"\x01\x01\x00\x00"] {
+            assert_eq!(RowHead::decode(&mut Bytes::copy_from_slice(bytes)), None);
+        }
+        assert_eq!(SessionRecord::decode(b"\x01\0"), None);
+        assert_eq!(decode_will(Bytes::from_static(b"\x01\0\0\0\0\x01")), None);
+    }
+}

@@ -1,0 +1,201 @@
+//! Start-up: durable sessions come back from the store, and what the last process left unfinished is finished.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tavi_core::topics::{SubOptions, Subscriber};
+use tavi_core::{Node, Principal};
+use tavi_store::{Op, Owner, Row, StoreError, Table};
+
+use crate::config::Config;
+use crate::hub::Hub;
+use crate::packet::{Body, Qos, Will};
+use crate::record::{self, Inbound, SessionRecord};
+use crate::render;
+use crate::seat::KeptSeat;
+
+/// Rows that are read at a time.
+const PAGE: usize = 1000;
+
+impl Hub {
+    /// The hub of a node with the sessions of its store: they are subscribed again before this returns, unfinished
+    /// QoS 2 publishes are published under the ids that they had, and wills of sessions that were cut are published.
+    /// To be called before anything listens.
+    ///
+    /// # Errors
+    /// If the store can not be read or written.
+    pub async fn recall(node: Node, config: Config) -> Result<Arc<Self>, StoreError> {
+        let hub = Self::new(node, config);
+        let mut found = Found::default();
+        let mut chores = Vec::new();
+        let mut after: Option<(Owner, Box<str>)> = None;
+        loop {
+            let store = &hub.node().parts.store;
+            let rows = store.scan(Table::Session, after.as_ref().map(|(o, i)| (o, &**i)), PAGE).await?;
+            let Some(last) = rows.last() else { break };
+            after = Some((last.owner.clone(), last.item.clone()));
+            for row in rows {
+                if found.owner.as_ref().is_some_and(|owner| *owner != row.owner) {
+                    chores.extend(hub.bring_back(std::mem::take(&mut found)).await?);
+                }
+                found.add(row);
+            }
+        }
+        chores.extend(hub.bring_back(found).await?);
+        // Only now is everybody subscribed who has to get what is published here.
+        for chore in chores {
+            hub.finish(chore).await?;
+        }
+        Ok(hub)
+    }
+
+    async fn bring_back(self: &Arc<Self>, found: Found) -> Result<Option<Chore>, StoreError> {
+        let Some(owner) = found.owner.clone() else { return Ok(None) };
+        let Some((principal, client_id)) = self.parse_owner(&owner) else {
+            tracing::warn!(owner = owner.name(), "an MQTT session of nobody is left alone");
+            return Ok(None);
+        };
+        let record = found.session.filter(|record| !self.has_expired(*record));
+        if let Some(record) = record {
+            self.bring_back_session(&found, record, &owner, (&principal, &client_id)).await?;
+        }
+        let mut wills = found.parted;
+        if record.is_none() {
+            wills.extend(found.will.map(|will| (record::WILL.into(), will)));
+        }
+        let inbound = found.inbound.into_iter().filter(|(_, inbound)| inbound.unfinished.is_some()).collect();
+        Ok(Some(Chore { owner, principal, inbound, wills, buried: record.is_none() }))
+    }
+
+    fn has_expired(&self, record: SessionRecord) -> bool {
+        record.expiry == 0 || record.ends_ms().is_some_and(|at| at <= self.now_ms())
+    }
+
+    /// Who and which client an owner key names; `None` if no such principal can exist.
+    fn parse_owner(&self, owner: &Owner) -> Option<(Principal, String)> {
+        let (subject, client_id) = owner.name().split_once('\0')?;
+        let principal = self.node().parts.hosts.principal(&subject.parse().ok()?)?;
+        Some((principal, client_id.to_owned()))
+    }
+
+    async fn bring_back_session(
+        self: &Arc<Self>,
+        found: &Found,
+        mut record: SessionRecord,
+        owner: &Owner,
+        (principal, client_id): (&Principal, &str),
+    ) -> Result<(), StoreError> {
+        let parts = &self.node().parts;
+        let (id, room) = (parts.topics.next_subscriber(), self.config().room());
+        let seat = Arc::new(KeptSeat::new(id, principal.clone(), owner.clone(), room, parts.metrics.clone()));
+        self.recall_rows(&seat).await?;
+        let subscriber: Arc<dyn Subscriber> = seat.clone();
+        for (filter, options) in &found.filters {
+            parts.topics.restore(&subscriber, filter, *options);
+            seat.add_filter(filter, *options);
+        }
+        for (packet_id, _) in &found.inbound {
+            seat.hold(*packet_id);
+        }
+        if record.left_ms == 0 {
+            // The process ended under it: its time without a connection begins now.
+            record.left_ms = self.now_ms();
+            parts.store.commit(owner, vec![record::put(record::SESSION, record.encode())]).await?;
+        }
+        self.seat_again(client_id, seat, record, found.will.is_some());
+        if let Some(will) = &found.will {
+            let at_ms = self.now_ms() + u64::from(will.delay.min(record.expiry)) * 1000;
+            self.schedule_will((principal.subject(), client_id), principal.clone(), will.clone(), at_ms);
+        }
+        Ok(())
+    }
+
+    async fn recall_rows(&self, seat: &KeptSeat) -> Result<(), StoreError> {
+        let mut after = 0;
+        loop {
+            let rows = self.node().parts.store.queue(seat.owner(), after, PAGE).await?;
+            let Some(last) = rows.last() else { return Ok(()) };
+            after = last.id;
+            for row in rows {
+                seat.recall(row.id, row.value);
+            }
+        }
+    }
+
+    async fn finish(&self, chore: Chore) -> Result<(), StoreError> {
+        let Chore { owner, principal, inbound, wills, buried } = chore;
+        let mut ops = Vec::new();
+        for (packet_id, inbound) in inbound {
+            let Some((body, retain)) = inbound.unfinished else { continue };
+            // semantics.md, order: what was saved, but perhaps not fanned out, is published under its id again.
+            self.publish_again(&principal, (&body, Qos::ExactlyOnce, retain), Some(inbound.id)).await?;
+            let done = Inbound { id: inbound.id, unfinished: None };
+            ops.push(record::put(&record::inbound_item(packet_id), done.encode()));
+        }
+        for (item, will) in wills {
+            self.publish_again(&principal, (&will.body, will.qos, will.retain), None).await?;
+            ops.push(record::delete(&item));
+        }
+        if buried {
+            // A clean session that the end of the process cut, or a durable one that has expired.
+            ops = vec![Op::Purge];
+        }
+        if ops.is_empty() { Ok(()) } else { self.node().parts.store.commit(&owner, ops).await }
+    }
+
+    async fn publish_again(
+        &self,
+        principal: &Principal,
+        (body, qos, retain): (&Body, Qos, bool),
+        id: Option<u64>,
+    ) -> Result<(), StoreError> {
+        let mut draft = render::draft(body.topic().into(), body, qos, retain, self.now_ms());
+        draft.id = id;
+        // What is not permitted any more is not published any more.
+        self.node().parts.topics.publish(principal, draft).unwrap_or_default().complete().await
+    }
+}
+
+/// What is left to do for a session when all are subscribed.
+struct Chore {
+    owner: Owner,
+    principal: Principal,
+    inbound: Vec<(u16, Inbound)>,
+    wills: Vec<(Box<str>, Will)>,
+    buried: bool,
+}
+
+/// The records of one session.
+#[derive(Default)]
+struct Found {
+    owner: Option<Owner>,
+    session: Option<SessionRecord>,
+    will: Option<Will>,
+    parted: Vec<(Box<str>, Will)>,
+    filters: Vec<(Box<str>, SubOptions)>,
+    inbound: Vec<(u16, Inbound)>,
+}
+
+impl Found {
+    fn add(&mut self, row: Row) {
+        self.owner.get_or_insert(row.owner.clone());
+        if self.sort(&row.item, row.record.value).is_none() {
+            tracing::warn!(owner = row.owner.name(), item = &*row.item, "a damaged record of an MQTT session is left out");
+        }
+    }
+
+    fn sort(&mut self, item: &str, value: Bytes) -> Option<()> {
+        if let Some(filter) = item.strip_prefix(record::SUBSCRIPTION) {
+            self.filters.push((filter.into(), record::decode_options(&value)?));
+        } else if let Some(packet_id) = item.strip_prefix(record::INBOUND) {
+            self.inbound.push((packet_id.parse().ok()?, Inbound::decode(value)?));
+        } else if item.starts_with(record::PARTED) {
+            self.parted.push((item.into(), record::decode_will(value)?));
+        } else if item == record::WILL {
+            self.will = Some(record::decode_will(value)?);
+        } else if item == record::SESSION {
+            self.session = Some(SessionRecord::decode(&value)?);
+        }
+        Some(())
+    }
+}
