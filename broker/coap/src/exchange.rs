@@ -23,6 +23,9 @@ pub const EXCHANGE_LIFETIME: Duration = Duration::from_secs(247);
 /// How long an answer may take before an empty acknowledgement goes first (RFC 7252 §5.2.2; below ACK_TIMEOUT).
 pub const PIGGYBACK_DELAY: Duration = Duration::from_millis(200);
 
+/// The table of peers does not shrink below this many.
+const KEPT_CAPACITY: usize = 1024;
+
 /// Bounds of the message layer.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -408,6 +411,10 @@ impl Exchanges {
     fn forget_if_idle(&mut self, peer: SocketAddr) {
         if self.peers.get(&peer).is_some_and(Peer::is_idle) {
             self.peers.remove(&peer);
+            // After a flood the table gives its memory back.
+            if self.peers.capacity() > KEPT_CAPACITY && self.peers.len() < self.peers.capacity() / 8 {
+                self.peers.shrink_to(KEPT_CAPACITY);
+            }
         }
     }
 

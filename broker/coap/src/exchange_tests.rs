@@ -299,6 +299,21 @@ fn what_is_remembered_is_bounded_for_each_peer_and_in_all() {
 }
 
 #[test]
+fn after_a_flood_from_many_ports_the_memory_returns() {
+    let mut d = Dialogue::new();
+    for port in 1..=60_000 {
+        d.peer.set_port(port);
+        let put = d.request(&con(Code::PUT, 1));
+        d.answers(put, Code::CHANGED);
+        d.says();
+    }
+    assert_eq!(d.layer.peers(), 60_000);
+    d.passes(EXCHANGE_LIFETIME);
+    assert_eq!((d.layer.peers(), d.layer.answers.len()), (0, 0));
+    assert!(d.layer.peers.capacity() < 4 * KEPT_CAPACITY);
+}
+
+#[test]
 fn ids_are_not_reused_towards_a_peer() {
     let mut d = Dialogue::new();
     let ids: std::collections::HashSet<u16> =

@@ -200,11 +200,11 @@ impl Observers {
         (self.clock & 0xFF_FFFF) as u32
     }
 
-    /// Tells the message id under which `notification` went out.
-    pub fn sent(&mut self, now: Instant, notification: &Notification, id: u16) {
-        let Observer { peer, token } = notification.observer;
+    /// Tells the message id under which the notification to `observer` went out, and of which type it was.
+    pub fn sent(&mut self, now: Instant, (observer, kind): (Observer, Kind), id: u16) {
+        let Observer { peer, token } = observer;
         let Some(flow) = self.flows.get_mut(&peer) else { return };
-        if notification.message.kind() == Kind::Confirmable {
+        if kind == Kind::Confirmable {
             flow.unacknowledged = Some((id, token));
             return;
         }

@@ -53,8 +53,8 @@ impl Dialogue {
     fn sees(&mut self) -> Option<Seen> {
         let notification = self.observers.poll_notification(self.now, self.unix_ms)?;
         self.next_id += 1;
-        self.observers.sent(self.now, &notification, self.next_id);
         let message = notification.message;
+        self.observers.sent(self.now, (notification.observer, message.kind()), self.next_id);
         Some(Seen {
             id: self.next_id,
             kind: message.kind(),

@@ -19,7 +19,7 @@ use crate::exchange::{Event, Exchange, Exchanges, Transmit};
 use crate::inbox::Inbox;
 use crate::links::{self, Filter, Link};
 use crate::message::{Code, Kind, Message, Token, option};
-use crate::observe::{self, Observer, Observers, Registration, Update};
+use crate::observe::{self, Notification, Observer, Observers, Registration, Update};
 use crate::representation::Representation;
 use crate::resource::{Named, Observe, Reading, Request, forbidden, refusal};
 use crate::{exchange, format};
@@ -194,9 +194,10 @@ impl Service {
 
     fn notify(&mut self, now: Instant) {
         let unix_ms = self.seams.clock.now_ms();
-        while let Some(notification) = self.observers.poll_notification(now, unix_ms) {
-            let id = self.exchanges.send(now, notification.observer.peer, notification.message.clone());
-            self.observers.sent(now, &notification, id);
+        while let Some(Notification { observer, message }) = self.observers.poll_notification(now, unix_ms) {
+            let kind = message.kind();
+            let id = self.exchanges.send(now, observer.peer, message);
+            self.observers.sent(now, (observer, kind), id);
             self.count(Outcome::Delivered);
         }
     }
