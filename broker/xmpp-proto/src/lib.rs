@@ -12,7 +12,9 @@ pub mod ingress;
 pub mod jid;
 pub mod ns;
 pub mod sasl;
+pub mod sm;
 pub mod stanza;
+pub mod stream;
 
 pub use element::Element;
 pub use error::{Condition, ErrorType, StanzaError, StreamCondition, StreamError};

@@ -1,0 +1,186 @@
+//! Stream management without resumption: acknowledgements in both directions, XEP-0198 §3 and §4.
+
+use std::collections::VecDeque;
+
+use crate::element::Element;
+use crate::error::{StreamCondition, StreamError};
+use crate::ns;
+
+/// The state of a managed stream. `T` is what the caller needs of a stanza that the peer has not acknowledged.
+#[derive(Debug)]
+pub struct StreamManagement<T> {
+    /// Stanzas of the peer that are dealt with, modulo 2³² (XEP-0198 §4).
+    handled: u32,
+    /// Stanzas that the peer has acknowledged, modulo 2³².
+    acknowledged: u32,
+    unacknowledged: VecDeque<T>,
+    limit: usize,
+    /// We asked and have no answer yet.
+    asked: bool,
+}
+
+/// What a peer asks of stream management.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SmRequest {
+    /// `<enable/>`: starts it.
+    Enable,
+    /// `<resume/>`: not offered.
+    Resume,
+    /// `<r/>`: wants to know what is handled.
+    Ask,
+    /// `<a h='…'/>`: the peer has handled this many.
+    Answer(u32),
+}
+
+/// More stanzas wait for an acknowledgement than the limit allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("too many stanzas are not acknowledged")]
+pub struct TooManyUnacknowledged;
+
+impl SmRequest {
+    /// Reads an element of stream management; `None` when it is none or has a wrong form.
+    pub fn read(element: &Element) -> Option<SmRequest> {
+        if element.ns() != ns::SM {
+            return None;
+        }
+        match element.name() {
+            "enable" => Some(SmRequest::Enable),
+            "resume" => Some(SmRequest::Resume),
+            "r" => Some(SmRequest::Ask),
+            "a" => element.get_attr("h")?.parse().ok().map(SmRequest::Answer),
+            _ => None,
+        }
+    }
+}
+
+impl<T> StreamManagement<T> {
+    /// Starts counting, at `<enable/>` (XEP-0198 §4). At most `limit` stanzas may wait for an acknowledgement.
+    pub fn new(limit: usize) -> StreamManagement<T> {
+        StreamManagement { handled: 0, acknowledged: 0, unacknowledged: VecDeque::new(), limit, asked: false }
+    }
+
+    /// One more stanza of the peer is dealt with: what had to be durable is.
+    pub fn count_handled(&mut self) {
+        self.handled = self.handled.wrapping_add(1);
+    }
+
+    /// Notes a stanza that is being sent.
+    ///
+    /// # Errors
+    /// The peer reads but does not acknowledge; the stream is to be closed.
+    pub fn sent(&mut self, item: T) -> Result<(), TooManyUnacknowledged> {
+        self.unacknowledged.push_back(item);
+        if self.unacknowledged.len() > self.limit { Err(TooManyUnacknowledged) } else { Ok(()) }
+    }
+
+    /// The peer has handled `h` stanzas; gives those that are new.
+    ///
+    /// # Errors
+    /// It acknowledges more than it was sent (XEP-0198 §4, handled-count-too-high).
+    pub fn acknowledge(&mut self, h: u32) -> Result<impl Iterator<Item = T> + '_, StreamError> {
+        let new = h.wrapping_sub(self.acknowledged) as usize;
+        if new > self.unacknowledged.len() {
+            let text = format!("handled-count-too-high: {h}, but only {} were sent", self.sent_count());
+            return Err(StreamError::new(StreamCondition::UndefinedCondition).text(text));
+        }
+        self.acknowledged = h;
+        self.asked = false;
+        Ok(self.unacknowledged.drain(..new))
+    }
+
+    /// Appends `<r/>` when there is something to ask for and no question is open.
+    pub fn ask(&mut self, out: &mut Vec<u8>) {
+        if !self.asked && !self.unacknowledged.is_empty() {
+            self.asked = true;
+            out.extend_from_slice(b"<r xmlns='urn:xmpp:sm:3'/>");
+        }
+    }
+
+    /// Appends `<a h='…'/>`.
+    pub fn answer(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(format!("<a xmlns='urn:xmpp:sm:3' h='{}'/>", self.handled).as_bytes());
+    }
+
+    /// How many stanzas wait for an acknowledgement.
+    pub fn waiting(&self) -> usize {
+        self.unacknowledged.len()
+    }
+
+    /// The stream ended: what the peer has not acknowledged, in order.
+    pub fn into_unacknowledged(self) -> impl Iterator<Item = T> {
+        self.unacknowledged.into_iter()
+    }
+
+    fn sent_count(&self) -> u32 {
+        self.acknowledged.wrapping_add(self.unacknowledged.len() as u32)
+    }
+}
+
+/// Appends `<enabled/>`; no `resume` attribute, because nothing can be resumed (XEP-0198 §3).
+pub fn write_enabled(out: &mut Vec<u8>) {
+    out.extend_from_slice(b"<enabled xmlns='urn:xmpp:sm:3'/>");
+}
+
+/// Appends `<failed/>`: it is too early, or it was asked for something that is not offered (XEP-0198 §3 and §5).
+pub fn write_failed(out: &mut Vec<u8>, condition: crate::error::Condition) {
+    Element::new(ns::SM, "failed").child(Element::new(ns::STANZA_ERRORS, condition.name())).write_to(out, ns::CLIENT);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(write: impl FnOnce(&mut Vec<u8>)) -> String {
+        let mut out = Vec::new();
+        write(&mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn what_is_sent_is_acknowledged_in_order() {
+        let mut sm = StreamManagement::new(10);
+        for item in ["a", "b", "c"] {
+            sm.sent(item).unwrap();
+        }
+        assert_eq!(text(|out| sm.ask(out)), "<r xmlns='urn:xmpp:sm:3'/>");
+        assert_eq!(text(|out| sm.ask(out)), "", "one question at a time");
+        assert_eq!(sm.acknowledge(2).unwrap().collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(sm.acknowledge(2).unwrap().count(), 0);
+        assert_eq!(sm.into_unacknowledged().collect::<Vec<_>>(), ["c"]);
+    }
+
+    #[test]
+    fn acknowledging_what_was_not_sent_ends_the_stream() {
+        let mut sm = StreamManagement::new(10);
+        sm.sent(()).unwrap();
+        assert!(sm.acknowledge(2).is_err());
+        assert_eq!(sm.acknowledge(1).unwrap().count(), 1);
+        assert!(sm.acknowledge(0).is_err(), "counts do not go back");
+    }
+
+    #[test]
+    fn counts_wrap_around() {
+        let mut sm = StreamManagement { handled: u32::MAX, acknowledged: u32::MAX, ..StreamManagement::new(10) };
+        sm.count_handled();
+        assert_eq!(text(|out| sm.answer(out)), "<a xmlns='urn:xmpp:sm:3' h='0'/>");
+        sm.sent(1).unwrap();
+        sm.sent(2).unwrap();
+        assert_eq!(sm.acknowledge(1).unwrap().collect::<Vec<_>>(), [1, 2]);
+    }
+
+    #[test]
+    fn the_queue_is_bounded() {
+        let mut sm = StreamManagement::new(1);
+        assert_eq!(sm.sent(()), Ok(()));
+        assert_eq!(sm.sent(()), Err(TooManyUnacknowledged));
+    }
+
+    #[test]
+    fn requests_are_read() {
+        let read = |xml: &str| SmRequest::read(&Element::parse(xml.as_bytes(), ns::SM).unwrap());
+        assert_eq!(read("<a h='7'/>"), Some(SmRequest::Answer(7)));
+        assert_eq!(read("<a h='-7'/>"), None);
+        assert_eq!(read("<r/>"), Some(SmRequest::Ask));
+        assert_eq!(read("<r xmlns='x'/>"), None);
+    }
+}

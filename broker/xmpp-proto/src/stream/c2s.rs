@@ -1,0 +1,503 @@
+//! The negotiation of a client's stream: header, STARTTLS, SASL, restart, resource binding (RFC 6120 §4 to §7).
+//!
+//! One type per state. What needs a store or a socket (keys, passwords, the TLS handshake, the place of a session)
+//! is handed out as a [`Next`] that the driver answers.
+
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD as BASE64, URL_SAFE_NO_PAD};
+
+use super::{Open, features, write_error};
+use crate::element::Element;
+use crate::error::{Condition, StanzaError, StreamCondition, StreamError};
+use crate::ingress::{Header, Incoming};
+use crate::jid::{BareJid, Jid};
+use crate::ns;
+use crate::sasl::{ChannelBindings, Hash, Mechanism, Plain, SaslFailure, ScramChallenged, ScramKeys, ScramStart};
+use crate::sm::{self, SmRequest};
+use crate::stanza::{Head, IqType, Stanza, StanzaType};
+
+/// How often a client may fail to log in on one stream (RFC 6120 §6.4.5 recommends 2 to 5).
+const MAX_FAILURES: u8 = 4;
+
+/// What lies under the stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layer {
+    /// Bare TCP.
+    Clear {
+        /// STARTTLS can be offered.
+        tls: bool,
+        /// The peer is on this machine.
+        loopback: bool,
+    },
+    /// TLS.
+    Tls,
+}
+
+/// What the negotiation needs to know of the server and of the connection.
+#[derive(Clone, Copy)]
+pub struct Setting<'a> {
+    /// The server's main domain, which speaks when the client wants an unknown host.
+    pub domain: &'a str,
+    /// Whether clients can log in at a host.
+    pub is_login_host: &'a (dyn Fn(&str) -> bool + Sync),
+    /// What lies under the stream.
+    pub layer: Layer,
+    /// What TLS gives to bind to.
+    pub bindings: &'a ChannelBindings,
+    /// Stream features of modules, offered after login.
+    pub features: &'a [Element],
+    /// Fresh random octets for each call: stream ids, nonces, resources.
+    pub entropy: [u8; 18],
+}
+
+/// The states.
+#[derive(Debug)]
+pub enum Negotiation {
+    /// A header must come.
+    Opening(Opening),
+    /// Features were offered: STARTTLS or a login may come.
+    Offered(Offered),
+    /// A login is under way.
+    Authenticating(Authenticating),
+    /// Logged in and restarted: a resource must be bound.
+    Binding(Binding),
+}
+
+/// What is to be done next.
+#[derive(Debug)]
+pub enum Next {
+    /// More must come from the client.
+    Wait(Negotiation),
+    /// The TLS handshake; nothing that came before it may be used (RFC 6120 §5.4.3.3). Then a new stream.
+    StartTls(Negotiation),
+    /// The SCRAM keys of a user.
+    Keys(KeysWanted),
+    /// A password is to be checked.
+    Password(PasswordWanted),
+    /// The login failed; the answer is to be held back for a while.
+    Failed(Failed),
+    /// The login succeeded: a new stream begins (RFC 6120 §6.4.6).
+    LoggedIn(BareJid, Negotiation),
+    /// A session wants a resource.
+    Bind(BindWanted),
+    /// The client ended the stream.
+    Close,
+}
+
+/// Expects a stream header.
+#[derive(Debug, Default)]
+pub struct Opening {
+    user: Option<BareJid>,
+}
+
+/// Expects STARTTLS or `<auth/>`.
+#[derive(Debug)]
+pub struct Offered {
+    host: Box<str>,
+    failures: u8,
+}
+
+/// Expects `<response/>` or `<abort/>`.
+#[derive(Debug)]
+pub struct Authenticating {
+    offered: Offered,
+    step: Step,
+}
+
+#[derive(Debug)]
+enum Step {
+    /// The client sent no initial response.
+    First(Mechanism),
+    /// The client must answer the challenge.
+    Final(Box<ScramChallenged>),
+}
+
+/// Expects the request to bind a resource.
+#[derive(Debug)]
+pub struct Binding {
+    user: BareJid,
+}
+
+/// Asks for the keys of a user.
+#[derive(Debug)]
+pub struct KeysWanted {
+    offered: Offered,
+    start: ScramStart,
+    user: String,
+}
+
+/// Asks whether a password is right.
+pub struct PasswordWanted {
+    offered: Offered,
+    plain: Plain,
+    user: String,
+}
+
+/// A failed login that was not answered yet.
+#[derive(Debug)]
+pub struct Failed {
+    offered: Offered,
+    failure: SaslFailure,
+    user: Option<String>,
+}
+
+/// A request to bind a resource.
+#[derive(Debug)]
+pub struct BindWanted {
+    binding: Binding,
+    head: Head,
+    jid: Jid,
+}
+
+impl Default for Negotiation {
+    fn default() -> Negotiation {
+        Negotiation::Opening(Opening::default())
+    }
+}
+
+impl Negotiation {
+    /// Takes what the client sent; appends answers to `out`.
+    ///
+    /// # Errors
+    /// The error to end the stream with: [`Negotiation::write_error`] or, as our header is out then, the plain one.
+    pub fn handle(self, incoming: Incoming, setting: &Setting<'_>, out: &mut Vec<u8>) -> Result<Next, StreamError> {
+        match (self, incoming) {
+            (_, Incoming::Close) => Ok(Next::Close),
+            (Negotiation::Opening(state), Incoming::Header(header)) => state.handle(&header, setting, out),
+            (Negotiation::Offered(state), Incoming::Element(element)) => state.handle(&element, setting, out),
+            (Negotiation::Authenticating(state), Incoming::Element(element)) => state.handle(&element, setting, out),
+            (Negotiation::Binding(state), Incoming::Stanza(stanza)) => state.handle(stanza, setting, out),
+            (Negotiation::Binding(state), Incoming::Element(element)) => state.too_early(&element, out),
+            // RFC 6120 §4.9.3.12: stanzas before login.
+            _ => Err(StreamError::new(StreamCondition::NotAuthorized).text("log in and bind a resource first")),
+        }
+    }
+
+    /// Appends an error that ends the stream. Our header goes first if it has not been sent (RFC 6120 §4.9.1.2).
+    pub fn write_error(&self, error: &StreamError, setting: &Setting<'_>, out: &mut Vec<u8>) {
+        if let Negotiation::Opening(_) = self {
+            open(setting.domain, None, setting, out);
+        }
+        write_error(out, error);
+    }
+
+    /// The user who logged in, if one has.
+    pub fn user(&self) -> Option<&BareJid> {
+        match self {
+            Negotiation::Opening(Opening { user }) => user.as_ref(),
+            Negotiation::Binding(Binding { user }) => Some(user),
+            _ => None,
+        }
+    }
+}
+
+fn open(from: &str, to: Option<&str>, setting: &Setting<'_>, out: &mut Vec<u8>) {
+    let id = URL_SAFE_NO_PAD.encode(setting.entropy);
+    Open { from: Some(from), to, id: Some(&id) }.write(out);
+}
+
+impl Opening {
+    fn handle(self, header: &Header, setting: &Setting<'_>, out: &mut Vec<u8>) -> Result<Next, StreamError> {
+        // RFC 6120 §4.7.1: the host is compared as a domain.
+        let host = header.to.as_deref().and_then(|to| BareJid::host(to).ok());
+        let host = host.filter(|host| (setting.is_login_host)(host.as_str()));
+        open(host.as_ref().map_or(setting.domain, BareJid::as_str), self.user.as_ref().map(BareJid::as_str), setting, out);
+        let Some(host) = host else { return Err(unknown_host(header, setting)) };
+        // RFC 6120 §4.7.5: a major version that we do not speak. No version means 0.9.
+        let major = header.version.as_deref().and_then(|version| version.split('.').next()?.parse::<u32>().ok());
+        if major != Some(1) {
+            return Err(StreamError::new(StreamCondition::UnsupportedVersion).text("this server speaks XMPP 1.0"));
+        }
+        match self.user {
+            None => {
+                features::before_login(setting, out);
+                Ok(Next::Wait(Negotiation::Offered(Offered { host: host.as_str().into(), failures: 0 })))
+            }
+            Some(user) => {
+                features::after_login(setting, out);
+                Ok(Next::Wait(Negotiation::Binding(Binding { user })))
+            }
+        }
+    }
+}
+
+/// The error is already in place behind our header.
+fn unknown_host(header: &Header, setting: &Setting<'_>) -> StreamError {
+    let asked = header.to.as_deref().unwrap_or("");
+    StreamError::new(StreamCondition::HostUnknown).text(format!("this server is {}, not {asked:?}", setting.domain))
+}
+
+impl Offered {
+    fn handle(self, element: &Element, setting: &Setting<'_>, out: &mut Vec<u8>) -> Result<Next, StreamError> {
+        match (element.ns(), element.name()) {
+            (ns::TLS, "starttls") => self.start_tls(setting, out),
+            (ns::SASL, "auth") => self.auth(element, setting, out),
+            _ => Err(StreamError::new(StreamCondition::NotAuthorized).text("log in first")),
+        }
+    }
+
+    fn start_tls(self, setting: &Setting<'_>, out: &mut Vec<u8>) -> Result<Next, StreamError> {
+        if !matches!(setting.layer, Layer::Clear { tls: true, .. }) {
+            // RFC 6120 §5.4.2.2: failure ends the stream.
+            Element::new(ns::TLS, "failure").write_to(out, ns::CLIENT);
+            return Err(StreamError::new(StreamCondition::PolicyViolation).text("TLS was not offered"));
+        }
+        Element::new(ns::TLS, "proceed").write_to(out, ns::CLIENT);
+        Ok(Next::StartTls(Negotiation::default()))
+    }
+
+    fn auth(self, element: &Element, setting: &Setting<'_>, out: &mut Vec<u8>) -> Result<Next, StreamError> {
+        let mechanism = element.get_attr("mechanism").and_then(Mechanism::from_name);
+        if setting.layer != Layer::Tls && (mechanism == Some(Mechanism::Plain) || features::mechanisms(setting).is_empty()) {
+            return Ok(self.failed(SaslFailure::EncryptionRequired));
+        }
+        let Some(mechanism) = mechanism.filter(|mechanism| features::mechanisms(setting).contains(mechanism)) else {
+            return Ok(self.failed(SaslFailure::InvalidMechanism));
+        };
+        if element.nodes().is_empty() {
+            // RFC 6120 §6.4.2: without an initial response the server sends an empty challenge.
+            Element::new(ns::SASL, "challenge").write_to(out, ns::CLIENT);
+            return Ok(Next::Wait(Negotiation::Authenticating(Authenticating { offered: self, step: Step::First(mechanism) })));
+        }
+        Ok(match decode(element) {
+            Ok(message) => self.first(mechanism, &message, setting),
+            Err(failure) => self.failed(failure),
+        })
+    }
+
+    /// The first message of a mechanism.
+    fn first(self, mechanism: Mechanism, message: &[u8], setting: &Setting<'_>) -> Next {
+        if mechanism == Mechanism::Plain {
+            return match Plain::parse(message) {
+                Ok(plain) => Next::Password(PasswordWanted { user: full_name(&plain.user, &self.host), plain, offered: self }),
+                Err(failure) => self.failed(failure),
+            };
+        }
+        match ScramStart::parse(mechanism, message, setting.bindings) {
+            Ok(start) => Next::Keys(KeysWanted { user: full_name(start.user(), &self.host), start, offered: self }),
+            Err(failure) => self.failed(failure),
+        }
+    }
+
+    fn failed(self, failure: SaslFailure) -> Next {
+        Next::Failed(Failed { offered: self, failure, user: None })
+    }
+
+    /// The user proved to be who they say; are they, and may they act as whom they ask for?
+    fn proven(self, user: String, authzid: Option<&str>, message: &[u8], out: &mut Vec<u8>) -> Next {
+        let jid = BareJid::parse(&user).ok().filter(|jid| jid.domain() == &*self.host && jid.local().is_some());
+        let Some(jid) = jid else {
+            return Next::Failed(Failed { offered: self, failure: SaslFailure::NotAuthorized, user: Some(user) });
+        };
+        // RFC 6120 §6.3.8: the authorization identity is a bare JID, here only the user's own.
+        if authzid.is_some_and(|authzid| BareJid::parse(authzid).as_ref() != Ok(&jid)) {
+            return Next::Failed(Failed { offered: self, failure: SaslFailure::InvalidAuthzid, user: Some(user) });
+        }
+        let mut success = Element::new(ns::SASL, "success");
+        if !message.is_empty() {
+            success = success.text(BASE64.encode(message));
+        }
+        success.write_to(out, ns::CLIENT);
+        Next::LoggedIn(jid.clone(), Negotiation::Opening(Opening { user: Some(jid) }))
+    }
+}
+
+/// The user name of SASL is the local part (RFC 6120 §6.3.7); some clients give the whole bare JID.
+fn full_name(user: &str, host: &str) -> String {
+    if user.contains('@') { user.to_owned() } else { format!("{user}@{host}") }
+}
+
+/// RFC 6120 §6.4.2: base64, where `=` stands for no octets.
+fn decode(element: &Element) -> Result<Vec<u8>, SaslFailure> {
+    match element.text_content().trim_ascii() {
+        "=" => Ok(Vec::new()),
+        text => BASE64.decode(text).map_err(|_| SaslFailure::IncorrectEncoding),
+    }
+}
+
+impl Authenticating {
+    fn handle(self, element: &Element, setting: &Setting<'_>, out: &mut Vec<u8>) -> Result<Next, StreamError> {
+        if element.is(ns::SASL, "abort") {
+            return Ok(self.offered.failed(SaslFailure::Aborted));
+        }
+        if !element.is(ns::SASL, "response") {
+            return Err(StreamError::new(StreamCondition::NotAuthorized).text("a SASL response was expected"));
+        }
+        let message = match decode(element) {
+            Ok(message) => message,
+            Err(failure) => return Ok(self.offered.failed(failure)),
+        };
+        Ok(match self.step {
+            Step::First(mechanism) => self.offered.first(mechanism, &message, setting),
+            Step::Final(challenged) => finish(self.offered, *challenged, &message, out),
+        })
+    }
+}
+
+/// Checks the client's proof.
+fn finish(offered: Offered, challenged: ScramChallenged, message: &[u8], out: &mut Vec<u8>) -> Next {
+    let user = full_name(challenged.user(), &offered.host);
+    match challenged.finish(message) {
+        Ok(success) => offered.proven(user, success.authzid.as_deref(), &success.message, out),
+        Err(failure) => Next::Failed(Failed { offered, failure, user: Some(user) }),
+    }
+}
+
+impl KeysWanted {
+    /// Whose keys: `local@host`.
+    pub fn user(&self) -> &str {
+        &self.user
+    }
+
+    /// For which hash.
+    pub fn hash(&self) -> Hash {
+        self.start.hash()
+    }
+
+    /// Sends the challenge. For an unknown user the keys are dummy ones.
+    pub fn with(self, keys: ScramKeys, setting: &Setting<'_>, out: &mut Vec<u8>) -> Negotiation {
+        let (challenge, challenged) = self.start.challenge(keys, setting.entropy);
+        Element::new(ns::SASL, "challenge").text(BASE64.encode(challenge)).write_to(out, ns::CLIENT);
+        Negotiation::Authenticating(Authenticating { offered: self.offered, step: Step::Final(Box::new(challenged)) })
+    }
+
+    /// The store can not be read.
+    pub fn unavailable(self) -> Failed {
+        Failed { offered: self.offered, failure: SaslFailure::TemporaryAuthFailure, user: None }
+    }
+}
+
+impl PasswordWanted {
+    /// Whose password: `local@host`.
+    pub fn user(&self) -> &str {
+        &self.user
+    }
+
+    /// The password.
+    pub fn password(&self) -> &str {
+        &self.plain.password
+    }
+
+    /// The password is right.
+    pub fn accept(self, out: &mut Vec<u8>) -> Next {
+        let authzid = Some(self.plain.authzid.as_str()).filter(|authzid| !authzid.is_empty());
+        self.offered.proven(self.user, authzid, b"", out)
+    }
+
+    /// The password is wrong.
+    pub fn refuse(self) -> Failed {
+        Failed { offered: self.offered, failure: SaslFailure::NotAuthorized, user: Some(self.user) }
+    }
+
+    /// The store can not be read.
+    pub fn unavailable(self) -> Failed {
+        Failed { offered: self.offered, failure: SaslFailure::TemporaryAuthFailure, user: None }
+    }
+}
+
+impl std::fmt::Debug for PasswordWanted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PasswordWanted").field("user", &self.user).finish_non_exhaustive()
+    }
+}
+
+impl Failed {
+    /// What goes wrong.
+    pub fn failure(&self) -> SaslFailure {
+        self.failure
+    }
+
+    /// The user whose login is to be counted as failed; none when it was not about a password.
+    pub fn user(&self) -> Option<&str> {
+        self.user.as_deref()
+    }
+
+    /// Sends `<failure/>`; the client may try again.
+    ///
+    /// # Errors
+    /// It has failed too often (RFC 6120 §6.4.5).
+    pub fn answer(mut self, out: &mut Vec<u8>) -> Result<Negotiation, StreamError> {
+        self.failure.to_element().write_to(out, ns::CLIENT);
+        self.offered.failures += 1;
+        if self.offered.failures > MAX_FAILURES {
+            return Err(StreamError::new(StreamCondition::PolicyViolation).text("too many failed logins"));
+        }
+        Ok(Negotiation::Offered(self.offered))
+    }
+}
+
+impl Binding {
+    /// RFC 6120 §7.6 and §7.7: the client gives a resource or lets the server make one.
+    fn handle(self, stanza: Stanza, setting: &Setting<'_>, out: &mut Vec<u8>) -> Result<Next, StreamError> {
+        let bind = stanza.element(ns::BIND, "bind").filter(|_| stanza.head.type_ == StanzaType::Iq(IqType::Set));
+        let Some(bind) = bind else {
+            return Err(StreamError::new(StreamCondition::NotAuthorized).text("bind a resource first"));
+        };
+        let wish = bind.get_child(ns::BIND, "resource").map(Element::text_content).filter(|wish| !wish.is_empty());
+        let resource = wish.unwrap_or_else(|| URL_SAFE_NO_PAD.encode(&setting.entropy[..9]));
+        match self.user.with_resource(&resource) {
+            Ok(jid) => Ok(Next::Bind(BindWanted { binding: self, head: stanza.head, jid })),
+            Err(error) => {
+                // RFC 6120 §7.7.2.1.
+                let error = StanzaError::new(Condition::BadRequest).text(error.to_string());
+                Stanza::error(&stanza.head, &error).write(out);
+                Ok(Next::Wait(Negotiation::Binding(self)))
+            }
+        }
+    }
+
+    /// XEP-0198 §3 and §5: stream management is enabled after binding; a stream can not be resumed here.
+    fn too_early(self, element: &Element, out: &mut Vec<u8>) -> Result<Next, StreamError> {
+        let condition = match SmRequest::read(element) {
+            Some(SmRequest::Resume) => Condition::ItemNotFound,
+            Some(_) => Condition::UnexpectedRequest,
+            None => return Err(StreamCondition::UnsupportedStanzaType.into()),
+        };
+        sm::write_failed(out, condition);
+        Ok(Next::Wait(Negotiation::Binding(self)))
+    }
+}
+
+impl BindWanted {
+    /// The full JID that is wanted.
+    pub fn jid(&self) -> &Jid {
+        &self.jid
+    }
+
+    /// The resource is bound: tells the client its full JID (RFC 6120 §7.6.1). The stream is negotiated.
+    pub fn bound(self, out: &mut Vec<u8>) -> Jid {
+        let jid = Element::new(ns::BIND, "jid").text(self.jid.as_str().to_owned());
+        Stanza::iq_result(&self.head, Some(Element::new(ns::BIND, "bind").child(jid))).write(out);
+        self.jid
+    }
+
+    /// The resource can not be bound (RFC 6120 §7.6.2); the client may try another.
+    pub fn refuse(self, error: &StanzaError, out: &mut Vec<u8>) -> Negotiation {
+        Stanza::error(&self.head, error).write(out);
+        Negotiation::Binding(self.binding)
+    }
+}
+
+/// Stamps a stanza of a session with its sender, and reads an address to oneself (RFC 6120 §8.1.2.1).
+///
+/// # Errors
+/// `invalid-from` when the client says that it is somebody else.
+pub fn stamp(head: &mut Head, own: &Jid) -> Result<(), StreamError> {
+    if let Some(from) = &head.from
+        && from != own
+        && from.as_str() != own.bare()
+    {
+        return Err(StreamError::new(StreamCondition::InvalidFrom).text(format!("this stream is {own}'s")));
+    }
+    head.from = Some(own.clone());
+    Ok(())
+}
+
+/// The answer to the session request of RFC 3921 §3, which is a no-op since RFC 6121 §1.4.
+pub fn session_reply(stanza: &Stanza) -> Option<Stanza> {
+    let is_set = stanza.head.type_ == StanzaType::Iq(IqType::Set);
+    (is_set && stanza.child(ns::SESSION, "session").is_some()).then(|| Stanza::iq_result(&stanza.head, None))
+}
+
+#[cfg(test)]
+mod tests;
