@@ -31,11 +31,18 @@ impl Endpoint {
     /// # Errors
     /// What the system says: the port is busy, the address is not ours.
     pub async fn bind(seams: Seams, address: SocketAddr) -> io::Result<Self> {
-        let socket = UdpSocket::bind(address).await?;
+        Self::serve(seams, UdpSocket::bind(address).await?)
+    }
+
+    /// Serves a socket that is bound already, in a task. Must be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// What the system says of the socket.
+    pub fn serve(seams: Seams, socket: UdpSocket) -> io::Result<Self> {
         let local = socket.local_addr()?;
         let (stop, stopped) = oneshot::channel();
         let service = Service::new(seams, Limits::default(), seed());
-        let task = tokio::spawn(serve(socket, service, stopped));
+        let task = tokio::spawn(run(socket, service, stopped));
         Ok(Self { local, stop: Some(stop), task })
     }
 
@@ -63,7 +70,7 @@ impl Drop for Endpoint {
     }
 }
 
-async fn serve(socket: UdpSocket, mut service: Service, mut stopped: oneshot::Receiver<()>) {
+async fn run(socket: UdpSocket, mut service: Service, mut stopped: oneshot::Receiver<()>) {
     let mut buffer = vec![0; MAX_DATAGRAM];
     loop {
         flush(&socket, &mut service).await;

@@ -1,3 +1,37 @@
-//! The `tavi` binary.
+//! `tavi`: the broker and its administration.
 
-fn main() {}
+mod admin;
+mod cli;
+mod config;
+mod data;
+mod front;
+mod listen;
+mod logs;
+mod people;
+mod serve;
+mod signals;
+mod stored;
+mod tls;
+mod tokens;
+mod users;
+
+use clap::Parser;
+use cli::{Cli, Command};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = match cli.command {
+        None => serve::run(&cli.serve),
+        Some(Command::Serve(args)) => serve::run(&args),
+        Some(Command::User { command }) => users::run(command),
+        Some(Command::Store { command }) => stored::run(command),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("tavi: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -40,6 +40,7 @@ const CORE_AND_ENROL: &[&str] =
     &["device-client/wire", "broker/xmpp-proto", "broker/store", "broker/core", "provisioning/enrol"];
 const BOTD: &[&str] = &["device-client/wire", "broker/xmpp-proto", "broker/core", "bots/runtime"];
 const SERVER: &[&str] = &[
+    "provisioning/cli",
     "device-client/wire",
     "provisioning/enrol",
     "broker/xmpp-proto",

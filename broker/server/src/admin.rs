@@ -1,0 +1,194 @@
+//! The admin API's operations on a running broker.
+
+use crate::{
+    people::{self, new_secret, store_failed},
+    tokens::device_record,
+};
+use std::{collections::BTreeMap, time::Instant};
+use tavi_core::{
+    Parts,
+    accounts::{AccountError, Strength, credential_ops},
+    permit::{Actions, Grant as CoreGrant, GrantError},
+};
+use tavi_enrol::{
+    DeviceId,
+    admin::{
+        AddedDevice, ApiError, DeviceList, DeviceRow, ErrorCode, GrantList, GrantRow, NewDevice, NewGrant, NewPassword, NewUser,
+        Removed, Status, UserList, UserPassword,
+    },
+    device::{DeviceRecord, DeviceState},
+    grant::Grant,
+};
+use tavi_store::{Expect, Op, Owner, StoreError, Table};
+use tavi_web::admin::{Admin, Outcome};
+use tavi_xmpp_proto::jid::BareJid;
+use tokio::sync::Mutex;
+
+/// The running broker as an administrator sees it.
+pub struct Office {
+    parts: Parts,
+    listeners: BTreeMap<String, String>,
+    started: Instant,
+    /// One registration at a time: names of devices are unique.
+    registering: Mutex<()>,
+}
+
+impl Office {
+    pub fn new(parts: Parts, listeners: BTreeMap<String, String>) -> Office {
+        Office { parts, listeners, started: Instant::now(), registering: Mutex::new(()) }
+    }
+
+    fn device_jid(&self, id: DeviceId) -> Outcome<BareJid> {
+        let host = self.parts.hosts.name(tavi_core::Host::Things);
+        BareJid::new(&id.to_string(), host).map_err(|e| ApiError::new(ErrorCode::Internal, e.to_string()))
+    }
+
+    async fn records(&self) -> Outcome<Vec<DeviceRecord>> {
+        let (mut records, mut after) = (Vec::new(), None::<(Owner, Box<str>)>);
+        loop {
+            let from = after.as_ref().map(|(owner, item)| (owner, &**item));
+            let rows = self.parts.store.scan(Table::Device, from, 1000).await.map_err(store_failed)?;
+            let Some(last) = rows.last() else { return Ok(records) };
+            after = Some((last.owner.clone(), last.item.clone()));
+            records.extend(rows.iter().filter_map(|row| serde_json::from_slice(&row.record.value).ok()));
+        }
+    }
+
+    fn row(&self, record: DeviceRecord) -> Outcome<DeviceRow> {
+        let jid = self.device_jid(record.id)?.to_string();
+        let key = record.credentials.iter().find_map(|c| match c.kind {
+            tavi_enrol::device::CredentialKind::Ed25519 { key } => Some(key),
+            _ => None,
+        });
+        let public_key = key.ok_or_else(|| ApiError::new(ErrorCode::Internal, format!("device {} has no key", record.id)))?;
+        Ok(DeviceRow { id: record.id, jid, name: record.name, state: record.state, public_key, created: record.created })
+    }
+
+    async fn known_device(&self, id: DeviceId) -> Outcome<DeviceRecord> {
+        let record = device_record(&self.parts, &self.device_jid(id)?).await;
+        record.ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("there is no device {id}")).hint("tavi-fleet device list shows them"))
+    }
+
+    async fn check_new(&self, record: &DeviceRecord) -> Outcome<()> {
+        for known in self.records().await? {
+            if known.id == record.id && known.state == DeviceState::Revoked {
+                let message = format!("the device {} was removed and stays revoked", known.id);
+                return Err(ApiError::new(ErrorCode::Conflict, message).hint("give the device a new key"));
+            }
+            if known.id == record.id {
+                return Err(ApiError::new(ErrorCode::Conflict, format!("the device {} exists already", known.id)));
+            }
+            if record.name.is_some() && known.name == record.name {
+                return Err(ApiError::new(ErrorCode::Conflict, format!("the device {} has that name already", known.id)));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Admin for Office {
+    async fn status(&self) -> Outcome<Status> {
+        Ok(Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            domain: self.parts.hosts.domain().into(),
+            uptime: self.started.elapsed().as_secs(),
+            listeners: self.listeners.clone(),
+        })
+    }
+
+    async fn users(&self) -> Outcome<UserList> {
+        people::list(&self.parts).await
+    }
+
+    async fn add_user(&self, user: NewUser) -> Outcome<UserPassword> {
+        people::add(&self.parts, user).await
+    }
+
+    async fn set_password(&self, jid: String, new: NewPassword) -> Outcome<UserPassword> {
+        people::set_password(&self.parts, &jid, new).await
+    }
+
+    async fn remove_user(&self, jid: String) -> Outcome<Removed> {
+        people::remove(&self.parts, &jid).await
+    }
+
+    async fn devices(&self) -> Outcome<DeviceList> {
+        let rows = self.records().await?.into_iter().map(|record| self.row(record));
+        Ok(DeviceList { devices: rows.collect::<Outcome<_>>()? })
+    }
+
+    async fn device(&self, id: DeviceId) -> Outcome<DeviceRow> {
+        self.row(self.known_device(id).await?)
+    }
+
+    async fn add_device(&self, device: NewDevice) -> Outcome<AddedDevice> {
+        let _one = self.registering.lock().await;
+        let record = DeviceRecord::added(device.public_key, device.name, self.parts.clock.now_ms() / 1000);
+        self.check_new(&record).await?;
+        let secret = new_secret()?;
+        let mut ops = credential_ops(secret.expose(), Strength::Generated).await.map_err(people::refusal)?;
+        ops.push(self.parts.accounts.account_op());
+        ops.push(put_record(&record)?);
+        let jid = self.device_jid(record.id)?;
+        match self.parts.store.commit(&Owner::account(jid.as_str()), ops).await {
+            Ok(()) => Ok(AddedDevice { device: self.row(record)?, secret }),
+            Err(StoreError::Conflict { .. }) => Err(people::refusal(AccountError::Exists(jid))),
+            Err(error) => Err(store_failed(error)),
+        }
+    }
+
+    async fn remove_device(&self, id: DeviceId) -> Outcome<Removed> {
+        let _one = self.registering.lock().await;
+        let mut record = self.known_device(id).await?;
+        if record.state == DeviceState::Revoked {
+            return Err(ApiError::new(ErrorCode::NotFound, format!("the device {id} was removed already")));
+        }
+        record.state = DeviceState::Revoked;
+        record.name = None;
+        let jid = self.device_jid(id)?;
+        // What it had goes; that it was here stays, so that its key does not come back.
+        let ops = vec![Op::Purge, put_record(&record)?];
+        self.parts.store.commit(&Owner::account(jid.as_str()), ops).await.map_err(store_failed)?;
+        self.parts.permit.remove(|grant| &*grant.subject == jid.as_str()).1.await.map_err(store_failed)?;
+        self.parts.revoke(&jid);
+        Ok(Removed { removed: id.to_string() })
+    }
+
+    async fn grants(&self) -> Outcome<GrantList> {
+        let grants = self.parts.permit.list(None);
+        Ok(GrantList { grants: grants.iter().map(grant_row).collect::<Outcome<_>>()? })
+    }
+
+    async fn add_grant(&self, new: NewGrant) -> Outcome<GrantRow> {
+        let id = self.parts.ids.next(self.parts.clock.now_ms());
+        let bad = |e: GrantError| ApiError::new(ErrorCode::BadRequest, e.to_string());
+        let actions: Actions = new.actions.to_string().parse().map_err(bad)?;
+        let grant = CoreGrant::new(id, &new.subject.to_string(), actions, new.filter.as_str()).map_err(bad)?;
+        let same = |g: &CoreGrant| g.actions == grant.actions && g.filter == grant.filter;
+        self.parts.permit.add(grant.clone()).await.map_err(store_failed)?;
+        // The same rule twice is one: the answer is the row that stands.
+        let standing = self.parts.permit.list(Some(&grant.subject)).into_iter().find(|g| same(g));
+        grant_row(&standing.unwrap_or(grant))
+    }
+
+    async fn remove_grant(&self, id: String) -> Outcome<GrantRow> {
+        let number: Option<u64> = id.parse().ok();
+        let (removed, commit) = self.parts.permit.remove(|grant| Some(grant.id) == number);
+        commit.await.map_err(store_failed)?;
+        let none = || ApiError::new(ErrorCode::NotFound, format!("there is no grant {id:?}")).hint("tavi-fleet grant list shows them");
+        grant_row(removed.first().ok_or_else(none)?)
+    }
+}
+
+fn put_record(record: &DeviceRecord) -> Outcome<Op> {
+    let value = serde_json::to_vec(record).map_err(|e| ApiError::new(ErrorCode::Internal, e.to_string()))?;
+    Ok(Op::Put { table: Table::Device, item: "".into(), value: value.into(), expect: Expect::Any })
+}
+
+fn grant_row(grant: &CoreGrant) -> Outcome<GrantRow> {
+    let broken = |e: tavi_enrol::grant::GrantError| ApiError::new(ErrorCode::Internal, e.to_string());
+    let subject = grant.subject.parse().map_err(broken)?;
+    let actions = grant.actions.to_string().parse().map_err(broken)?;
+    let filter = grant.filter.parse().map_err(broken)?;
+    Ok(GrantRow { id: grant.id.to_string(), grant: Grant { subject, actions, filter } })
+}

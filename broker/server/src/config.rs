@@ -1,0 +1,327 @@
+//! The configuration: `tavi.toml`, then the flags; each key with its default.
+
+use crate::cli::ServeArgs;
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+use tavi_core::Hosts;
+
+/// The listeners, in the order in which they are opened and shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Key {
+    Xmpp,
+    Xmpps,
+    Mqtt,
+    Mqtts,
+    Coap,
+    Http,
+    Https,
+}
+
+impl Key {
+    pub const ALL: [Key; 7] = [Key::Xmpp, Key::Xmpps, Key::Mqtt, Key::Mqtts, Key::Coap, Key::Http, Key::Https];
+
+    pub fn name(self) -> &'static str {
+        ["xmpp", "xmpps", "mqtt", "mqtts", "coap", "http", "https"][self as usize]
+    }
+
+    /// The registered port (RFC 6120 §14.7, XEP-0368, MQTT 5 §4.2, RFC 7252 §12.6; HTTP as other XMPP servers do).
+    fn port(self) -> u16 {
+        [5222, 5223, 1883, 8883, 5683, 5280, 5443][self as usize]
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Key {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Key, String> {
+        let found = Key::ALL.into_iter().find(|key| key.name() == name);
+        found.ok_or_else(|| format!("there is no listener {name:?}: use xmpp, xmpps, mqtt, mqtts, coap, http or https"))
+    }
+}
+
+/// Where a listener listens: several addresses with one port, or nowhere.
+pub type Addresses = Vec<SocketAddr>;
+
+/// The addresses that `text` means: `off`, `localhost:PORT` (both loopback addresses), or `ADDR:PORT`.
+pub fn parse_addresses(text: &str) -> Result<Addresses> {
+    if text == "off" {
+        return Ok(Vec::new());
+    }
+    if let Some(port) = text.strip_prefix("localhost:") {
+        return Ok(loopback(port.parse().with_context(|| format!("{port:?} is no port"))?));
+    }
+    match text.parse::<SocketAddr>() {
+        Ok(address) => Ok(vec![address]),
+        Err(_) => bail!("{text:?} is no place to listen: write ADDR:PORT such as 0.0.0.0:5222 or [::]:5222, localhost:PORT, or off"),
+    }
+}
+
+fn loopback(port: u16) -> Addresses {
+    let ips: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    ips.map(|ip| SocketAddr::new(ip, port)).to_vec()
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    domain: Option<String>,
+    #[serde(default)]
+    listen: ListenFile,
+    #[serde(default)]
+    store: StoreFile,
+    #[serde(default)]
+    tls: TlsFile,
+    #[serde(default)]
+    log: LogFile,
+    #[serde(default)]
+    bots: BotsFile,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ListenFile {
+    xmpp: Option<String>,
+    xmpps: Option<String>,
+    mqtt: Option<String>,
+    mqtts: Option<String>,
+    coap: Option<String>,
+    http: Option<String>,
+    https: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoreFile {
+    engine: Option<String>,
+    cache_mib: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TlsFile {
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LogFile {
+    level: Option<String>,
+    format: Option<LogFormat>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BotsFile {
+    folder: Option<PathBuf>,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// What the broker runs with.
+#[derive(Debug)]
+pub struct Config {
+    pub data: PathBuf,
+    pub hosts: Hosts,
+    pub listen: Vec<(Key, Addresses)>,
+    pub engine: tavi_store_kv::Engine,
+    pub cache_bytes: u64,
+    pub certificate: Option<(PathBuf, PathBuf)>,
+    pub log_level: String,
+    pub log_format: LogFormat,
+    pub bots: Vec<PathBuf>,
+    pub json: bool,
+}
+
+impl Config {
+    /// Reads the configuration file, if there is one, and applies the flags.
+    pub fn load(args: &ServeArgs) -> Result<Config> {
+        let data = args.data.clone().unwrap_or_else(|| "./tavi-data".into());
+        let default_file = data.join("tavi.toml");
+        let file = match &args.config {
+            Some(path) => read_file(path)?,
+            None if default_file.exists() => read_file(&default_file)?,
+            None => File::default(),
+        };
+        Config::merge(args, data, file)
+    }
+
+    fn merge(args: &ServeArgs, data: PathBuf, file: File) -> Result<Config> {
+        let domain = args.domain.as_deref().or(file.domain.as_deref()).unwrap_or("localhost");
+        let hosts = Hosts::new(domain).with_context(|| format!("{domain:?} is no domain name"))?;
+        let engine = file.store.engine.as_deref().unwrap_or("sled");
+        let certificate = match (file.tls.certificate, file.tls.key) {
+            (Some(certificate), Some(key)) => Some((certificate, key)),
+            (None, None) => None,
+            _ => bail!("[tls] needs both certificate and key, or neither"),
+        };
+        let bots = [Some(data.join("bots")), file.bots.folder, args.bots.clone()].into_iter().flatten().collect();
+        Ok(Config {
+            hosts,
+            listen: listeners(&file.listen, &args.listen)?,
+            engine: engine.parse().map_err(|_| anyhow::anyhow!("[store] engine = {engine:?}: use sled or fjall"))?,
+            cache_bytes: file.store.cache_mib.unwrap_or(64).clamp(1, 1 << 20) << 20,
+            certificate,
+            log_level: file.log.level.unwrap_or_else(|| "info".into()),
+            log_format: file.log.format.unwrap_or(if args.json { LogFormat::Json } else { LogFormat::Text }),
+            bots,
+            json: args.json,
+            data,
+        })
+    }
+}
+
+fn listeners(file: &ListenFile, flags: &[(Key, String)]) -> Result<Vec<(Key, Addresses)>> {
+    let written = [&file.xmpp, &file.xmpps, &file.mqtt, &file.mqtts, &file.coap, &file.http, &file.https];
+    let one = |key: Key| {
+        let flag = flags.iter().rev().find(|(k, _)| *k == key).map(|(_, text)| text);
+        let addresses = match flag.or(written[key as usize].as_ref()) {
+            Some(text) => parse_addresses(text).with_context(|| format!("the listener {key}"))?,
+            None => loopback(key.port()),
+        };
+        Ok((key, addresses))
+    };
+    Key::ALL.into_iter().map(one).collect()
+}
+
+fn read_file(path: &Path) -> Result<File> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    parse(&text).with_context(|| format!("{} is not right", path.display()))
+}
+
+fn parse(text: &str) -> Result<File> {
+    toml::from_str(text).map_err(|error| {
+        let suggestion = suggestion(error.message());
+        anyhow::anyhow!("{}{}", error.to_string().trim_end(), suggestion.map(|s| format!("\ndid you mean `{s}`?")).unwrap_or_default())
+    })
+}
+
+/// The known key nearest to an unknown one, out of serde's message: unknown field `x`, expected one of `a`, `b`.
+fn suggestion(message: &str) -> Option<String> {
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    let unknown = quoted.next().filter(|_| message.starts_with("unknown field"))?;
+    let nearest = quoted.min_by_key(|known| distance(unknown, known))?;
+    (distance(unknown, nearest) <= unknown.len().max(3) / 2).then(|| nearest.to_owned())
+}
+
+/// Levenshtein distance.
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut corner = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.chars().enumerate() {
+            let cost = (corner + usize::from(x != y)).min(row[j] + 1).min(row[j + 1] + 1);
+            corner = std::mem::replace(&mut row[j + 1], cost);
+        }
+    }
+    row[row.len() - 1]
+}
+
+/// The commented file that a first start leaves in the data folder.
+pub const TEMPLATE: &str = r#"# Tavi's configuration. Every key is optional; what stands here as a comment is the default.
+# `tavi serve --check` tells whether it is right.
+
+# The domain of people's addresses. Devices live on things.DOMAIN, bots on bots.DOMAIN, topics on pubsub.DOMAIN.
+#domain = "localhost"
+
+# Where to listen: "ADDR:PORT" such as "0.0.0.0:5222" or "[::]:5222", "localhost:PORT" (this machine only), or "off".
+[listen]
+#xmpp  = "localhost:5222"   # STARTTLS
+#xmpps = "localhost:5223"   # direct TLS
+#mqtt  = "localhost:1883"   # passwords in clear are taken from this machine only
+#mqtts = "localhost:8883"
+#coap  = "localhost:5683"   # UDP
+#http  = "localhost:5280"   # /healthz and /metrics
+#https = "localhost:5443"
+
+[store]
+#engine = "sled"            # or "fjall"; an existing store is moved with `tavi store migrate --to fjall`
+#cache_mib = 64
+
+# Your own certificate, PEM. Without it one is made by the broker's own CA in tls/ca.pem.
+# SIGHUP reads the files again.
+[tls]
+#certificate = "/etc/tavi/fullchain.pem"
+#key = "/etc/tavi/key.pem"
+
+[log]
+#level = "info"             # error, warn, info, debug, trace, or filters such as "info,tavi_mqtt=debug"
+#format = "text"            # or "json"
+
+[bots]
+#folder = "/etc/tavi/bots"  # beside the folder `bots` here
+"#;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(text: &str, listen: &[(&str, &str)]) -> Result<Config> {
+        let listen = listen.iter().map(|(k, v)| (k.parse().unwrap(), v.to_string())).collect();
+        let args = ServeArgs { listen, ..ServeArgs::default() };
+        Config::merge(&args, "data".into(), parse(text)?)
+    }
+
+    fn addresses(config: &Config, key: Key) -> Vec<String> {
+        config.listen[key as usize].1.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn the_default_is_loopback_only() {
+        let config = config("", &[]).unwrap();
+        assert_eq!(addresses(&config, Key::Xmpp), ["127.0.0.1:5222", "[::1]:5222"]);
+        assert!(config.listen.iter().flat_map(|(_, a)| a).all(|a| a.ip().is_loopback()));
+        assert_eq!(config.hosts.domain(), "localhost");
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_off_closes() {
+        let text = "domain = 'example.org'\n[listen]\nmqtt = '0.0.0.0:1'\ncoap = 'off'\n";
+        let config = config(text, &[("mqtt", "127.0.0.1:0"), ("http", "off")]).unwrap();
+        assert_eq!(addresses(&config, Key::Mqtt), ["127.0.0.1:0"]);
+        assert!(addresses(&config, Key::Coap).is_empty() && addresses(&config, Key::Http).is_empty());
+        assert_eq!(config.hosts.domain(), "example.org");
+    }
+
+    #[test]
+    fn unknown_keys_are_refused_with_their_line_and_a_suggestion() {
+        let error = format!("{:#}", parse("domain = 'a'\n[listen]\nmqqt = 'off'\n").unwrap_err());
+        assert!(error.contains("line 3") && error.contains("did you mean `mqtt`?"), "{error}");
+        assert!(parse("listne = 1").is_err());
+    }
+
+    #[test]
+    fn the_template_is_right_as_it_stands_and_with_its_comments_taken_off() {
+        parse(TEMPLATE).unwrap();
+        let open: String = TEMPLATE.lines().map(|l| l.strip_prefix('#').filter(|l| l.contains(" = ") && !l.starts_with(' ')).unwrap_or(l).to_owned() + "\n").collect();
+        let file = parse(&open).unwrap();
+        assert_eq!(file.store.engine.as_deref(), Some("sled"));
+    }
+
+    #[test]
+    fn addresses_that_make_no_sense_are_refused_with_examples() {
+        for text in ["5222", "example.org:5222", "localhost:x", ""] {
+            assert!(parse_addresses(text).is_err(), "{text}");
+        }
+    }
+}

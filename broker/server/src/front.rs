@@ -1,0 +1,135 @@
+//! The front ends: started over the open sockets, stopped in order.
+
+use crate::{
+    admin::Office,
+    config::{Config, Key},
+    listen::Open,
+    tls::Tls,
+};
+use anyhow::Result;
+use std::{future::Future, sync::Arc};
+use tavi_core::{Node, metrics};
+use tavi_store_kv::{CommitStats, Histogram, KvStore};
+use tavi_web::{
+    Limits,
+    http::{Health, Pages},
+};
+use tokio::{net::TcpListener, sync::watch, task::JoinSet};
+use tokio_rustls::TlsAcceptor;
+
+/// What the front ends are made of.
+pub struct Start<'a> {
+    pub node: &'a Node,
+    pub tls: &'a Tls,
+    pub config: &'a Config,
+    pub store: &'a Arc<KvStore>,
+    pub office: Arc<Office>,
+}
+
+/// The running front ends.
+pub struct Fronts {
+    stop: watch::Sender<bool>,
+    tasks: JoinSet<()>,
+    coap: Vec<tavi_coap::Endpoint>,
+}
+
+/// Starts everything that listens.
+pub async fn start(start: Start<'_>, open: Vec<(Key, Open)>) -> Result<Fronts> {
+    let mut fronts = Fronts { stop: watch::Sender::new(false), tasks: JoinSet::new(), coap: Vec::new() };
+    for (key, sockets) in open {
+        match sockets {
+            Open::Udp(sockets) => {
+                for socket in sockets {
+                    fronts.coap.push(tavi_coap::Endpoint::serve((&start.node.parts).into(), socket)?);
+                }
+            }
+            Open::Tcp(listeners) => listeners.into_iter().for_each(|listener| fronts.listen(&start, key, listener)),
+        }
+    }
+    let admin = tavi_fleet::socket::bind(&start.config.data)?;
+    let stopped = fronts.stopped();
+    fronts.tasks.spawn(tavi_web::admin::serve(admin, start.office.clone(), Limits::default(), stopped));
+    Ok(fronts)
+}
+
+impl Fronts {
+    fn listen(&mut self, start: &Start<'_>, key: Key, listener: TcpListener) {
+        let site = || Arc::new(Site { node: start.node.clone(), store: start.store.clone() });
+        match key {
+            Key::Http => {
+                let stopped = self.stopped();
+                self.tasks.spawn(tavi_web::http::serve(listener, site(), Limits::default(), stopped));
+            }
+            Key::Https => {
+                let acceptor = TlsAcceptor::from(start.tls.https.load_full());
+                let stopped = self.stopped();
+                self.tasks.spawn(tavi_web::http::serve(tavi_web::Tls::new(listener, acceptor), site(), Limits::default(), stopped));
+            }
+            _ => {}
+        }
+    }
+
+    /// Ready when the broker stops.
+    fn stopped(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut stop = self.stop.subscribe();
+        async move {
+            // The sender lives as long as the broker.
+            let _ = stop.wait_for(|stop| *stop).await;
+        }
+    }
+
+    /// Stops accepting, ends the streams, and waits for their sessions.
+    pub async fn stop(mut self) {
+        self.stop.send_replace(true);
+        for endpoint in self.coap {
+            endpoint.stop().await;
+        }
+        while self.tasks.join_next().await.is_some() {}
+    }
+
+    /// Reads the bots again.
+    pub async fn reload_bots(&self) {}
+}
+
+/// `/metrics` and `/healthz`.
+struct Site {
+    node: Node,
+    store: Arc<KvStore>,
+}
+
+impl Pages for Site {
+    fn metrics(&self) -> String {
+        let mut out = self.node.parts.metrics.render();
+        let (subscriptions, retained) = self.node.parts.topics.counts();
+        metrics::family(&mut out, "tavi_subscriptions", "gauge", "Topic subscriptions.");
+        metrics::line(&mut out, "tavi_subscriptions", subscriptions);
+        metrics::family(&mut out, "tavi_retained", "gauge", "Topics with a retained value.");
+        metrics::line(&mut out, "tavi_retained", retained);
+        commit_metrics(&mut out, &self.store.stats());
+        out
+    }
+
+    fn health(&self) -> Health {
+        if self.store.stats().failed > 0 { Health::Bad("the store has failed; see the log".into()) } else { Health::Good }
+    }
+}
+
+fn commit_metrics(out: &mut String, stats: &CommitStats) {
+    metrics::family(out, "tavi_commit_seconds", "histogram", "From handing a commit in to its being on disk.");
+    histogram(out, "tavi_commit_seconds", &stats.latency_us, 1e-6);
+    metrics::family(out, "tavi_commit_batch", "histogram", "Commits that shared one flush.");
+    histogram(out, "tavi_commit_batch", &stats.batch, 1.0);
+    metrics::family(out, "tavi_commits_waiting", "gauge", "Commits handed in and not yet on disk.");
+    metrics::line(out, "tavi_commits_waiting", stats.waiting);
+}
+
+fn histogram(out: &mut String, name: &str, histogram: &Histogram, unit: f64) {
+    let mut below = 0;
+    for (n, count) in histogram.counts.iter().enumerate() {
+        below += count;
+        let bound = histogram.bounds.get(n).map_or("+Inf".to_owned(), |bound| (*bound as f64 * unit).to_string());
+        metrics::line(out, &format!("{name}_bucket{{le=\"{bound}\"}}"), below);
+    }
+    metrics::line(out, &format!("{name}_sum"), histogram.sum as f64 * unit);
+    metrics::line(out, &format!("{name}_count"), below);
+}

@@ -1,0 +1,103 @@
+//! What administration does to accounts, whether the broker runs or only its store is open.
+
+use tavi_core::{
+    Host, Parts,
+    accounts::{AccountError, Strength},
+};
+use tavi_enrol::{
+    Secret,
+    admin::{ApiError, ErrorCode, NewPassword, NewUser, Removed, UserList, UserPassword, UserRow},
+};
+use tavi_store::{Owner, StoreError, Table};
+use tavi_xmpp_proto::jid::BareJid;
+
+type Outcome<T> = Result<T, ApiError>;
+
+/// Makes an account.
+pub async fn add(parts: &Parts, user: NewUser) -> Outcome<UserPassword> {
+    let jid = address(parts, &user.jid)?;
+    let (password, strength) = chosen_or_made(&user.password)?;
+    parts.accounts.create(&jid, password.expose(), strength).await.map_err(refusal)?;
+    Ok(UserPassword { jid: jid.to_string(), password: user.password.is_none().then_some(password) })
+}
+
+/// Changes a password.
+pub async fn set_password(parts: &Parts, jid: &str, new: NewPassword) -> Outcome<UserPassword> {
+    let jid = address(parts, jid)?;
+    let (password, strength) = chosen_or_made(&new.password)?;
+    parts.accounts.set_password(&jid, password.expose(), strength).await.map_err(refusal)?;
+    Ok(UserPassword { jid: jid.to_string(), password: new.password.is_none().then_some(password) })
+}
+
+/// All accounts.
+pub async fn list(parts: &Parts) -> Outcome<UserList> {
+    let (mut users, mut after) = (Vec::new(), None::<BareJid>);
+    loop {
+        let page = parts.accounts.list(Host::Main, after.as_ref(), 1000).await.map_err(store_failed)?;
+        let Some(last) = page.last() else { break };
+        after = Some(last.clone());
+        for jid in &page {
+            users.push(row(parts, jid).await?);
+        }
+    }
+    Ok(UserList { users })
+}
+
+async fn row(parts: &Parts, jid: &BareJid) -> Outcome<UserRow> {
+    let record = parts.store.load(&Owner::account(jid.as_str()), Table::Account, "").await.map_err(store_failed)?;
+    let created = record.and_then(|r| std::str::from_utf8(&r.value).ok()?.parse::<u64>().ok()).map(|ms| ms / 1000);
+    let sessions = parts.sessions.known(jid).map_or(0, |account| account.lock().sessions.len());
+    Ok(UserRow { jid: jid.to_string(), created, sessions: u32::try_from(sessions).ok() })
+}
+
+/// Removes an account, its rights and its sessions.
+pub async fn remove(parts: &Parts, jid: &str) -> Outcome<Removed> {
+    let jid = address(parts, jid)?;
+    parts.accounts.remove(&jid).await.map_err(refusal)?;
+    parts.permit.remove(|grant| &*grant.subject == jid.as_str()).1.await.map_err(store_failed)?;
+    parts.revoke(&jid);
+    Ok(Removed { removed: jid.to_string() })
+}
+
+/// A person's address in normal form.
+pub fn address(parts: &Parts, text: &str) -> Outcome<BareJid> {
+    let domain = parts.hosts.domain();
+    let jid: Result<BareJid, _> = text.parse();
+    let jid = jid.map_err(|e| ApiError::new(ErrorCode::BadRequest, format!("{text:?} is no address: {e}")))?;
+    if jid.local().is_some() && jid.domain() == domain {
+        return Ok(jid);
+    }
+    let message = format!("{text:?} is no address of a person on this broker");
+    Err(ApiError::new(ErrorCode::BadRequest, message).hint(format!("use NAME@{domain}")))
+}
+
+fn chosen_or_made(password: &Option<Secret>) -> Outcome<(Secret, Strength)> {
+    match password {
+        Some(password) => Ok((password.clone(), Strength::Chosen)),
+        None => Ok((new_secret()?, Strength::Generated)),
+    }
+}
+
+/// A secret of 128 random bits.
+pub fn new_secret() -> Outcome<Secret> {
+    let mut random = zeroize::Zeroizing::new([0; 16]);
+    getrandom::fill(&mut *random).map_err(|_| ApiError::new(ErrorCode::Internal, "the system has no randomness"))?;
+    Ok(Secret::from_entropy(&random))
+}
+
+/// What an administrator is told.
+pub fn refusal(error: AccountError) -> ApiError {
+    let code = match error {
+        AccountError::Exists(_) => ErrorCode::Conflict,
+        AccountError::Missing(_) => ErrorCode::NotFound,
+        AccountError::NotHere(..) | AccountError::Password => ErrorCode::BadRequest,
+        AccountError::Store(error) => return store_failed(error),
+    };
+    ApiError::new(code, error.to_string())
+}
+
+/// The store failed.
+pub fn store_failed(error: StoreError) -> ApiError {
+    let code = if matches!(error, StoreError::Unavailable(_)) { ErrorCode::Unavailable } else { ErrorCode::Internal };
+    ApiError::new(code, error.to_string())
+}

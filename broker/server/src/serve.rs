@@ -1,0 +1,167 @@
+//! The start-up list: what the broker does from the first line to `ready`, and back.
+
+use crate::{
+    admin::Office,
+    cli::ServeArgs,
+    config::{Config, Key},
+    data, front,
+    listen,
+    logs, people,
+    signals::{Signals, Wish},
+    tls::Tls,
+    tokens, users,
+};
+use anyhow::{Result, anyhow};
+use std::{sync::Arc, time::Duration};
+use tavi_core::{Clock, Node, Parts, Registry, SystemClock, accounts::Strength, sessions::SessionLimits};
+use tavi_store::{Expect, Op, Owner, Table};
+use tavi_store_kv::KvStore;
+use tavi_xmpp_proto::jid::BareJid;
+
+/// How often the broker looks whether its own certificate is to be renewed.
+const RENEWAL: Duration = Duration::from_secs(86_400);
+
+/// Runs the broker until it is told to stop.
+pub fn run(args: &ServeArgs) -> Result<()> {
+    let config = Config::load(args)?;
+    if args.check {
+        return check(&config);
+    }
+    logs::start(&config)?;
+    raise_file_limit();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("tavi-net").build()?;
+    runtime.block_on(serve(config))
+}
+
+/// `--check`: everything that can be known without starting.
+fn check(config: &Config) -> Result<()> {
+    if config.certificate.is_some() {
+        Tls::load(config, SystemClock.now_ms())?;
+    }
+    say(&format!("the configuration is right; data folder {}, domain {}", config.data.display(), config.hosts.domain()));
+    Ok(())
+}
+
+async fn serve(config: Config) -> Result<()> {
+    let mut signals = Signals::new()?;
+    let _lock = data::lock(&config.data)?;
+    data::first_contents(&config.data)?;
+    let listeners = listen::open(&config.listen)?;
+    let tls = Tls::load(&config, SystemClock.now_ms())?;
+    let store = users::open_store(&config)?;
+    let node = node(&config, store.clone()).await?;
+    first_admin(&node.parts).await?;
+    node.correct_states().await?;
+    let addresses = listeners.addresses.clone();
+    let office = Arc::new(Office::new(node.parts.clone(), addresses.clone()));
+    let fronts = front::start(front::Start { node: &node, tls: &tls, config: &config, store: &store, office }, listeners.open).await?;
+    announce(&config, &addresses)?;
+    until_stopped(&mut signals, &config, &tls, &fronts).await;
+    fronts.stop().await;
+    drain(&node).await;
+    close(store).await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// The parts and the modules, put together.
+async fn node(config: &Config, store: Arc<KvStore>) -> Result<Node> {
+    let parts = Parts::load(config.hosts.clone(), store, Arc::new(SystemClock), SessionLimits::default()).await?;
+    parts.login.set_tokens(tokens::Registry::new(parts.clone()));
+    let registry = Registry::default();
+    Ok(Node::new(parts, registry))
+}
+
+/// The very first start makes `admin@DOMAIN` and shows its password once.
+async fn first_admin(parts: &Parts) -> Result<()> {
+    let owner = Owner::system("broker");
+    if parts.store.load(&owner, Table::System, "admin").await?.is_some() {
+        return Ok(());
+    }
+    let jid = BareJid::new("admin", parts.hosts.domain())?;
+    let password = people::new_secret().map_err(|error| anyhow!("{error}"))?;
+    match parts.accounts.create(&jid, password.expose(), Strength::Generated).await {
+        Ok(()) => eprintln!("made the account {jid} with the password {} (shown this once; change it with `tavi user passwd {jid}`)", password.expose()),
+        Err(tavi_core::accounts::AccountError::Exists(_)) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let value = jid.to_string().into();
+    let made = Op::Put { table: Table::System, item: "admin".into(), value, expect: Expect::Any };
+    Ok(parts.store.commit(&owner, vec![made]).await?)
+}
+
+fn announce(config: &Config, addresses: &std::collections::BTreeMap<String, String>) -> Result<()> {
+    if config.json {
+        say(&serde_json::json!({ "ready": true, "listeners": addresses }).to_string());
+        return Ok(());
+    }
+    for key in Key::ALL {
+        if let Some(address) = addresses.get(key.name()) {
+            say(&format!("{:<6} {address}", key.name()));
+        }
+    }
+    say("ready");
+    Ok(())
+}
+
+async fn until_stopped(signals: &mut Signals, config: &Config, tls: &Tls, fronts: &front::Fronts) {
+    let mut renewal = tokio::time::interval(RENEWAL);
+    renewal.tick().await;
+    loop {
+        let wish = tokio::select! {
+            wish = signals.next() => wish,
+            _ = renewal.tick() => Wish::Reload,
+        };
+        match wish {
+            Wish::Stop => return,
+            Wish::Reload => reload(config, tls, fronts).await,
+        }
+    }
+}
+
+async fn reload(config: &Config, tls: &Tls, fronts: &front::Fronts) {
+    match tls.reload(config, SystemClock.now_ms()) {
+        Ok(()) => tracing::info!("read the certificate again"),
+        Err(error) => tracing::error!("the certificate stays as it is: {error:#}"),
+    }
+    fronts.reload_bots().await;
+}
+
+/// Waits until sessions that ended have saved their last messages.
+async fn drain(node: &Node) {
+    let ended = async {
+        while node.parts.metrics.draining.get() > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    if tokio::time::timeout(Duration::from_secs(2), ended).await.is_err() {
+        tracing::error!("some sessions' last messages were not saved in time; nobody had them acknowledged");
+    }
+}
+
+async fn close(store: Arc<KvStore>) {
+    // The committer commits what waits; that blocks.
+    if tokio::task::spawn_blocking(move || store.close()).await.is_err() {
+        tracing::error!("the store did not close in order");
+    }
+}
+
+/// As many connections as the system lets this user have.
+fn raise_file_limit() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both calls get a pointer to a structure that lives through them.
+    let raised = unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 && {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &limit) == 0
+        }
+    };
+    if !raised {
+        tracing::warn!("the limit of open files could not be raised");
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "what the operator and scripts wait for")]
+fn say(line: &str) {
+    println!("{line}");
+}

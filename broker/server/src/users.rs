@@ -1,0 +1,145 @@
+//! `tavi user`: through the running broker's socket, else in the closed store.
+
+use crate::{
+    cli::{Place, ServeArgs, UserCommand},
+    config::Config,
+    data, people,
+};
+use anyhow::{Context, Result, anyhow, bail};
+use serde::Serialize;
+use std::{future::Future, io::BufRead, sync::Arc};
+use tavi_core::{Parts, SystemClock, sessions::SessionLimits};
+use tavi_enrol::{
+    Secret,
+    admin::{ApiError, NewPassword, NewUser, Removed, UserList, UserPassword},
+};
+use tavi_fleet::Client;
+use tavi_store_kv::{KvStore, Options};
+
+/// Runs one command.
+pub fn run(command: UserCommand) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(execute(command))
+}
+
+async fn execute(command: UserCommand) -> Result<()> {
+    match command {
+        UserCommand::Add { jid, password_stdin, place } => {
+            let user = NewUser { jid, password: read_password(password_stdin)? };
+            let made = match reach(&place).await? {
+                Reached::Running(client) => client.add_user(&user).await?,
+                Reached::Closed(store) => store.with(|parts| async move { people::add(&parts, user).await }).await?,
+            };
+            show(&place, &made, || password_lines(&made, "added"));
+        }
+        UserCommand::Passwd { jid, password_stdin, place } => {
+            let new = NewPassword { password: read_password(password_stdin)? };
+            let changed = match reach(&place).await? {
+                Reached::Running(client) => client.set_password(&jid, &new).await?,
+                Reached::Closed(store) => store.with(|parts| async move { people::set_password(&parts, &jid, new).await }).await?,
+            };
+            show(&place, &changed, || password_lines(&changed, "changed"));
+        }
+        UserCommand::List { place } => {
+            let list = match reach(&place).await? {
+                Reached::Running(client) => client.users().await?,
+                Reached::Closed(store) => store.with(|parts| async move { people::list(&parts).await }).await?,
+            };
+            show(&place, &list, || list_lines(&list));
+        }
+        UserCommand::Remove { jid, place } => {
+            let removed: Removed = match reach(&place).await? {
+                Reached::Running(client) => client.remove_user(&jid).await?,
+                Reached::Closed(store) => store.with(|parts| async move { people::remove(&parts, &jid).await }).await?,
+            };
+            show(&place, &removed, || format!("removed {}", removed.removed));
+        }
+    }
+    Ok(())
+}
+
+enum Reached {
+    Running(Client),
+    Closed(Closed),
+}
+
+/// A data folder that no broker uses; locked.
+struct Closed {
+    config: Config,
+    _lock: data::Lock,
+}
+
+/// The running broker of a data folder, or the folder itself if none runs.
+async fn reach(place: &Place) -> Result<Reached> {
+    if !place.data.is_dir() {
+        bail!("there is no data folder {}: start a broker once, or name another with --data DIR", place.data.display());
+    }
+    let client = Client::new(&place.data);
+    match client.status().await {
+        Ok(_) => return Ok(Reached::Running(client)),
+        Err(error) if error.is_not_running() => {}
+        Err(error) => return Err(error.into()),
+    }
+    let lock = data::lock(&place.data).context("no broker answers on its admin socket, and the data folder is not free")?;
+    let args = ServeArgs { data: Some(place.data.clone()), ..ServeArgs::default() };
+    Ok(Reached::Closed(Closed { config: Config::load(&args)?, _lock: lock }))
+}
+
+impl Closed {
+    async fn with<T, F>(self, work: impl FnOnce(Parts) -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T, ApiError>>,
+    {
+        let store = open_store(&self.config)?;
+        let parts = Parts::load(self.config.hosts.clone(), store.clone(), Arc::new(SystemClock), SessionLimits::default()).await?;
+        let outcome = work(parts).await;
+        store.close();
+        outcome.map_err(|error| anyhow!("{error}"))
+    }
+}
+
+/// Opens the store of a data folder.
+pub fn open_store(config: &Config) -> Result<Arc<KvStore>> {
+    let options = Options { engine: config.engine, cache: config.cache_bytes, ..Options::default() };
+    Ok(tavi_store_kv::open(&config.data.join("store"), &options)?)
+}
+
+fn read_password(from_stdin: bool) -> Result<Option<Secret>> {
+    if !from_stdin {
+        return Ok(None);
+    }
+    let mut line = String::new();
+    std::io::stdin().lock().read_line(&mut line).context("cannot read the password from standard input")?;
+    let end = line.trim_end_matches(['\r', '\n']).len();
+    line.truncate(end);
+    if line.is_empty() {
+        bail!("standard input holds no password: write it on its first line");
+    }
+    Ok(Some(Secret::from(line)))
+}
+
+#[expect(clippy::print_stdout, reason = "the command's answer")]
+fn show(place: &Place, answer: &impl Serialize, text: impl FnOnce() -> String) {
+    match serde_json::to_string(answer) {
+        Ok(json) if place.json => println!("{json}"),
+        _ => println!("{}", text()),
+    }
+}
+
+fn password_lines(made: &UserPassword, what: &str) -> String {
+    match &made.password {
+        Some(password) => format!("{what} {}\npassword (shown this once): {}", made.jid, password.expose()),
+        None => format!("{what} {}", made.jid),
+    }
+}
+
+fn list_lines(list: &UserList) -> String {
+    if list.users.is_empty() {
+        return "no accounts yet: make one with `tavi user add NAME@DOMAIN`".into();
+    }
+    let line = |user: &tavi_enrol::admin::UserRow| match user.sessions {
+        Some(n) if n > 0 => format!("{}  ({n} online)", user.jid),
+        _ => user.jid.clone(),
+    };
+    list.users.iter().map(line).collect::<Vec<_>>().join("\n")
+}
