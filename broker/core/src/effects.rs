@@ -2,6 +2,7 @@
 
 use crate::{
     envelope::Envelope,
+    hooks::SessionEvent,
     principal::Principal,
     sessions::{Account, Inbox},
     ticket::Ticket,
@@ -51,6 +52,15 @@ pub enum Effect {
         account: Arc<Account>,
         /// The session's number.
         session: u64,
+    },
+    /// Something happened to a session: all [`OnSession`](crate::hooks::OnSession) hooks are to hear of it.
+    Event {
+        /// Whose session.
+        account: Arc<Account>,
+        /// The session's number.
+        session: u64,
+        /// What.
+        event: SessionEvent,
     },
 }
 

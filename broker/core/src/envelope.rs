@@ -27,6 +27,18 @@ pub enum Origin {
     Broker,
 }
 
+/// How many sessions got a stanza: what becomes of it if this one ends without acknowledging it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reach {
+    /// Nobody else got it: it goes to another session or is kept.
+    #[default]
+    Sole,
+    /// Other sessions of the account got it too: it is kept only if none is left.
+    Shared,
+    /// A mere copy or notice (carbons, pubsub events): it ends with its session.
+    Copy,
+}
+
 /// What the broker knows of a stanza besides its text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Meta {
@@ -36,6 +48,8 @@ pub struct Meta {
     pub time_ms: u64,
     /// Its row in the recipient's queue, if it has one.
     pub queued: Option<u64>,
+    /// Who else got it.
+    pub reach: Reach,
     dropped: SmallVec<[u16; 2]>,
     added: SmallVec<[Bytes; 1]>,
 }
@@ -115,6 +129,19 @@ impl Envelope {
         let mut fragment = Vec::new();
         element.write_to(&mut fragment, ns::CLIENT);
         self.meta.added.push(fragment.into());
+    }
+
+    /// Adds a child that is written already and declares all its namespaces: shared bytes, one encoding for many
+    /// receivers.
+    pub fn add_fragment(&mut self, fragment: Bytes) {
+        self.meta.added.push(fragment);
+    }
+
+    /// The same as a mere copy, which ends with the session that gets it.
+    #[must_use]
+    pub fn as_copy(mut self) -> Envelope {
+        self.meta.reach = Reach::Copy;
+        self
     }
 
     /// Adds the time at which it was sent (XEP-0203), said by `host`.

@@ -7,6 +7,7 @@ use crate::{
     sessions::{Account, AccountState},
 };
 use std::{collections::HashMap, future::Future, pin::Pin, sync::Arc};
+use tavi_store::StoreError;
 use tavi_xmpp_proto::{
     element::Element,
     error::{Condition, StanzaError},
@@ -174,6 +175,14 @@ pub trait Handle<T: IqPayload>: Send + Sync + 'static {
 pub trait Service: Send + Sync {
     /// Deals with a stanza to the host; answers are routed from the effects.
     fn serve(&self, env: Envelope) -> BoxFuture<'_, Effects>;
+
+    /// Takes up what it keeps in the store. Called once, before anybody can connect.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    fn start(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async { Ok(()) })
+    }
 }
 
 type ErasedHandle = Box<dyn Fn(Head, &Element, Option<Arc<Account>>) -> BoxFuture<'static, Result<Reply, StanzaError>> + Send + Sync>;
@@ -254,6 +263,17 @@ impl Registry {
             None => Ok(()),
             Some(_) => Err(TwoOwners(format!("the host {host:?}"))),
         }
+    }
+
+    /// Starts all services.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub async fn start(&self) -> Result<(), StoreError> {
+        for service in self.services.values() {
+            service.start().await?;
+        }
+        Ok(())
     }
 
     /// Lists a feature for service discovery.

@@ -24,7 +24,7 @@ pub mod trie;
 
 pub use clock::{Clock, FakeClock, SystemClock};
 pub use effects::{Effect, Effects};
-pub use envelope::{Envelope, Meta, Origin};
+pub use envelope::{Envelope, Meta, Origin, Reach};
 pub use hooks::{Ev, Flow, Registry};
 pub use node::Parts;
 pub use login::{Denied, Login};

@@ -45,13 +45,15 @@ pub struct Contact {
     pub request: Option<Bytes>,
     /// The account approved it beforehand (RFC 6121 §3.4).
     pub approved: bool,
+    /// The account itself added it; tells a contact without name and groups from a mere request.
+    pub added: bool,
 }
 
 impl Contact {
     /// Whether it stands in the roster that clients see: a mere request from outside does not (RFC 6121 §3.1.3).
     pub fn listed(&self) -> bool {
         let s = self.subscription;
-        s.to || s.from || self.ask || self.approved || self.name.is_some() || !self.groups.is_empty() || self.request.is_none()
+        s.to || s.from || self.ask || self.approved || self.added || self.request.is_none()
     }
 
     /// The `<item/>` of RFC 6121 §2.1.2.
@@ -80,6 +82,9 @@ impl Contact {
             let text = String::from_utf8_lossy(request).into_owned();
             item.push(Element::new(ns::ROSTER, "request").text(text));
         }
+        if self.added {
+            item.push(Element::new(ns::ROSTER, "added"));
+        }
         let value = item.to_xml(ns::ROSTER).into();
         Op::Put { table: Table::Roster, item: jid.as_str().into(), value, expect: Expect::Any }
     }
@@ -96,6 +101,7 @@ impl Contact {
             subscription: Subscription::parse(item.get_attr("subscription").unwrap_or_default()),
             ask: item.get_attr("ask").is_some(),
             approved: item.get_attr("approved").is_some(),
+            added: item.get_child(ns::ROSTER, "added").is_some(),
             request,
             ..Contact::default()
         };
@@ -163,6 +169,7 @@ mod tests {
             ask: true,
             request: Some("<presence type='subscribe'/>".into()),
             approved: false,
+            added: true,
         };
         let Op::Put { value, .. } = contact.save(&jid) else { panic!("a contact is saved with a put") };
         assert_eq!(Contact::load(&value), Some(contact));

@@ -2,7 +2,7 @@
 
 use crate::{
     effects::{Effect, Effects},
-    envelope::{Envelope, Origin},
+    envelope::{Envelope, Origin, Reach},
     hooks::{Ev, Flow, Place, Registry, Reply, SessionEvent},
     mailbox::{Closed, Overflow, Pushed},
     node::Parts,
@@ -17,7 +17,7 @@ use tavi_xmpp_proto::{
     error::{Condition, StanzaError},
     jid::{BareJid, Jid},
     ns,
-    stanza::{IqType, Kind, MessageType, Stanza, StanzaType},
+    stanza::{IqType, Kind, MessageType, PresenceType, Stanza, StanzaType},
 };
 
 /// How long an IQ handler may take.
@@ -161,7 +161,7 @@ impl Router {
     }
 
     async fn to_account(self: &Arc<Self>, mut env: Envelope, to: Jid, run: &mut Run) {
-        let account = match self.parts.sessions.account(&to.to_bare()).await {
+        let account = match self.recipient(&env, &to.to_bare()).await {
             Ok(Some(account)) => account,
             Ok(None) => return self.nobody(env, run),
             Err(error) => return run.ticket.join(Ticket::failed(error)),
@@ -180,6 +180,16 @@ impl Router {
         }
         drop(state);
         run.take(fx);
+    }
+
+    /// The account that is to get a stanza. Presence concerns only those who have a session, so it reads no store:
+    /// who logs in would otherwise load all absent contacts.
+    async fn recipient(&self, env: &Envelope, to: &BareJid) -> Result<Option<Arc<Account>>, StoreError> {
+        use PresenceType::{Available, Error, Unavailable};
+        match env.head().type_ {
+            StanzaType::Presence(Available | Unavailable | Error) => Ok(self.parts.sessions.known(to)),
+            _ => self.parts.sessions.account(to).await,
+        }
     }
 
     /// RFC 6121 §8.5.1: there is no such account. Presence is ignored.
@@ -202,7 +212,8 @@ impl Router {
         let inboxes: Vec<Arc<Inbox>> = match (exact, env.head().type_) {
             (Some(session), _) => vec![session.inbox.clone()],
             (None, StanzaType::Presence(_)) if to.is_bare() => state.available().map(inbox).collect(),
-            (None, StanzaType::Message(MessageType::Headline)) => state.receivers().map(inbox).collect(),
+            // RFC 6121 §8.5.3.2.1: one for a session that went away is ignored.
+            (None, StanzaType::Message(MessageType::Headline)) if to.is_bare() => state.receivers().map(inbox).collect(),
             (None, StanzaType::Message(MessageType::Chat | MessageType::Normal)) => {
                 let inboxes: Vec<_> = state.receivers().map(inbox).collect();
                 if inboxes.is_empty() {
@@ -216,7 +227,10 @@ impl Router {
             // Results, errors and directed presence for sessions that went away.
             (None, _) => return,
         };
-        let env = self.keep_row(env, (account, state), run);
+        let mut env = self.keep_row(env, (account, state), run);
+        if inboxes.len() > 1 {
+            env.meta.reach = Reach::Shared;
+        }
         for inbox in inboxes {
             self.deliver(inbox, env.clone(), run);
         }
@@ -273,6 +287,7 @@ impl Router {
             Effect::Await(ticket) => run.ticket.join(ticket),
             Effect::Keep { account, envelope } => self.keep(account, envelope, run),
             Effect::Flush { account, session } => self.flush(account, session, run).await,
+            Effect::Event { account, session, event } => run.take(self.hear(&account, session, event)),
         }
     }
 
@@ -287,7 +302,7 @@ impl Router {
 
     /// A session ended between choice and delivery: choose again.
     fn bounce(self: &Arc<Self>, env: Envelope) {
-        if env.stanza.kind() != Kind::Message {
+        if env.stanza.kind() != Kind::Message || env.meta.reach == Reach::Copy {
             return;
         }
         let router = self.clone();
@@ -302,7 +317,8 @@ impl Router {
     /// Gives messages that a session did not take, in order, to another session or keeps them.
     async fn again(self: &Arc<Self>, envelopes: Vec<Envelope>) -> Ticket {
         let mut run = Run::default();
-        for env in envelopes.into_iter().filter(|env| env.stanza.kind() == Kind::Message) {
+        let lasting = |env: &Envelope| env.stanza.kind() == Kind::Message && env.meta.reach != Reach::Copy;
+        for env in envelopes.into_iter().filter(lasting) {
             let Some(to) = env.to().cloned() else { continue };
             self.to_session_again(env, to, &mut run).await;
         }
@@ -314,7 +330,10 @@ impl Router {
         let Ok(Some(account)) = self.parts.sessions.account(&to.to_bare()).await else { return };
         let mut fx = Effects::default();
         let mut state = account.lock();
-        self.choose(env, &to, (&account, &mut state), &mut fx, run);
+        // Whoever else got it still has it.
+        if env.meta.reach == Reach::Sole || state.receivers().next().is_none() {
+            self.choose(env, &to, (&account, &mut state), &mut fx, run);
+        }
         drop(state);
         run.take(fx);
     }
@@ -372,6 +391,7 @@ impl Router {
             session.available = true;
         }
         let mut run = Run::default();
+        run.take(self.hear(&bound.account, bound.id, SessionEvent::Available));
         run.queue.push_back(Effect::Flush { account: bound.account.clone(), session: bound.id });
         self.finish(run).await
     }
@@ -420,16 +440,18 @@ impl Router {
 
     /// Runs the session hooks for an event; their effects are in the ticket.
     pub async fn event(self: &Arc<Self>, account: &Arc<Account>, session: u64, event: SessionEvent) -> Ticket {
-        let mut fx = Effects::default();
-        {
-            let mut state = account.lock();
-            for hook in &self.registry.on_session {
-                hook.on_session(event, session, &mut self.place(account, &mut state, &mut fx));
-            }
-        }
         let mut run = Run::default();
-        run.take(fx);
+        run.take(self.hear(account, session, event));
         self.finish(run).await
+    }
+
+    fn hear(&self, account: &Arc<Account>, session: u64, event: SessionEvent) -> Effects {
+        let mut fx = Effects::default();
+        let mut state = account.lock();
+        for hook in &self.registry.on_session {
+            hook.on_session(event, session, &mut self.place(account, &mut state, &mut fx));
+        }
+        fx
     }
 
     fn ev<'a>(
@@ -476,6 +498,10 @@ fn push_row(state: &mut AccountState, id: u64, env: &Envelope) {
     let inboxes: Vec<_> = state.receivers().map(inbox).collect();
     if inboxes.is_empty() || !state.in_flight.insert(id) {
         return;
+    }
+    let mut env = env.clone();
+    if inboxes.len() > 1 {
+        env.meta.reach = Reach::Shared;
     }
     for inbox in inboxes {
         // A session that cannot take it ends; its successor reads the row again.

@@ -74,9 +74,9 @@ impl AccountState {
         self.sessions.iter_mut().find(|session| session.id == id)
     }
 
-    /// The session with that full JID.
+    /// The live session with that full JID; one that was replaced may stand beside it for a moment.
     pub fn session_at(&mut self, jid: &Jid) -> Option<&mut SessionEntry> {
-        self.sessions.iter_mut().find(|session| session.jid == *jid)
+        self.sessions.iter_mut().find(|session| session.jid == *jid && session.inbox.closed().is_none())
     }
 
     /// Sessions that take messages for the account.

@@ -199,6 +199,10 @@ impl Topics {
     pub fn publish_unasked(self: &Arc<Self>, from: &Principal, draft: Draft) -> Ticket {
         let entry = self.entry(&draft.topic);
         let mut state = entry.lock();
+        let mut draft = draft;
+        if draft.change == Change::Clear && draft.item.is_none() {
+            draft.item = self.ended_item(&state, &draft.topic);
+        }
         let publication = Arc::new(self.publication(from, draft));
         let matches = self.matches(&mut state, &publication.topic);
         let mut ticket = Ticket::done();
@@ -312,6 +316,13 @@ impl Topics {
         }
         self.permit.log_refusal(who, Action::Retrieve, topic);
         Err(Refusal::Forbidden)
+    }
+
+    /// The item that a publication ends: that of the newer of the two values.
+    fn ended_item(&self, state: &TopicState, topic: &str) -> Option<Box<str>> {
+        let retained = self.retained.read().get(topic).cloned();
+        let newest = [retained, state.latest.clone()].into_iter().flatten().max_by_key(|p| p.id);
+        newest.filter(|p| p.change == Change::Value).map(|p| p.item_id().into())
     }
 
     fn publication(&self, from: &Principal, draft: Draft) -> Publication {
