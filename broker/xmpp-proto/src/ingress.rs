@@ -206,7 +206,7 @@ fn element(frame: &[u8], prefixes: Option<&[(Box<str>, Box<str>)]>, limits: &Lim
     let parts = read_head(kind, &checked.attrs)?;
     let head = match parts.verdict(&checked) {
         Ok(head) => head,
-        Err((head, error)) => return Ok(Incoming::Refused(Box::new(Refused { head, error }))),
+        Err(refused) => return Ok(Incoming::Refused(refused)),
     };
     let (raw, children) = content(frame, &checked);
     Ok(Incoming::Stanza(Stanza::from_checked(head, raw, children)))
@@ -282,7 +282,7 @@ fn read_head<'a>(kind: Kind, attrs: &[RawAttr<'a>]) -> Result<HeadParts<'a>, Str
 }
 
 impl HeadParts<'_> {
-    fn verdict(self, checked: &Checked<'_>) -> Result<Head, (Head, StanzaError)> {
+    fn verdict(self, checked: &Checked<'_>) -> Result<Head, Box<Refused>> {
         let (to, malformed) = match self.to.as_deref().map(Jid::parse).transpose() {
             Ok(to) => (to, None),
             Err(error) => (None, Some(error)),
@@ -290,11 +290,12 @@ impl HeadParts<'_> {
         let type_ = StanzaType::parse(self.kind, self.type_.as_deref().map(plain_default));
         let head = Head { type_: type_.unwrap_or(fallback(self.kind)), id: self.id, from: self.from, to, lang: self.lang };
         if let Some(error) = malformed {
-            return Err((head, StanzaError::new(Condition::JidMalformed).text(error.to_string())));
+            let error = StanzaError::new(Condition::JidMalformed).text(error.to_string());
+            return Err(Box::new(Refused { head, error }));
         }
         match type_.ok_or("an unknown type").and_then(|type_| iq_rules(type_, &head, checked.children.len())) {
             Ok(()) => Ok(head),
-            Err(text) => Err((head, StanzaError::new(Condition::BadRequest).text(text))),
+            Err(text) => Err(Box::new(Refused { head, error: StanzaError::new(Condition::BadRequest).text(text) })),
         }
     }
 }

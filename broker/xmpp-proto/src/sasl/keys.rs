@@ -50,7 +50,7 @@ pub struct BadPassword;
 
 impl Hash {
     /// Octets of a hash value.
-    pub fn len(self) -> usize {
+    pub(crate) fn size(self) -> usize {
         match self {
             Hash::Sha1 => 20,
             Hash::Sha256 => 32,
@@ -75,8 +75,8 @@ impl Hash {
 
     /// RFC 5802 §2.2, Hi(str, salt, i): PBKDF2 with one block.
     pub(crate) fn salted_password(self, password: &[u8], salt: &[u8], iterations: u32) -> Digested {
-        let mut salted = Digested { bytes: [0; MAX_LEN], len: self.len() };
-        let out = &mut salted.bytes[..self.len()];
+        let mut salted = Digested { bytes: [0; MAX_LEN], len: self.size() };
+        let out = &mut salted.bytes[..self.size()];
         match self {
             Hash::Sha1 => pbkdf2::pbkdf2_hmac::<Sha1>(password, salt, iterations, out),
             Hash::Sha256 => pbkdf2::pbkdf2_hmac::<Sha256>(password, salt, iterations, out),
@@ -213,7 +213,7 @@ impl ScramKeys {
             _ => return None,
         };
         let (salt, keys) = rest.split_at_checked(salt_len as usize)?;
-        let (stored, server) = keys.split_at_checked(hash.len()).filter(|(_, server)| server.len() == hash.len())?;
+        let (stored, server) = keys.split_at_checked(hash.size()).filter(|(_, server)| server.len() == hash.size())?;
         let iterations = u32::from_be_bytes([i0, i1, i2, i3]);
         Some(ScramKeys { hash, iterations, salt: salt.into(), stored_key: Digested::new(stored), server_key: Digested::new(server) })
     }

@@ -144,7 +144,7 @@ impl ScramChallenged {
         let nonce = attribute(&mut rest, "r").ok_or(SaslFailure::MalformedRequest)?;
         let binding = BASE64.decode(binding).map_err(|_| SaslFailure::MalformedRequest)?;
         let proof = BASE64.decode(proof).map_err(|_| SaslFailure::MalformedRequest)?;
-        if nonce != self.nonce || binding != self.start.expected_binding || proof.len() != self.start.hash.len() {
+        if nonce != self.nonce || binding != self.start.expected_binding || proof.len() != self.start.hash.size() {
             return Err(SaslFailure::NotAuthorized);
         }
         let auth_message = format!("{},{},{without_proof}", self.start.client_first_bare, self.server_first);
