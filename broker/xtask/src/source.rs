@@ -39,10 +39,11 @@ impl Source {
     }
 }
 
-/// Integration tests, benches, examples and `tests.rs` modules.
+/// Integration tests, benches, examples, and modules named `tests.rs` or `…_tests.rs`.
 fn is_test_file(path: &str) -> bool {
     let parts: Vec<&str> = path.split('/').collect();
-    parts.iter().any(|part| matches!(*part, "tests" | "benches" | "examples" | "tests.rs"))
+    path.ends_with("_tests.rs")
+        || parts.iter().any(|part| matches!(*part, "tests" | "benches" | "examples" | "tests.rs"))
 }
 
 /// What the masking walks through.
