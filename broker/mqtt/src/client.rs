@@ -48,6 +48,7 @@ pub struct Client {
     deletes: Vec<Op>,
     cursor: u64,
     reading: Option<Reading>,
+    now_ms: u64,
 }
 
 /// What happens when a ticket of this client completes.
@@ -79,6 +80,7 @@ struct Subscribed {
 impl Client {
     /// A client at its place.
     pub fn new(hub: Arc<Hub>, place: Place, session: Session) -> Self {
+        let now_ms = hub.now_ms();
         Self {
             hub,
             place,
@@ -90,7 +92,13 @@ impl Client {
             deletes: Vec::new(),
             cursor: 0,
             reading: None,
+            now_ms,
         }
+    }
+
+    /// The time, milliseconds since 1970: once for all that one wake-up brings.
+    pub fn set_time(&mut self, now_ms: u64) {
+        self.now_ms = now_ms;
     }
 
     /// The version that it speaks.
@@ -119,8 +127,7 @@ impl Client {
     /// # Errors
     /// The connection is over.
     pub fn take(&mut self, packet: Packet, size: usize, out: &mut Vec<u8>) -> Result<Option<Disconnect>, Fault> {
-        let now_ms = self.hub.now_ms();
-        match self.session.receive(packet, now_ms, out)? {
+        match self.session.receive(packet, self.now_ms, out)? {
             Step::Idle => {}
             Step::Publish(publish) => self.publish(publish, size, out)?,
             Step::Repeated(answer) => self.after(Ticket::done(), Pending::Answer(answer), size, out)?,
@@ -137,11 +144,14 @@ impl Client {
     /// Completes tickets, writes what waits for the client, reads stored rows. `Ready` if there may be more to do at
     /// once; `Pending` when everything that can happen now has happened and the context will be woken.
     pub fn poll(&mut self, cx: &mut Context<'_>, out: &mut Vec<u8>) -> Poll<Result<(), Fault>> {
+        let mut more = false;
         while let Poll::Ready(Some((pending, result))) = self.tickets.poll_next(cx) {
             self.complete(pending, result, out)?;
+            // There is room in the window now, perhaps for what is read already.
+            more = true;
         }
         self.flush_deletes();
-        let more = self.deliver(cx, out)?;
+        more |= self.deliver(cx, out)?;
         self.flush_deletes();
         if more { Poll::Ready(Ok(())) } else { Poll::Pending }
     }
@@ -186,7 +196,7 @@ impl Client {
 
     fn publish_as(&mut self, publish: &Publish, id: Option<u64>) -> Result<Ticket, Refusal> {
         let topic = self.shared_topic(publish.body.topic());
-        let mut draft = render::draft(topic, &publish.body, publish.qos, publish.retain, self.hub.now_ms());
+        let mut draft = render::draft(topic, &publish.body, publish.qos, publish.retain, self.now_ms);
         draft.from_session = self.place.seat.id();
         draft.id = id;
         self.hub.node().parts.topics.publish(self.place.seat.principal(), draft)
@@ -452,13 +462,12 @@ impl Client {
     /// Writes parcels until none waits (true), the window is full or enough is written (false).
     fn write_waiting(&mut self, out: &mut Vec<u8>) -> bool {
         let before = self.next;
-        let now_ms = if self.next < self.waiting.len() { self.hub.now_ms() } else { 0 };
         while let Some(parcel) = self.waiting.get(self.next) {
             if out.len() >= WRITE_AHEAD || !self.session.has_room(parcel.qos) {
                 break;
             }
             self.next += 1;
-            if let Some(row) = write_parcel(&mut self.session, parcel, now_ms, out) {
+            if let Some(row) = write_parcel(&mut self.session, parcel, self.now_ms, out) {
                 self.hub.count(Outcome::Dropped, 1);
                 if let (Seat::Kept(seat), true) = (&self.place.seat, row != 0) {
                     self.deletes.extend(seat.taken(row));

@@ -144,8 +144,7 @@ const FLAG_PASSWORD: u8 = 0x40;
 const FLAG_USER: u8 = 0x80;
 
 fn connect(packet: &[u8], frame: Frame, version: &mut Option<Version>) -> Result<Packet, Fault> {
-    let (level, flags) = check_connect(Walk::new(&packet[frame.header..]))?;
-    *version = Some(level);
+    let (level, flags) = check_connect(Walk::new(&packet[frame.header..]), version)?;
     match crate_decode(packet, level)? {
         wire::Packet::Connect(connect, properties, will, will_properties, login) => {
             let will = will.map(|will| own_will(level, will, will_properties));
@@ -157,8 +156,8 @@ fn connect(packet: &[u8], frame: Frame, version: &mut Option<Version>) -> Result
     }
 }
 
-/// Walks the whole CONNECT; gives its version and its flags.
-fn check_connect(mut body: Walk<'_>) -> Result<(Version, u8), Fault> {
+/// Walks the whole CONNECT; gives its version, also by `known` so that a refusal speaks it, and its flags.
+fn check_connect(mut body: Walk<'_>, known: &mut Option<Version>) -> Result<(Version, u8), Fault> {
     // MQTT 5.0 §3.1.2.1: any other protocol name may end the connection without an answer; 3.1 is told its level.
     match body.string()? {
         "MQTT" => {}
@@ -170,6 +169,7 @@ fn check_connect(mut body: Walk<'_>) -> Result<(Version, u8), Fault> {
         5 => Version::V5,
         other => return Err(Fault::Version(other)),
     };
+    *known = Some(version);
     let flags = body.byte()?;
     check_connect_flags(flags, version)?;
     body.two()?;

@@ -55,6 +55,12 @@ pub enum Fault {
 }
 
 impl Fault {
+    /// Whether the client broke the protocol or a limit, as opposed to having been silent, slow or replaced.
+    pub fn is_breach(self) -> bool {
+        let harmless = matches!(self, Self::KeepAlive | Self::TakenOver | Self::Administrative);
+        !harmless && !matches!(self, Self::Stopping | Self::Store | Self::SlowReader)
+    }
+
     /// The reason code of DISCONNECT (MQTT 5.0 §3.14.2.1) that fits.
     pub fn reason(self) -> Reason {
         match self {

@@ -1,6 +1,6 @@
 //! All MQTT sessions of a node: who sits where, takeover, expiry, wills.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use tavi_core::node::Attached;
 use tavi_core::topics::{SubOptions, Subscriber};
 use tavi_core::{Closed, Mailbox, Node, Principal, Ticket};
 use tavi_store::{Op, Owner, QueueRow, StoreError};
+use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::packet::{Connect, Will};
@@ -27,6 +28,8 @@ pub struct Hub {
     config: Config,
     entries: Mutex<HashMap<Key, Entry>>,
     due: Mutex<BTreeMap<(u64, u64), Due>>,
+    stop: watch::Sender<bool>,
+    connections: watch::Sender<usize>,
 }
 
 struct Entry {
@@ -177,7 +180,8 @@ pub struct Entered {
 impl Hub {
     /// A hub without sessions; [`Hub::recall`](crate::restart) brings back those in the store.
     pub fn new(node: Node, config: Config) -> Arc<Self> {
-        Arc::new(Self { node, config, entries: Mutex::default(), due: Mutex::default() })
+        let (stop, connections) = (watch::Sender::new(false), watch::Sender::new(0));
+        Arc::new(Self { node, config, entries: Mutex::default(), due: Mutex::default(), stop, connections })
     }
 
     /// The node that it is part of.
@@ -467,13 +471,55 @@ impl Hub {
         }
     }
 
-    /// Tells all connected clients that the broker stops.
+    /// Looks after revocations of which too many came at once: sessions of accounts and devices that are gone end.
+    pub(crate) async fn revoke_unknown(&self) {
+        let subjects: BTreeSet<Box<str>> = self.entries.lock().keys().map(|key| key.0.clone()).collect();
+        for subject in subjects {
+            let Ok(jid) = subject.parse() else { continue };
+            if let Ok(false) = self.node.parts.accounts.exists(&jid).await {
+                self.revoke(&subject);
+            }
+        }
+    }
+
+    /// Stops accepting and tells all connected clients that the broker stops.
     pub fn stop(&self) {
+        self.stop.send_replace(true);
         for entry in self.entries.lock().values() {
             if let Some(mailbox) = &entry.mailbox {
                 mailbox.close(Closed::Shutdown);
             }
         }
+    }
+
+    /// Waits until no connection is left. Those that take long to say good-bye are the caller's to cut.
+    pub async fn stopped(&self) {
+        // The sender lives as long as the hub, so waiting can not fail.
+        let _ = self.connections.subscribe().wait_for(|open| *open == 0).await;
+    }
+
+    /// Resolves when [`Hub::stop`] was called.
+    pub(crate) async fn stopping(&self) {
+        // As above.
+        let _ = self.stop.subscribe().wait_for(|stop| *stop).await;
+    }
+
+    /// Whether [`Hub::stop`] was called.
+    pub fn is_stopping(&self) -> bool {
+        *self.stop.borrow()
+    }
+
+    /// Open connections.
+    pub fn connections(&self) -> usize {
+        *self.connections.borrow()
+    }
+
+    pub(crate) fn connected(&self) {
+        self.connections.send_modify(|open| *open += 1);
+    }
+
+    pub(crate) fn disconnected(&self) {
+        self.connections.send_modify(|open| *open -= 1);
     }
 
     /// Puts a session of the store back, unconnected.

@@ -3,14 +3,18 @@
 //! Inside out: `frame` and `walk` prove a packet's bytes, `codec` decodes them, `publish` shares one encoded body among
 //! all receivers, `reply` writes the broker's packets. `session` and `flight` are the protocol; `client` puts a session
 //! on the core's topics; `seat`, `hub`, `record` and `restart` are what outlives a connection.
+//! `greet` lets a client in, `conn` drives it over a stream, `listener` accepts.
 
 pub mod client;
 pub mod codec;
 pub mod config;
+pub mod conn;
 pub mod error;
 pub mod flight;
 pub mod frame;
+pub mod greet;
 pub mod hub;
+mod listener;
 pub mod packet;
 pub mod publish;
 pub mod record;
@@ -24,4 +28,5 @@ mod walk;
 pub use codec::fuzz_codec;
 pub use config::Config;
 pub use error::Fault;
+pub use greet::{Link, Peer, serve};
 pub use hub::Hub;

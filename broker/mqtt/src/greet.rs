@@ -1,0 +1,231 @@
+//! From an open stream to a client that is let in: CONNECT under a deadline, login, CONNACK.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::task::Poll;
+
+use tavi_core::login::{Attempt, Denied};
+use tavi_core::permit::Action;
+use tavi_core::Principal;
+use tavi_wire::topic::check_topic;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use crate::client::Client;
+use crate::codec::Codec;
+use crate::conn::Conn;
+use crate::error::Fault;
+use crate::hub::{Entered, Hub};
+use crate::packet::{Connect, Packet, Reason, Version};
+use crate::reply::{self, Welcome};
+use crate::session::Session;
+
+/// Who is at the other end, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer {
+    /// Its address.
+    pub address: IpAddr,
+    /// How it came.
+    pub link: Link,
+}
+
+/// Whether a connection is encrypted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Link {
+    /// In clear: passwords are taken from this machine only.
+    Clear,
+    /// TLS, or a WebSocket over it.
+    Encrypted,
+}
+
+/// Serves one connection until it ends: TCP, TLS or a WebSocket's stream.
+pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send>(hub: Arc<Hub>, stream: S, peer: Peer) {
+    // Boxed, so that the task of a connection is no larger than what it needs for life.
+    if let Some(conn) = Box::pin(greet(hub, stream, peer)).await {
+        conn.await;
+    }
+}
+
+async fn greet<S: AsyncRead + AsyncWrite + Unpin>(hub: Arc<Hub>, mut stream: S, peer: Peer) -> Option<Conn<S>> {
+    let mut codec = Codec::new(hub.config().max_connect);
+    let mut inbox = Vec::new();
+    let reading = read_connect(&mut stream, &mut codec, &mut inbox);
+    let mut connect = match tokio::time::timeout(hub.config().connect_timeout, reading).await {
+        Ok(Ok(Some(connect))) => connect,
+        Ok(Ok(None)) => return None,
+        Ok(Err(fault)) => {
+            tracing::debug!(%fault, peer = %peer.address, "no MQTT client");
+            hub.node().parts.metrics.protocol_errors.add(1);
+            refuse_stranger(&mut stream, codec, fault).await;
+            return None;
+        }
+        Err(_) => {
+            hub.node().parts.metrics.protocol_errors.add(1);
+            return None;
+        }
+    };
+    let assigned = match admit(&hub, &mut connect, peer).await {
+        Ok(admitted) => admitted,
+        Err(reason) => {
+            refuse(&mut stream, connect.version, reason).await;
+            return None;
+        }
+    };
+    codec.raise_limit(hub.config().max_packet);
+    let (principal, assigned_id) = assigned;
+    let asked = connect.expiry;
+    let Entered { place, session_present, held, ticket } = hub.enter(&principal, &mut connect);
+    let welcome = Welcome {
+        session_present,
+        assigned_id,
+        receive_maximum: hub.config().receive_maximum,
+        maximum_packet: hub.config().max_packet,
+        expiry: (place.expiry != asked).then_some(place.expiry),
+        keep_alive: None,
+    };
+    let session = Session::new(&connect, hub.config().bounds(), &held, hub.now_ms());
+    let client = Client::new(hub.clone(), place, session);
+    // Nothing is acknowledged before it is durable: not a session or a will either.
+    if ticket.complete().await.is_err() {
+        client.leave(crate::hub::Parting::InOrder);
+        refuse(&mut stream, connect.version, Reason::UNAVAILABLE).await;
+        return None;
+    }
+    let mut greeting = Vec::new();
+    reply::welcome(&mut greeting, connect.version, &welcome);
+    tracing::debug!(%principal, client = connect.client_id, peer = %peer.address, "MQTT client connected");
+    Some(Conn::new(stream, hub, client, codec, (inbox, greeting)))
+}
+
+/// Reads until the CONNECT is whole; what follows it stays in `inbox`. `None`: the peer left.
+async fn read_connect<S: AsyncRead + Unpin>(
+    stream: &mut S,
+    codec: &mut Codec,
+    inbox: &mut Vec<u8>,
+) -> Result<Option<Connect>, Fault> {
+    loop {
+        if let Some((packet, used)) = codec.decode(inbox)? {
+            inbox.drain(..used);
+            return match packet {
+                Packet::Connect(connect) => Ok(Some(*connect)),
+                _ => Err(Fault::Protocol("the first packet is not CONNECT")),
+            };
+        }
+        match read_some(stream, inbox).await {
+            Ok(0) | Err(_) => return Ok(None),
+            Ok(_) => {}
+        }
+    }
+}
+
+/// Waits with no buffer at all; a silent connection costs nothing but its task.
+async fn read_some<S: AsyncRead + Unpin>(stream: &mut S, inbox: &mut Vec<u8>) -> std::io::Result<usize> {
+    std::future::poll_fn(|cx| {
+        let mut space = [0; 2048];
+        let mut buffer = tokio::io::ReadBuf::new(&mut space);
+        match std::pin::Pin::new(&mut *stream).poll_read(cx, &mut buffer) {
+            Poll::Ready(Ok(())) => {
+                inbox.extend_from_slice(buffer.filled());
+                Poll::Ready(Ok(buffer.filled().len()))
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
+
+/// Checks the CONNECT and logs in. Gives the principal and, if the broker chose it, the client identifier.
+async fn admit(hub: &Hub, connect: &mut Connect, peer: Peer) -> Result<(Principal, Option<String>), Reason> {
+    if hub.is_stopping() {
+        return Err(Reason::SHUTTING_DOWN);
+    }
+    if connect.auth_method {
+        return Err(Reason::BAD_AUTH_METHOD);
+    }
+    let assigned = check_client_id(hub, connect)?;
+    let principal = login(hub, connect, peer).await?;
+    check_will(hub, connect, &principal)?;
+    Ok((principal, assigned))
+}
+
+/// The longest client identifier in bytes. MQTT asks for 23 at least (§3.1.3.1).
+const MAX_CLIENT_ID: usize = 1024;
+
+/// MQTT 5.0 §3.1.3.1: an empty identifier is replaced; 3.1.1 allows that for clean sessions only (3.1.1 §3.1.3.1).
+fn check_client_id(hub: &Hub, connect: &mut Connect) -> Result<Option<String>, Reason> {
+    if connect.client_id.len() > MAX_CLIENT_ID {
+        return Err(Reason::CLIENT_ID);
+    }
+    if !connect.client_id.is_empty() {
+        return Ok(None);
+    }
+    if connect.version == Version::V4 && !connect.clean {
+        return Err(Reason::CLIENT_ID);
+    }
+    connect.client_id = format!("auto-{:016x}", hub.next_id());
+    Ok(Some(connect.client_id.clone()))
+}
+
+async fn login(hub: &Hub, connect: &mut Connect, peer: Peer) -> Result<Principal, Reason> {
+    // Anonymous clients are refused everywhere, on this machine too.
+    let (Some(user), Some(password)) = (connect.user.take(), connect.password.take()) else {
+        return Err(Reason::NOT_AUTHORIZED);
+    };
+    if peer.link == Link::Clear && !peer.address.is_loopback() {
+        tracing::warn!(
+            peer = %peer.address,
+            "MQTT login refused: a password in clear is taken from this machine only; use the mqtts listener"
+        );
+        // 3.1.1 tells "not authorised" from "bad password" (3.1.1 §3.2.2.3).
+        return Err(if connect.version == Version::V4 { Reason::NOT_AUTHORIZED } else { Reason::BAD_CREDENTIALS });
+    }
+    let attempt =
+        Attempt { user: &user, password: password.expose().as_bytes(), audience: "mqtt", peer: peer.address };
+    match hub.node().parts.login.password(attempt).await {
+        Ok(principal) => Ok(principal),
+        Err(Denied::Wrong { delay }) => {
+            tokio::time::sleep(delay).await;
+            Err(Reason::BAD_CREDENTIALS)
+        }
+        Err(Denied::Store(error)) => {
+            tracing::error!(%error, "MQTT login failed because the store failed");
+            Err(Reason::UNAVAILABLE)
+        }
+    }
+}
+
+/// A will that can never be published is refused now; in 3.1.1, which has no code for that, it is dropped later.
+fn check_will(hub: &Hub, connect: &Connect, principal: &Principal) -> Result<(), Reason> {
+    let Some(will) = &connect.will else { return Ok(()) };
+    check_topic(will.body.topic()).map_err(|_| Reason::TOPIC_INVALID)?;
+    let permit = &hub.node().parts.permit;
+    if connect.version == Version::V5 && !permit.may(principal, Action::Publish, will.body.topic()) {
+        permit.log_refusal(principal, Action::Publish, will.body.topic());
+        return Err(Reason::NOT_AUTHORIZED);
+    }
+    Ok(())
+}
+
+/// Answers bytes that were no acceptable CONNECT. MQTT 5.0 §4.13: a CONNACK may tell why; 3.1.1 §3.1.4: it is just closed.
+async fn refuse_stranger<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, codec: Codec, fault: Fault) {
+    match (fault, codec.version()) {
+        // §3.1.2.2: an old client understands the old code, a newer one hopefully the new.
+        (Fault::Version(level), _) => {
+            let version = if level < 5 { Version::V4 } else { Version::V5 };
+            refuse(stream, version, fault.reason()).await;
+        }
+        (_, Some(version)) => refuse(stream, version, fault.reason()).await,
+        (_, None) => {}
+    }
+}
+
+async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, version: Version, reason: Reason) {
+    let mut out = Vec::new();
+    reply::refuse(&mut out, version, reason);
+    // The peer may be gone already; then nobody wants to know.
+    let _ = stream.write_all(&out).await;
+    let _ = stream.shutdown().await;
+    // Bytes left unread would make the system drop the answer with a reset.
+    let mut rest = [0; 512];
+    let _ = tokio::time::timeout(std::time::Duration::from_millis(100), stream.read(&mut rest)).await;
+}

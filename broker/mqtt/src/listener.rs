@@ -1,0 +1,102 @@
+//! The listeners: TCP and TLS sockets whose connections are served, and the hub's own clockwork.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use rustls::ServerConfig;
+use tavi_core::metrics::Protocol;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+
+use crate::greet::{Link, Peer, serve};
+use crate::hub::Hub;
+
+impl Hub {
+    /// Accepts plain connections until [`Hub::stop`].
+    pub async fn listen(self: Arc<Self>, listener: TcpListener) {
+        while let Some((stream, peer)) = self.accept(&listener).await {
+            let hub = self.clone();
+            tokio::spawn(async move {
+                let _counted = Counted::new(hub.clone());
+                serve(hub, stream, Peer { address: peer.ip(), link: Link::Clear }).await;
+            });
+        }
+    }
+
+    /// Accepts TLS connections until [`Hub::stop`]. The configuration may be exchanged while it runs; its ALPN list
+    /// may hold `mqtt` (RFC 7301), which clients rarely ask for.
+    pub async fn listen_tls(self: Arc<Self>, listener: TcpListener, tls: Arc<ArcSwap<ServerConfig>>) {
+        while let Some((stream, peer)) = self.accept(&listener).await {
+            let (hub, acceptor) = (self.clone(), TlsAcceptor::from(tls.load_full()));
+            tokio::spawn(async move {
+                let _counted = Counted::new(hub.clone());
+                let shaking = Box::pin(tokio::time::timeout(hub.config().connect_timeout, acceptor.accept(stream)));
+                match shaking.await {
+                    Ok(Ok(stream)) => serve(hub, stream, Peer { address: peer.ip(), link: Link::Encrypted }).await,
+                    Ok(Err(error)) => tracing::debug!(%error, %peer, "TLS handshake failed"),
+                    Err(_) => tracing::debug!(%peer, "TLS handshake took too long"),
+                }
+            });
+        }
+    }
+
+    /// The next connection within the limit; `None` when the broker stops.
+    async fn accept(&self, listener: &TcpListener) -> Option<(TcpStream, SocketAddr)> {
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = self.stopping() => return None,
+            };
+            match accepted {
+                Ok((stream, peer)) if self.connections() < self.config().max_connections => {
+                    // Acknowledgements are small and wanted at once; an error only makes them slower.
+                    let _ = stream.set_nodelay(true);
+                    return Some((stream, peer));
+                }
+                Ok((_, peer)) => tracing::warn!(%peer, "MQTT connection refused: the configured number is reached"),
+                Err(error) => {
+                    // Out of file descriptors: trying again at once would only burn the processor.
+                    tracing::warn!(%error, "an MQTT connection could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    /// Expires sessions, publishes delayed wills and drops who was revoked, until [`Hub::stop`]. One such task is needed.
+    pub async fn run(self: Arc<Self>) {
+        let mut revoked = self.node().parts.revoked.subscribe();
+        let mut second = tokio::time::interval(Duration::from_secs(1));
+        loop {
+            tokio::select! {
+                () = self.stopping() => return,
+                _ = second.tick() => self.tick(),
+                jid = revoked.recv() => match jid {
+                    Ok(jid) => self.revoke(jid.as_str()),
+                    Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => self.revoke_unknown().await,
+                    Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
+                },
+            }
+        }
+    }
+}
+
+/// Counts a connection while it lives.
+struct Counted(Arc<Hub>);
+
+impl Counted {
+    fn new(hub: Arc<Hub>) -> Self {
+        hub.node().parts.metrics.connections(Protocol::Mqtt).add(1);
+        hub.connected();
+        Self(hub)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.node().parts.metrics.connections(Protocol::Mqtt).sub(1);
+        self.0.disconnected();
+    }
+}
