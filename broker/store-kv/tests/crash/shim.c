@@ -5,6 +5,7 @@
  * mkdir, rmdir) reach the copy at once, which is the worst case for data: a renamed file that was never synced is
  * there, and empty. The program is killed at some moment, and the copy is what a start after the power loss finds. */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -65,6 +66,51 @@ static struct file *find(int fd) {
     return NULL;
 }
 
+/* The file stands under another name than we know: it was renamed by a system call that passed us by. */
+static void moved(struct file *f, const char *to) {
+    if (f->shadow[0] && strcmp(f->shadow, to) != 0) REAL(rename)(f->shadow, to);
+    strcpy(f->shadow, to);
+}
+
+/* A deleted file is followed no longer: its inode number will be another file's. */
+static void forget(const char *gone) {
+    pthread_mutex_lock(&lock);
+    for (size_t i = 0; i < 4096; i++)
+        for (struct file **at = &files[i]; *at;) {
+            struct file *f = *at;
+            if (strcmp(f->shadow, gone) == 0) {
+                *at = f->next;
+                free(f->dirty);
+                free(f);
+            } else {
+                at = &f->next;
+            }
+        }
+    pthread_mutex_unlock(&lock);
+}
+
+/* A directory is synced: the names in it are as they are. */
+static void names_synced(int fd) {
+    char link[64], path[PATH_MAX], to[PATH_MAX];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t len = readlink(link, path, sizeof path - 1);
+    if (len <= 0) return;
+    path[len] = 0;
+    DIR *dir = place(path, to) ? opendir(path) : NULL;
+    if (!dir) return;
+    pthread_mutex_lock(&lock);
+    for (struct dirent *entry; (entry = readdir(dir));)
+        for (struct file *f = *bucket(entry->d_ino); f; f = f->next)
+            if (f->ino == entry->d_ino && strlen(to) + strlen(entry->d_name) + 2 < sizeof to) {
+                size_t end = strlen(to);
+                sprintf(to + end, "/%s", entry->d_name);
+                moved(f, to);
+                to[end] = 0;
+            }
+    pthread_mutex_unlock(&lock);
+    closedir(dir);
+}
+
 static void opened(int fd, const char *path, int flags) {
     char to[PATH_MAX];
     struct stat st;
@@ -79,9 +125,7 @@ static void opened(int fd, const char *path, int flags) {
         f->next = *bucket(st.st_ino);
         *bucket(st.st_ino) = f;
     }
-    /* An inode number may be that of a file deleted before. */
-    if (strcmp(f->shadow, to) != 0) f->count = 0;
-    strcpy(f->shadow, to);
+    moved(f, to);
     if (flags & O_TRUNC) f->count = 0;
     if (flags & O_CREAT) {
         int made = REAL(open)(to, O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
@@ -124,16 +168,18 @@ static void copy_range(int from, int to, struct range r) {
 
 /* Everything that was written to the file reaches its copy, and the file's length does. */
 static void synced(int fd) {
+    struct stat st;
+    if (!root || fstat(fd, &st) != 0) return;
     int saved = errno;
+    if (S_ISDIR(st.st_mode)) names_synced(fd);
     pthread_mutex_lock(&lock);
     struct file *f = find(fd);
-    struct stat st;
-    if (f && fstat(fd, &st) == 0) {
+    if (f) {
         /* A descriptor of the file that can be read: the program's own may be for writing only. */
         char self[64];
         snprintf(self, sizeof self, "/proc/self/fd/%d", fd);
         int from = REAL(open)(self, O_RDONLY | O_CLOEXEC);
-        int to = REAL(open)(f->shadow, O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
+        int to = !f->shadow[0] ? -1 : REAL(open)(f->shadow, O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
         if (from >= 0 && to >= 0) {
             for (size_t i = 0; i < f->count; i++) copy_range(from, to, f->dirty[i]);
             if (REAL(ftruncate)(to, st.st_size) == 0) f->count = 0;
@@ -151,6 +197,9 @@ static void renamed(const char *old, const char *new) {
     int saved = errno;
     pthread_mutex_lock(&lock);
     REAL(rename)(from, to);
+    for (size_t i = 0; i < 4096; i++)
+        for (struct file *f = files[i]; f; f = f->next)
+            if (strcmp(f->shadow, to) == 0) f->shadow[0] = 0;
     for (size_t i = 0; i < 4096; i++)
         for (struct file *f = files[i]; f; f = f->next)
             if (strcmp(f->shadow, from) == 0) strcpy(f->shadow, to);
@@ -227,7 +276,10 @@ int rename(const char *old, const char *new) {
 int unlink(const char *path) {
     char to[PATH_MAX];
     int done = REAL(unlink)(path);
-    if (done == 0 && place(path, to)) REAL(unlink)(to);
+    if (done == 0 && place(path, to)) {
+        REAL(unlink)(to);
+        forget(to);
+    }
     return done;
 }
 int unlinkat(int dir, const char *path, int flags) {
@@ -239,7 +291,10 @@ int unlinkat(int dir, const char *path, int flags) {
     if (len > 0 && path[0] != '/' && (size_t)len + strlen(path) + 2 < sizeof whole) {
         whole[len] = '/';
         strcpy(whole + len + 1, path);
-        if (place(whole, to)) REAL(unlinkat)(AT_FDCWD, to, flags);
+        if (place(whole, to)) {
+            REAL(unlinkat)(AT_FDCWD, to, flags);
+            forget(to);
+        }
     }
     return done;
 }
