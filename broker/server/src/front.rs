@@ -31,11 +31,14 @@ pub struct Fronts {
     stop: watch::Sender<bool>,
     tasks: JoinSet<()>,
     coap: Vec<tavi_coap::Endpoint>,
+    mqtt: Arc<tavi_mqtt::Hub>,
 }
 
 /// Starts everything that listens.
 pub async fn start(start: Start<'_>, open: Vec<(Key, Open)>) -> Result<Fronts> {
-    let mut fronts = Fronts { stop: watch::Sender::new(false), tasks: JoinSet::new(), coap: Vec::new() };
+    let mqtt = tavi_mqtt::Hub::recall(start.node.clone(), tavi_mqtt::Config::default()).await?;
+    let mut fronts = Fronts { stop: watch::Sender::new(false), tasks: JoinSet::new(), coap: Vec::new(), mqtt };
+    fronts.tasks.spawn(fronts.mqtt.clone().run());
     for (key, sockets) in open {
         match sockets {
             Open::Udp(sockets) => {
@@ -65,6 +68,12 @@ impl Fronts {
                 let stopped = self.stopped();
                 self.tasks.spawn(tavi_web::http::serve(tavi_web::Tls::new(listener, acceptor), site(), Limits::default(), stopped));
             }
+            Key::Mqtt => {
+                self.tasks.spawn(self.mqtt.clone().listen(listener));
+            }
+            Key::Mqtts => {
+                self.tasks.spawn(self.mqtt.clone().listen_tls(listener, start.tls.mqtts.clone()));
+            }
             _ => {}
         }
     }
@@ -81,9 +90,11 @@ impl Fronts {
     /// Stops accepting, ends the streams, and waits for their sessions.
     pub async fn stop(mut self) {
         self.stop.send_replace(true);
+        self.mqtt.stop();
         for endpoint in self.coap {
             endpoint.stop().await;
         }
+        self.mqtt.stopped().await;
         while self.tasks.join_next().await.is_some() {}
     }
 
