@@ -445,16 +445,16 @@ impl Client {
             if !self.write_waiting(out) {
                 return Ok(out.len() >= WRITE_AHEAD);
             }
-            match self.read_rows(cx, out) {
-                Poll::Ready(Ok(CaughtUp::Yes)) => {}
-                Poll::Ready(Ok(CaughtUp::NotYet)) => continue,
-                Poll::Ready(Err(fault)) => return Err(fault),
-                Poll::Pending => return Ok(false),
-            }
+            // The mailbox first: what is only in the store was refused by it, so it is younger.
             match self.place.mailbox.poll_drain(cx, &mut self.waiting) {
-                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Ok(())) => continue,
                 Poll::Ready(Err(why)) => return Err(closed(why)),
-                Poll::Pending => return Ok(false),
+                Poll::Pending => {}
+            }
+            match self.read_rows(cx, out) {
+                Poll::Ready(Ok(CaughtUp::Yes)) | Poll::Pending => return Ok(false),
+                Poll::Ready(Ok(CaughtUp::NotYet)) => {}
+                Poll::Ready(Err(fault)) => return Err(fault),
             }
         }
     }
