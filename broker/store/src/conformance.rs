@@ -451,7 +451,14 @@ pub fn values_of_any_size_come_back_whole(backend: &dyn Backend) {
 
 /// A value that is recognised: its bytes depend on `id` and on their place.
 pub fn body(id: u64, size: usize) -> Bytes {
-    (0..size as u64).map(|at| (id.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(at * at) >> 16) as u8).collect()
+    let mut body = Vec::with_capacity(size + 8);
+    let mut word = id.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    while body.len() < size {
+        word = word.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(id);
+        body.extend_from_slice(&word.to_be_bytes());
+    }
+    body.truncate(size);
+    body.into()
 }
 
 /// A large value leaves nothing of itself in a smaller one that follows, nor the other way round.
@@ -550,12 +557,7 @@ pub fn commits_land_in_the_order_of_their_hand_in(backend: &dyn Backend) {
 /// All kinds of rows, before and after.
 pub fn everything_is_there_after_a_restart(backend: &dyn Backend) {
     let store = backend.fresh();
-    let mut random = Random(7);
-    for _ in 0..300 {
-        let (owner, ops) = random.commit();
-        // Conflicts are among them.
-        let _ = commit(&store, &owner, ops);
-    }
+    fill(&store, 300);
     let before = dump(&store);
     let store = backend.reopen(store);
     assert_eq!(dump(&store), before);
@@ -582,6 +584,15 @@ pub fn random_commits_do_what_the_memory_store_does(backend: &dyn Backend) {
         if round % 5 == 4 {
             store = backend.reopen(store);
         }
+    }
+}
+
+/// Random commits of all kinds, always the same ones; conflicts are among them.
+pub fn fill(store: &SharedStore, commits: usize) {
+    let mut random = Random(7);
+    for _ in 0..commits {
+        let (owner, ops) = random.commit();
+        let _ = commit(store, &owner, ops);
     }
 }
 

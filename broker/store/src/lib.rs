@@ -7,6 +7,7 @@ mod commit;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 mod error;
+pub mod export;
 pub mod id;
 pub mod limits;
 mod memory;

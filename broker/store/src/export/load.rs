@@ -1,0 +1,86 @@
+//! Takes entries into an empty store, many in a commit and several commits on their way.
+
+use super::{Entry, ExportError};
+use crate::{Commit, Op, Owner, Store, StoreError};
+use std::collections::VecDeque;
+
+/// A commit is handed in when it has so many operations, or so many bytes.
+const OPS: usize = 256;
+const BYTES: usize = 256 << 10;
+/// So many commits are on their way.
+const IN_FLIGHT: usize = 32;
+
+pub(super) struct Load<'a> {
+    store: &'a dyn Store,
+    owner: Owner,
+    ops: Vec<Op>,
+    bytes: usize,
+    in_flight: VecDeque<Commit>,
+}
+
+impl<'a> Load<'a> {
+    /// Begins; fails if `store` is not empty.
+    pub async fn new(store: &'a dyn Store) -> Result<Load<'a>, ExportError> {
+        if store.last_id() != 0 || !store.owners(None, 1).await?.is_empty() {
+            return Err(ExportError::NotEmpty);
+        }
+        let owner = Owner::system("import");
+        Ok(Load { store, owner, ops: Vec::new(), bytes: 0, in_flight: VecDeque::new() })
+    }
+
+    pub async fn push(&mut self, entry: Entry) -> Result<(), StoreError> {
+        match entry {
+            Entry::Owner(owner) => {
+                self.flush().await?;
+                self.owner = owner;
+            }
+            Entry::Record { table, version, item, value } => {
+                self.bytes += value.len();
+                self.ops.push(Op::Restore { table, item, version, value });
+            }
+            Entry::Queued { id, value } => {
+                self.bytes += value.len();
+                self.ops.push(Op::QueuePush { id, value });
+            }
+            Entry::Archived { id, retracted, with, value } => {
+                self.bytes += value.len();
+                self.ops.push(Op::Archive { id, with, value: value.clone() });
+                if retracted {
+                    self.ops.push(Op::Retract { id, tombstone: value });
+                }
+            }
+            Entry::Inbox { last, unread, with, preview } => {
+                self.ops.push(Op::Inbox { with, last, unread: Some(unread), preview });
+            }
+            Entry::Outbox { id } => self.ops.push(Op::Outbox { id }),
+        }
+        if self.ops.len() < OPS && self.bytes < BYTES { Ok(()) } else { self.flush().await }
+    }
+
+    /// Hands in what is left, and the last id; returns when all is durable.
+    pub async fn finish(mut self, last_id: u64) -> Result<(), StoreError> {
+        self.flush().await?;
+        if last_id != 0 {
+            let drawn = vec![Op::Drawn { id: last_id }];
+            self.in_flight.push_back(self.store.commit(&Owner::system("import"), drawn));
+        }
+        for commit in self.in_flight {
+            commit.await?;
+        }
+        Ok(())
+    }
+
+    async fn flush(&mut self) -> Result<(), StoreError> {
+        if self.ops.is_empty() {
+            return Ok(());
+        }
+        self.bytes = 0;
+        self.in_flight.push_back(self.store.commit(&self.owner, std::mem::take(&mut self.ops)));
+        while self.in_flight.len() > IN_FLIGHT {
+            if let Some(commit) = self.in_flight.pop_front() {
+                commit.await?;
+            }
+        }
+        Ok(())
+    }
+}
