@@ -140,6 +140,19 @@ impl<T: Weigh> Mailbox<T> {
         Poll::Pending
     }
 
+    /// Ready once it is closed, whatever still waits in it. For a receiver who can take nothing at the moment; each
+    /// push wakes it.
+    pub fn poll_closed(&self, cx: &mut Context<'_>) -> Poll<Closed> {
+        let mut state = self.state.lock();
+        if let Some(why) = state.closed {
+            return Poll::Ready(why);
+        }
+        if !state.waker.as_ref().is_some_and(|w| w.will_wake(cx.waker())) {
+            state.waker = Some(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
     /// Waits for items and moves all of them into `out`.
     ///
     /// # Errors

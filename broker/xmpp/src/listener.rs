@@ -1,0 +1,188 @@
+//! The listeners: connections are accepted, negotiated, and become sessions, until the broker stops.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use socket2::{SockRef, TcpKeepalive};
+use tavi_core::metrics::Protocol;
+use tavi_core::sessions::Inbox;
+use tavi_core::{Closed, Node};
+use tavi_xmpp_proto::Element;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+use crate::config::Config;
+use crate::negotiate::{Talk, is_login_host};
+use crate::session::Session;
+use crate::tls::Tls;
+use crate::wire::Wire;
+
+/// The XMPP front end of a node.
+pub struct Xmpp {
+    shared: Arc<Shared>,
+}
+
+/// What every connection knows.
+pub(crate) struct Shared {
+    pub node: Node,
+    pub tls: Option<Tls>,
+    pub config: Config,
+    /// Stream features of modules, offered after login.
+    pub features: Vec<Element>,
+    pub is_login_host: Box<dyn Fn(&str) -> bool + Send + Sync>,
+    /// Sessions, so that the stop can end them; by their number in the core.
+    sessions: Mutex<std::collections::HashMap<u64, Arc<Inbox>>>,
+    connections: AtomicUsize,
+    stop: watch::Sender<bool>,
+    /// Tells the stop that the last connection is gone.
+    idle: tokio::sync::Notify,
+}
+
+/// What a port speaks first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Port {
+    /// A stream, with STARTTLS (RFC 6120 §5).
+    Stream,
+    /// TLS (XEP-0368).
+    DirectTls,
+}
+
+impl Xmpp {
+    /// A front end for the node's people and devices. Without `tls` only clients on this machine can log in.
+    /// `features` are what modules add to the stream's features after login.
+    pub fn new(node: Node, tls: Option<Tls>, config: Config, features: Vec<Element>) -> Arc<Xmpp> {
+        let hosts = node.clone();
+        let shared = Shared {
+            is_login_host: Box::new(move |domain| is_login_host(&hosts, domain)),
+            node,
+            tls,
+            config,
+            features,
+            sessions: Mutex::default(),
+            connections: AtomicUsize::new(0),
+            stop: watch::Sender::new(false),
+            idle: tokio::sync::Notify::new(),
+        };
+        Arc::new(Xmpp { shared: Arc::new(shared) })
+    }
+
+    /// Accepts connections that begin in the clear, with STARTTLS offered, until [`Xmpp::stop`].
+    pub async fn listen(self: Arc<Self>, listener: TcpListener) {
+        self.shared.clone().accept(listener, Port::Stream).await;
+    }
+
+    /// Accepts connections that begin with TLS, until [`Xmpp::stop`].
+    pub async fn listen_tls(self: Arc<Self>, listener: TcpListener) {
+        self.shared.clone().accept(listener, Port::DirectTls).await;
+    }
+
+    /// Stops accepting, ends every stream with `<system-shutdown/>`, and waits until all connections are gone. Each
+    /// has [`Config::farewell_deadline`] to read its last words.
+    pub async fn stop(&self) {
+        self.shared.stop.send_replace(true);
+        let inboxes: Vec<_> = self.shared.sessions.lock().values().cloned().collect();
+        inboxes.iter().for_each(|inbox| inbox.close(Closed::Shutdown));
+        while self.connections() > 0 {
+            let idle = self.shared.idle.notified();
+            if self.connections() == 0 {
+                break;
+            }
+            idle.await;
+        }
+    }
+
+    /// Open connections.
+    pub fn connections(&self) -> usize {
+        self.shared.connections.load(Ordering::Acquire)
+    }
+}
+
+impl Shared {
+    async fn accept(self: Arc<Self>, listener: TcpListener, port: Port) {
+        while let Some((stream, peer)) = self.next(&listener).await {
+            let connection = Connection::new(self.clone());
+            self.prepare(&stream);
+            tokio::spawn(async move { connection.serve(stream, peer.ip(), port).await });
+        }
+    }
+
+    /// The next connection within the limit; None when the broker stops.
+    async fn next(&self, listener: &TcpListener) -> Option<(TcpStream, SocketAddr)> {
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = self.stopping() => return None,
+            };
+            match accepted {
+                Ok(found) if self.connections.load(Ordering::Acquire) < self.config.max_connections => return Some(found),
+                Ok((_, peer)) => tracing::warn!(%peer, "XMPP connection refused: the configured number is reached"),
+                Err(error) => {
+                    // Out of file descriptors: trying again at once would only burn the processor.
+                    tracing::warn!(%error, "an XMPP connection could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    /// Socket options; a failure makes the connection slower or longer-lived, not wrong.
+    fn prepare(&self, stream: &TcpStream) {
+        let _ = stream.set_nodelay(true);
+        let keepalive = TcpKeepalive::new().with_time(self.config.tcp_keepalive).with_interval(Duration::from_secs(20));
+        let _ = SockRef::from(stream).set_tcp_keepalive(&keepalive);
+    }
+
+    /// Ready when the broker stops.
+    pub async fn stopping(&self) {
+        // The sender lives in self.
+        let _ = self.stop.subscribe().wait_for(|stop| *stop).await;
+    }
+
+    /// Notes a session, so that the stop ends it.
+    pub fn enter(&self, id: u64, inbox: Arc<Inbox>) {
+        self.sessions.lock().insert(id, inbox.clone());
+        // The stop may have looked just before.
+        if *self.stop.borrow() {
+            inbox.close(Closed::Shutdown);
+        }
+    }
+
+    /// The session is over.
+    pub fn leave(&self, id: u64) {
+        let mut sessions = self.sessions.lock();
+        sessions.remove(&id);
+        if sessions.is_empty() {
+            sessions.shrink_to_fit();
+        }
+    }
+}
+
+/// Counts a connection while it lives.
+struct Connection(Arc<Shared>);
+
+impl Connection {
+    fn new(shared: Arc<Shared>) -> Connection {
+        shared.connections.fetch_add(1, Ordering::AcqRel);
+        shared.node.parts.metrics.connections(Protocol::Xmpp).add(1);
+        Connection(shared)
+    }
+
+    /// The whole life of a connection. Negotiation and end are boxed, so that an idle session does not pay for them.
+    async fn serve(self, stream: TcpStream, peer: IpAddr, port: Port) {
+        let talk = Box::pin(Talk::new(self.0.clone(), Wire::Clear(stream), peer).run(port));
+        let Some(negotiated) = talk.await else { return };
+        Session::new(self.0.clone(), negotiated).run().await;
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.0.node.parts.metrics.connections(Protocol::Xmpp).sub(1);
+        if self.0.connections.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.idle.notify_waiters();
+        }
+    }
+}

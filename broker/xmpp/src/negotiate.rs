@@ -1,0 +1,343 @@
+//! Drives the negotiation of one connection: reads, asks the core, writes, until a resource is bound.
+
+use std::future::poll_fn;
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use tavi_core::login::Attempt;
+use tavi_core::node::Attached;
+use tavi_core::principal::Host;
+use tavi_core::sessions::Bound;
+use tavi_core::{Denied, Node};
+use tavi_xmpp_proto::error::{Condition, StanzaError};
+use tavi_xmpp_proto::ingress::{Incoming, Ingress};
+use tavi_xmpp_proto::sasl::ChannelBindings;
+use tavi_xmpp_proto::stream::c2s::{BindWanted, Failed, KeysWanted, Layer, Negotiation, Next, PasswordWanted, Setting};
+use tavi_xmpp_proto::stream::{CLOSE, write_error};
+use tavi_xmpp_proto::{BareJid, Limits, StreamCondition, StreamError};
+use tokio_rustls::TlsAcceptor;
+
+use crate::listener::{Port, Shared};
+use crate::tls::channel_bindings;
+use crate::wire::Wire;
+
+/// A connection on which a session was bound.
+pub(crate) struct Negotiated {
+    pub wire: Wire,
+    pub ingress: Ingress,
+    pub bound: Bound,
+    pub attached: Attached,
+    /// Written by the session first: the answer to the binding.
+    pub out: Vec<u8>,
+    /// Received behind the request to bind.
+    pub rest: Vec<u8>,
+}
+
+/// Why a negotiation ended without a session.
+#[derive(Debug)]
+enum Stop {
+    /// The connection broke, or the client closed it.
+    Gone,
+    /// The stream ends with this error.
+    Stream(StreamError),
+    /// The client closed the stream.
+    Closed,
+}
+
+impl From<io::Error> for Stop {
+    fn from(_: io::Error) -> Stop {
+        Stop::Gone
+    }
+}
+impl From<StreamError> for Stop {
+    fn from(error: StreamError) -> Stop {
+        Stop::Stream(error)
+    }
+}
+
+/// One connection until it is bound.
+pub(crate) struct Talk {
+    shared: Arc<Shared>,
+    wire: Option<Wire>,
+    peer: IpAddr,
+    ingress: Ingress,
+    received: Vec<u8>,
+    out: Vec<u8>,
+    layer: Layer,
+    bindings: ChannelBindings,
+    /// Our header of the current stream went out, or will before anything else.
+    header_sent: bool,
+}
+
+impl Talk {
+    /// A fresh TCP connection.
+    pub fn new(shared: Arc<Shared>, wire: Wire, peer: IpAddr) -> Talk {
+        let layer = Layer::Clear { tls: shared.tls.is_some(), loopback: peer.to_canonical().is_loopback() };
+        Talk {
+            shared,
+            wire: Some(wire),
+            peer,
+            ingress: Ingress::new(Limits::BEFORE_LOGIN),
+            received: Vec::new(),
+            out: Vec::new(),
+            layer,
+            bindings: ChannelBindings::NONE,
+            header_sent: false,
+        }
+    }
+
+    /// Negotiates until the deadline; None when there is no session, the client was told why then.
+    pub async fn run(mut self, port: Port) -> Option<Negotiated> {
+        let shared = self.shared.clone();
+        let ended = tokio::select! {
+            ended = self.work(port) => ended,
+            () = tokio::time::sleep(shared.config.login_deadline) => Err(Stop::Stream(too_slow())),
+            () = shared.stopping() => Err(Stop::Stream(StreamCondition::SystemShutdown.into())),
+        };
+        match ended {
+            Ok((bound, attached)) => self.negotiated(bound, attached),
+            Err(stop) => {
+                self.farewell(stop).await;
+                None
+            }
+        }
+    }
+
+    fn negotiated(mut self, bound: Bound, attached: Attached) -> Option<Negotiated> {
+        self.ingress.set_limits(self.shared.config.stanza);
+        let (out, rest) = (std::mem::take(&mut self.out), std::mem::take(&mut self.received));
+        Some(Negotiated { wire: self.wire.take()?, ingress: self.ingress, bound, attached, out, rest })
+    }
+
+    async fn work(&mut self, port: Port) -> Result<(Bound, Attached), Stop> {
+        if let (Port::DirectTls, Some(tls)) = (port, self.shared.tls.clone()) {
+            self.handshake(TlsAcceptor::from(tls.direct.load_full())).await?;
+        }
+        let mut state = Negotiation::default();
+        loop {
+            match self.step(state).await? {
+                Stepped::State(next) => state = next,
+                Stepped::Bound(bound, attached) => return Ok((*bound, attached)),
+            }
+        }
+    }
+
+    /// One thing from the client, and all that follows from it.
+    async fn step(&mut self, state: Negotiation) -> Result<Stepped, Stop> {
+        let incoming = self.incoming().await?;
+        // The answer to a header begins with ours, also when it is an error.
+        self.header_sent |= matches!(incoming, Incoming::Header(_));
+        let mut out = std::mem::take(&mut self.out);
+        let next = state.handle(incoming, &self.setting(), &mut out);
+        self.out = out;
+        let stepped = self.follow(next?).await?;
+        if let Stepped::State(_) = stepped {
+            self.flush().await?;
+        }
+        Ok(stepped)
+    }
+
+    /// Does what the negotiation cannot do itself.
+    async fn follow(&mut self, mut next: Next) -> Result<Stepped, Stop> {
+        loop {
+            next = match next {
+                Next::Wait(state) => return Ok(Stepped::State(state)),
+                Next::Close => return Err(Stop::Closed),
+                Next::StartTls(state) => return self.start_tls(state).await.map(Stepped::State),
+                Next::Keys(wanted) => self.keys(wanted).await?,
+                Next::Password(wanted) => self.password(wanted).await?,
+                Next::Failed(failed) => Next::Wait(self.failed(failed).await?),
+                Next::LoggedIn(user, state) => {
+                    self.logged_in(&user);
+                    Next::Wait(state)
+                }
+                Next::Bind(wanted) => match self.bind(wanted).await {
+                    Ok((bound, attached)) => return Ok(Stepped::Bound(Box::new(bound), attached)),
+                    Err(state) => Next::Wait(state),
+                },
+            };
+        }
+    }
+
+    async fn start_tls(&mut self, state: Negotiation) -> Result<Negotiation, Stop> {
+        self.flush().await?;
+        // RFC 6120 §5.4.3.3: whatever was received before the handshake is forgotten.
+        self.received = Vec::new();
+        let Some(tls) = self.shared.tls.clone() else { return Err(Stop::Gone) };
+        self.handshake(TlsAcceptor::from(tls.starttls.load_full())).await?;
+        Ok(state)
+    }
+
+    async fn handshake(&mut self, acceptor: TlsAcceptor) -> io::Result<()> {
+        let Some(Wire::Clear(stream)) = self.wire.take() else { return Err(io::ErrorKind::NotConnected.into()) };
+        let certificate = self.shared.tls.as_ref().map(|tls| tls.certificate.load_full()).unwrap_or_default();
+        let stream = acceptor.accept(stream).await?;
+        self.bindings = channel_bindings(stream.get_ref().1, &certificate);
+        self.layer = Layer::Tls;
+        self.header_sent = false;
+        self.ingress = Ingress::new(Limits::BEFORE_LOGIN);
+        self.wire = Some(Wire::Tls(Box::new(stream)));
+        Ok(())
+    }
+
+    async fn keys(&mut self, wanted: KeysWanted) -> Result<Next, Stop> {
+        match self.shared.node.parts.login.scram(wanted.user(), wanted.hash()).await {
+            Ok(keys) => {
+                let mut out = std::mem::take(&mut self.out);
+                let state = wanted.with(keys, &self.setting(), &mut out);
+                self.out = out;
+                Ok(Next::Wait(state))
+            }
+            Err(error) => {
+                tracing::error!(%error, "the keys of a user could not be read");
+                Ok(Next::Wait(wanted.unavailable().answer(&mut self.out)?))
+            }
+        }
+    }
+
+    async fn password(&mut self, wanted: PasswordWanted) -> Result<Next, Stop> {
+        let attempt =
+            Attempt { user: wanted.user(), password: wanted.password().as_bytes(), audience: "xmpp", peer: self.peer };
+        match self.shared.node.parts.login.password(attempt).await {
+            Ok(_) => Ok(wanted.accept(&mut self.out)),
+            Err(Denied::Wrong { delay }) => {
+                tokio::time::sleep(delay).await;
+                Ok(Next::Wait(wanted.refuse().answer(&mut self.out)?))
+            }
+            Err(Denied::Store(error)) => {
+                tracing::error!(%error, "a password could not be checked");
+                Ok(Next::Wait(wanted.unavailable().answer(&mut self.out)?))
+            }
+        }
+    }
+
+    /// A failed login is counted, and answered the later the more there were.
+    async fn failed(&mut self, failed: Failed) -> Result<Negotiation, Stop> {
+        if let Some(user) = failed.user() {
+            let delay = self.shared.node.parts.login.failed(user, self.peer);
+            tokio::time::sleep(delay).await;
+        }
+        Ok(failed.answer(&mut self.out)?)
+    }
+
+    fn logged_in(&mut self, user: &BareJid) {
+        self.shared.node.parts.login.succeeded(user.as_str(), self.peer);
+        // RFC 6120 §6.4.6: the stream begins anew.
+        self.header_sent = false;
+        self.ingress.restart();
+    }
+
+    async fn bind(&mut self, wanted: BindWanted) -> Result<(Bound, Attached), Negotiation> {
+        match place(&self.shared.node, &wanted).await {
+            Ok(found) => {
+                wanted.bound(&mut self.out);
+                Ok(found)
+            }
+            Err(error) => Err(wanted.refuse(&error, &mut self.out)),
+        }
+    }
+
+    /// The next thing that the client sent.
+    async fn incoming(&mut self) -> Result<Incoming, Stop> {
+        loop {
+            let mut input = &self.received[..];
+            let found = self.ingress.next(&mut input);
+            let rest = input.len();
+            let done = self.received.len() - rest;
+            self.received.drain(..done);
+            if let Some(incoming) = found? {
+                return Ok(incoming);
+            }
+            self.read().await?;
+        }
+    }
+
+    async fn read(&mut self) -> Result<(), Stop> {
+        let (wire, received) = (self.wire.as_mut().ok_or(Stop::Gone)?, &mut self.received);
+        let read = poll_fn(|cx| wire.poll_read(cx, |bytes| received.extend_from_slice(bytes))).await?;
+        read.ok_or(Stop::Gone)
+    }
+
+    async fn flush(&mut self) -> Result<(), Stop> {
+        let out = std::mem::take(&mut self.out);
+        let (wire, mut done) = (self.wire.as_mut().ok_or(Stop::Gone)?, 0);
+        poll_fn(|cx| wire.poll_write_all(cx, &out, &mut done)).await?;
+        Ok(())
+    }
+
+    fn write_error(&mut self, error: &StreamError) {
+        self.shared.node.parts.metrics.protocol_errors.add(1);
+        tracing::debug!(peer = %self.peer, %error, "a stream ended before login");
+        let mut out = std::mem::take(&mut self.out);
+        if self.header_sent {
+            write_error(&mut out, error);
+        } else {
+            Negotiation::default().write_error(error, &self.setting(), &mut out);
+        }
+        self.out = out;
+    }
+
+    async fn farewell(mut self, stop: Stop) {
+        match stop {
+            Stop::Gone => return,
+            Stop::Closed => self.out.extend_from_slice(CLOSE),
+            Stop::Stream(error) => self.write_error(&error),
+        }
+        let deadline = self.shared.config.farewell_deadline;
+        // A client that does not read its error loses it.
+        let _ = tokio::time::timeout(deadline, async {
+            let _ = self.flush().await;
+            if let Some(wire) = &mut self.wire {
+                let _ = poll_fn(|cx| wire.poll_shutdown(cx)).await;
+            }
+        })
+        .await;
+    }
+
+    fn setting(&self) -> Setting<'_> {
+        let mut entropy = [0; 18];
+        // Without randomness no login may go on: nonces would repeat. getrandom fails only on broken systems.
+        getrandom::fill(&mut entropy).expect("the system has randomness since the broker started");
+        Setting {
+            domain: self.shared.node.parts.hosts.domain(),
+            is_login_host: &*self.shared.is_login_host,
+            layer: self.layer,
+            bindings: &self.bindings,
+            features: &self.shared.features,
+            entropy,
+        }
+    }
+}
+
+/// What a step led to.
+enum Stepped {
+    State(Negotiation),
+    Bound(Box<Bound>, Attached),
+}
+
+/// Finds the account and a place in it.
+async fn place(node: &Node, wanted: &BindWanted) -> Result<(Bound, Attached), StanzaError> {
+    let unavailable = |error| {
+        tracing::error!(%error, "an account could not be read");
+        StanzaError::new(Condition::InternalServerError)
+    };
+    let account = node.parts.sessions.account(&wanted.jid().to_bare()).await.map_err(unavailable)?;
+    // It was removed between login and binding.
+    let account = account.ok_or(Condition::NotAuthorized)?;
+    let attached = node.attach(&account.principal);
+    let bound = node.parts.sessions.bind(&account, wanted.jid().clone());
+    // RFC 6120 §7.6.2.1.
+    let full = || StanzaError::new(Condition::ResourceConstraint).text("this account has too many sessions");
+    Ok((bound.ok_or_else(full)?, attached))
+}
+
+/// Whether clients can log in at a host (semantics.md: people and devices).
+pub(crate) fn is_login_host(node: &Node, domain: &str) -> bool {
+    matches!(node.parts.hosts.find(domain), Some(Host::Main | Host::Things))
+}
+
+/// What a client that is too slow is told.
+fn too_slow() -> StreamError {
+    StreamError::new(StreamCondition::ConnectionTimeout).text("logging in took too long")
+}
