@@ -1,3 +1,112 @@
-//! The `tavi-load` binary.
+//! `tavi-load`: puts load on a broker on this machine and says what it cost, alone or beside its peers.
+// A command line tool speaks on stdout.
+#![allow(clippy::print_stdout)]
 
-fn main() {}
+mod chat;
+mod compare;
+mod idle;
+mod meter;
+mod mqtt;
+mod mqtt_client;
+mod peers;
+mod report;
+mod window;
+mod xmpp_client;
+
+use std::net::SocketAddr;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::report::Report;
+
+/// Load injector. Loopback only, bounded, ends by itself.
+#[derive(Parser)]
+#[command(name = "tavi-load")]
+struct Cli {
+    #[command(subcommand)]
+    load: Load,
+    /// Prints JSON instead of a table.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+enum Load {
+    /// One-to-one XMPP chat. The accounts load0, load1 … must exist, all with the same password.
+    Chat {
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        plan: chat::Plan,
+    },
+    /// Many MQTT publishers, one subscriber.
+    MqttFanIn {
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        plan: mqtt::Plan,
+    },
+    /// One MQTT publisher, many subscribers.
+    MqttFanOut {
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        plan: mqtt::Plan,
+    },
+    /// Connections that log in and then do nothing.
+    Idle {
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        plan: idle::Plan,
+    },
+    /// Starts ejabberd, mosquitto and tavi, gives each the same load in turn, prints a table of medians.
+    Compare(compare::Plan),
+}
+
+/// Whom the load goes to.
+#[derive(Args, Clone, Debug)]
+pub struct Target {
+    /// Where the server listens; loopback.
+    #[arg(long)]
+    address: SocketAddr,
+    /// The XMPP domain.
+    #[arg(long, default_value = "localhost")]
+    host: String,
+    /// Password of every account.
+    #[arg(long, default_value = "load")]
+    password: String,
+    /// Process id of the server, whose cost is measured.
+    #[arg(long)]
+    pid: u32,
+}
+
+fn main() -> anyhow::Result<()> {
+    let cli = Cli::parse();
+    meter::raise_file_limit();
+    // One thread: the second core belongs to the server.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let report = runtime.block_on(run(cli.load))?;
+    println!("{}", if cli.json { report.json() } else { report.markdown() });
+    Ok(())
+}
+
+async fn run(load: Load) -> anyhow::Result<Report> {
+    match load {
+        Load::Chat { target, plan } => Ok(Report::of("chat", chat::run(&checked(target)?, &plan).await?)),
+        Load::MqttFanIn { target, plan } => {
+            Ok(Report::of("mqtt-fan-in", mqtt::fan_in(&checked(target)?, &plan).await?))
+        }
+        Load::MqttFanOut { target, plan } => {
+            Ok(Report::of("mqtt-fan-out", mqtt::fan_out(&checked(target)?, &plan).await?))
+        }
+        Load::Idle { target, plan } => Ok(Report::of("idle", idle::run(&checked(target)?, &plan).await?)),
+        Load::Compare(plan) => compare::run(&plan).await,
+    }
+}
+
+/// An injector that can be pointed at other people's machines is a weapon.
+fn checked(target: Target) -> anyhow::Result<Target> {
+    anyhow::ensure!(target.address.ip().is_loopback(), "only servers on loopback are put under load");
+    Ok(target)
+}

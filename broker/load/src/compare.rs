@@ -1,0 +1,160 @@
+//! The comparison: each load in turn on the peer and on tavi, n rounds, medians side by side.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+
+use crate::chat;
+use crate::idle::{self, Protocol};
+use crate::meter::Cost;
+use crate::mqtt::{self, ACCOUNT};
+use crate::peers::{self, Server};
+use crate::report::{Report, Row};
+
+/// What to compare.
+#[derive(Args, Clone, Debug)]
+pub struct Plan {
+    /// Rounds of each load on each server.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=15))]
+    rounds: u8,
+    /// The tavi program; beside this one by default.
+    #[arg(long)]
+    tavi: Option<PathBuf>,
+    /// Only these loads.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<Load>,
+    /// Only the peers, to know what the bars are.
+    #[arg(long)]
+    peers_only: bool,
+}
+
+/// The loads of a comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Load {
+    Chat,
+    ChatManaged,
+    MqttIn0,
+    MqttIn1,
+    MqttOut0,
+    MqttOut1,
+    IdleXmpp,
+    IdleXmpps,
+    IdleMqtt,
+}
+
+/// What one load is: its title, its bar, and whether the bar is a ratio to a peer.
+struct Terms {
+    title: &'static str,
+    bar: f64,
+    peer: Option<Peer>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Peer {
+    Ejabberd,
+    Mosquitto,
+}
+
+impl Load {
+    fn terms(self) -> Terms {
+        let (title, bar, peer) = match self {
+            Self::Chat => ("chat, 16 in flight", 0.25, Some(Peer::Ejabberd)),
+            Self::ChatManaged => ("chat, 16 in flight, stream management", 0.25, Some(Peer::Ejabberd)),
+            Self::MqttIn0 => ("MQTT fan-in, QoS 0", 1.0, Some(Peer::Mosquitto)),
+            Self::MqttIn1 => ("MQTT fan-in, QoS 1", 1.0, Some(Peer::Mosquitto)),
+            Self::MqttOut0 => ("MQTT fan-out, QoS 0", 1.0, Some(Peer::Mosquitto)),
+            Self::MqttOut1 => ("MQTT fan-out, QoS 1", 1.0, Some(Peer::Mosquitto)),
+            Self::IdleXmpp => ("idle XMPP", 12.0, None),
+            Self::IdleXmpps => ("idle XMPP over TLS", 25.0, None),
+            Self::IdleMqtt => ("idle MQTT", 4.0, None),
+        };
+        Terms { title, bar, peer }
+    }
+
+    fn accounts(self) -> Vec<String> {
+        match self {
+            Self::Chat | Self::ChatManaged => chat::accounts(&self.chat()),
+            Self::IdleXmpp | Self::IdleXmpps => idle::accounts(&self.idle()),
+            _ => vec![ACCOUNT.into()],
+        }
+    }
+
+    fn chat(self) -> chat::Plan {
+        let managed = self == Self::ChatManaged;
+        chat::Plan { pairs: 50, messages: if managed { 400 } else { 2000 }, in_flight: 16, body: 64, managed }
+    }
+
+    fn mqtt(self) -> mqtt::Plan {
+        let fan_in = matches!(self, Self::MqttIn0 | Self::MqttIn1);
+        let qos = u8::from(matches!(self, Self::MqttIn1 | Self::MqttOut1));
+        mqtt::Plan { qos, clients: 50, messages: if fan_in { 4000 } else { 8000 }, in_flight: 16, payload: 64 }
+    }
+
+    fn idle(self) -> idle::Plan {
+        let (protocol, connections) = match self {
+            Self::IdleMqtt => (Protocol::Mqtt, 5000),
+            Self::IdleXmpps => (Protocol::Xmpps, 1000),
+            _ => (Protocol::Xmpp, 1000),
+        };
+        idle::Plan { protocol, connections }
+    }
+
+    async fn run(self, server: &Server) -> anyhow::Result<Cost> {
+        match self {
+            Self::Chat | Self::ChatManaged => chat::run(&server.target("xmpp")?, &self.chat()).await,
+            Self::MqttIn0 | Self::MqttIn1 => mqtt::fan_in(&server.target("mqtt")?, &self.mqtt()).await,
+            Self::MqttOut0 | Self::MqttOut1 => mqtt::fan_out(&server.target("mqtt")?, &self.mqtt()).await,
+            Self::IdleXmpp => idle::run(&server.target("xmpp")?, &self.idle()).await,
+            Self::IdleXmpps => idle::run(&server.target("xmpps")?, &self.idle()).await,
+            Self::IdleMqtt => idle::run(&server.target("mqtt")?, &self.idle()).await,
+        }
+    }
+
+    async fn peer(self) -> anyhow::Result<Option<(&'static str, Server)>> {
+        Ok(match self.terms().peer {
+            Some(Peer::Ejabberd) => Some(("ejabberd", peers::ejabberd(&self.accounts()).await?)),
+            Some(Peer::Mosquitto) => Some(("mosquitto", peers::mosquitto()?)),
+            None => None,
+        })
+    }
+}
+
+/// Runs the comparison. Progress goes to stderr.
+pub async fn run(plan: &Plan) -> anyhow::Result<Report> {
+    let mut report = Report::default();
+    for load in Load::value_variants().iter().filter(|load| plan.only.is_empty() || plan.only.contains(load)) {
+        report.rows.push(row(plan, *load).await.with_context(|| load.terms().title)?);
+    }
+    Ok(report)
+}
+
+async fn row(plan: &Plan, load: Load) -> anyhow::Result<Row> {
+    let terms = load.terms();
+    let peer = load.peer().await?;
+    let tavi = if plan.peers_only { None } else { Some(peers::tavi(&program(plan)?, &load.accounts())?) };
+    let (mut own, mut others) = (Vec::new(), Vec::new());
+    // A first round warms both up and does not count; idle connections have their own warm-up and one round.
+    let rounds = if matches!(load, Load::IdleXmpp | Load::IdleXmpps | Load::IdleMqtt) { 0 } else { plan.rounds };
+    for round in 0..=rounds {
+        eprintln!("{}, round {round} of {rounds}", terms.title);
+        if let Some((_, server)) = &peer {
+            others.push(load.run(server).await?);
+        }
+        if let Some(server) = &tavi {
+            own.push(load.run(server).await?);
+        }
+    }
+    if rounds > 0 {
+        others = others.split_off(1.min(others.len()));
+        own = own.split_off(1.min(own.len()));
+    }
+    Ok(Row { load: terms.title.into(), costs: own, peer: peer.map(|(name, _)| (name, others)), bar: Some(terms.bar) })
+}
+
+fn program(plan: &Plan) -> anyhow::Result<PathBuf> {
+    match &plan.tavi {
+        Some(path) => Ok(path.clone()),
+        None => Ok(std::env::current_exe()?.parent().context("a program without a folder")?.join("tavi")),
+    }
+}
