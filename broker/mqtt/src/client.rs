@@ -297,7 +297,11 @@ impl Client {
             return Ok(Err(Reason::SHARED_UNSUPPORTED));
         }
         if let Err(error) = check_filter(&wish.filter) {
-            return if self.version() == Version::V5 { Ok(Err(Reason::FILTER_INVALID)) } else { Err(Fault::Filter(error)) };
+            return if self.version() == Version::V5 {
+                Ok(Err(Reason::FILTER_INVALID))
+            } else {
+                Err(Fault::Filter(error))
+            };
         }
         if self.place.filter_count() >= self.hub.config().max_subscriptions {
             return Ok(Err(Reason::QUOTA));
@@ -317,13 +321,7 @@ impl Client {
     }
 
     /// Retained values at QoS 1 and 2 are promised as any other delivery, so a durable session gets rows for them.
-    fn keep_retained(
-        &self,
-        found: Vec<Arc<Publication>>,
-        wanted: Qos,
-        done: &mut Subscribed,
-        ops: &mut Vec<Op>,
-    ) {
+    fn keep_retained(&self, found: Vec<Arc<Publication>>, wanted: Qos, done: &mut Subscribed, ops: &mut Vec<Op>) {
         for publication in found {
             let qos = wanted.min(publication.qos);
             match &self.place.seat {
@@ -521,7 +519,9 @@ impl Client {
     /// MQTT 5.0 §3.14.2.2.2: a session that was to end with the connection can not be prolonged.
     fn check_leave(&mut self, disconnect: Disconnect) -> Result<Disconnect, Fault> {
         match disconnect.expiry {
-            Some(expiry) if expiry > 0 && self.place.expiry == 0 => Err(Fault::Protocol("a session expiry out of nothing")),
+            Some(expiry) if expiry > 0 && self.place.expiry == 0 => {
+                Err(Fault::Protocol("a session expiry out of nothing"))
+            }
             Some(expiry) => {
                 self.place.expiry = self.hub.bounded_expiry(expiry);
                 Ok(disconnect)
@@ -575,4 +575,3 @@ fn closed(why: Closed) -> Fault {
         Closed::Revoked => Fault::Administrative,
     }
 }
-

@@ -21,8 +21,8 @@ use zeroize::Zeroizing;
 use crate::error::Fault;
 use crate::frame::{Frame, Kind};
 use crate::packet::{
-    Ack, Body, Connect, Disconnect, Options, Packet, Password, Publish, PublishProperties, Qos, Reason,
-    RetainHandling, Subscribe, Unsubscribe, Version, Will, Wish,
+    Ack, Body, Connect, Disconnect, Options, Packet, Password, Publish, PublishProperties, Qos, Reason, RetainHandling,
+    Subscribe, Unsubscribe, Version, Will, Wish,
 };
 use crate::publish::check_property;
 use crate::walk::{Allowed, Walk, each_property, id};
@@ -302,7 +302,11 @@ fn own_qos(qos: wire::QoS) -> Qos {
 fn subscribe(packet: &[u8], mut body: Walk<'_>, version: Version) -> Result<Packet, Fault> {
     let packet_id = body.packet_id()?;
     if version == Version::V5 && has_identifier(body.properties()?)? {
-        return Ok(Packet::Subscribe(Subscribe { packet_id, has_identifier: true, filters: walk_filters(body, version)? }));
+        return Ok(Packet::Subscribe(Subscribe {
+            packet_id,
+            has_identifier: true,
+            filters: walk_filters(body, version)?,
+        }));
     }
     check_filters(body, version)?;
     match crate_decode(packet, version)? {

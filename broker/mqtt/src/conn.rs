@@ -185,7 +185,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conn<S> {
         let turn = if out.is_empty() { Turn::Idle } else { Turn::Progress };
         out.clear();
         // TLS holds back what it has encrypted until it is flushed; for TCP this is nothing.
-        if turn == Turn::Progress && let Poll::Ready(Err(_)) = Pin::new(&mut self.stream).poll_flush(cx) {
+        if turn == Turn::Progress
+            && let Poll::Ready(Err(_)) = Pin::new(&mut self.stream).poll_flush(cx)
+        {
             return Err(End::Cut);
         }
         Ok(turn)

@@ -4,9 +4,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::task::Poll;
 
+use tavi_core::Principal;
 use tavi_core::login::{Attempt, Denied};
 use tavi_core::permit::Action;
-use tavi_core::Principal;
 use tavi_wire::topic::check_topic;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
@@ -179,8 +179,7 @@ async fn login(hub: &Hub, connect: &mut Connect, peer: Peer) -> Result<Principal
         // 3.1.1 tells "not authorised" from "bad password" (3.1.1 §3.2.2.3).
         return Err(if connect.version == Version::V4 { Reason::NOT_AUTHORIZED } else { Reason::BAD_CREDENTIALS });
     }
-    let attempt =
-        Attempt { user: &user, password: password.expose().as_bytes(), audience: "mqtt", peer: peer.address };
+    let attempt = Attempt { user: &user, password: password.expose().as_bytes(), audience: "mqtt", peer: peer.address };
     match hub.node().parts.login.password(attempt).await {
         Ok(principal) => Ok(principal),
         Err(Denied::Wrong { delay }) => {

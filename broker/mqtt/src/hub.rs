@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tavi_core::metrics::{Outcome, Protocol};
@@ -21,6 +22,9 @@ use crate::seat::{KeptSeat, LiveSeat, Parcel};
 
 /// Session key: who, and which of their clients. One principal can not take over another's session.
 type Key = (Box<str>, Box<str>);
+
+/// How long [`Hub::stopped`] waits.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// All MQTT sessions of a node.
 pub struct Hub {
@@ -354,14 +358,7 @@ impl Hub {
     }
 
     /// The session of a connection that nobody took over: it waits for its client, or it ends.
-    fn settle(
-        &self,
-        entries: &mut HashMap<Key, Entry>,
-        key: &Key,
-        place: &Place,
-        goes_on: bool,
-        ops: &mut Vec<Op>,
-    ) {
+    fn settle(&self, entries: &mut HashMap<Key, Entry>, key: &Key, place: &Place, goes_on: bool, ops: &mut Vec<Op>) {
         if !goes_on {
             entries.remove(key);
             if let Seat::Kept(seat) = &place.seat {
@@ -492,15 +489,17 @@ impl Hub {
         }
     }
 
-    /// Waits until no connection is left. Those that take long to say good-bye are the caller's to cut.
+    /// Waits until no connection is left, at most two seconds: a peer that takes nothing or has not even said CONNECT
+    /// does not hold up the stop.
     pub async fn stopped(&self) {
-        // The sender lives as long as the hub, so waiting can not fail.
-        let _ = self.connections.subscribe().wait_for(|open| *open == 0).await;
+        let mut connections = self.connections.subscribe();
+        let gone = connections.wait_for(|open| *open == 0);
+        let _ = tokio::time::timeout(FAREWELL, gone).await;
     }
 
     /// Resolves when [`Hub::stop`] was called.
     pub(crate) async fn stopping(&self) {
-        // As above.
+        // The sender lives as long as the hub, so waiting can not fail.
         let _ = self.stop.subscribe().wait_for(|stop| *stop).await;
     }
 
@@ -536,5 +535,4 @@ impl Hub {
         let key = (key.0.into(), key.1.into());
         self.schedule(at_ms, Due::Will { key, generation: 0, principal, will: Box::new(will) });
     }
-
 }

@@ -158,9 +158,9 @@ impl Body {
                 found.response_topic = Some(self.bytes.slice_ref(text.as_bytes()));
             }
             (id::CORRELATION, Value::Binary(data)) => found.correlation = Some(self.bytes.slice_ref(data)),
-            (id::USER, Value::Pair(name, value)) => found
-                .user
-                .push((self.bytes.slice_ref(name.as_bytes()), self.bytes.slice_ref(value.as_bytes()))),
+            (id::USER, Value::Pair(name, value)) => {
+                found.user.push((self.bytes.slice_ref(name.as_bytes()), self.bytes.slice_ref(value.as_bytes())))
+            }
             _ => {}
         }
         Ok(())

@@ -13,7 +13,9 @@ use crate::packet::{Body, PublishProperties, Qos, Version};
 pub fn body(publication: &Publication, version: Version, now_ms: u64) -> Cow<'_, Bytes> {
     let expires = publication.properties.as_ref().and_then(|p| p.expires_ms);
     match (version, expires) {
-        (Version::V4, _) => Cow::Borrowed(publication.rendered.mqtt4.get_or_init(|| encode(publication, version, now_ms))),
+        (Version::V4, _) => {
+            Cow::Borrowed(publication.rendered.mqtt4.get_or_init(|| encode(publication, version, now_ms)))
+        }
         (Version::V5, None) => {
             Cow::Borrowed(publication.rendered.mqtt5.get_or_init(|| encode(publication, version, now_ms)))
         }

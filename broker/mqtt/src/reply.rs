@@ -24,8 +24,7 @@ pub struct Welcome {
 
 /// Appends the CONNACK that lets a client in.
 pub fn welcome(out: &mut Vec<u8>, version: Version, welcome: &Welcome) {
-    let connack =
-        wire::ConnAck { session_present: welcome.session_present, code: wire::ConnectReturnCode::Success };
+    let connack = wire::ConnAck { session_present: welcome.session_present, code: wire::ConnectReturnCode::Success };
     let properties = wire::ConnAckProperties {
         session_expiry_interval: welcome.expiry,
         receive_max: Some(welcome.receive_maximum),

@@ -180,7 +180,11 @@ impl Found {
     fn add(&mut self, row: Row) {
         self.owner.get_or_insert(row.owner.clone());
         if self.sort(&row.item, row.record.value).is_none() {
-            tracing::warn!(owner = row.owner.name(), item = &*row.item, "a damaged record of an MQTT session is left out");
+            tracing::warn!(
+                owner = row.owner.name(),
+                item = &*row.item,
+                "a damaged record of an MQTT session is left out"
+            );
         }
     }
 

@@ -5,9 +5,7 @@
 
 use crate::error::Fault;
 use crate::flight::{Flight, Stage};
-use crate::packet::{
-    Ack, Connect, Disconnect, Packet, Publish, Qos, Reason, Subscribe, Unsubscribe, Version,
-};
+use crate::packet::{Ack, Connect, Disconnect, Packet, Publish, Qos, Reason, Subscribe, Unsubscribe, Version};
 use crate::publish::{self, Head};
 use crate::reply::{self, AckKind};
 

@@ -4,10 +4,10 @@
 use bytes::{Bytes, BytesMut};
 use proptest::prelude::*;
 use rumqttd::protocol::{self as wire, Protocol};
+use tavi_mqtt::Fault;
 use tavi_mqtt::codec::{Codec, fuzz_codec};
 use tavi_mqtt::packet::{Body, Packet, PublishProperties, Qos, Reason, Version};
 use tavi_mqtt::publish::{self, Head};
-use tavi_mqtt::Fault;
 
 const CONNECT4: &[u8] = b"\x10\x0d\0\x04MQTT\x04\x02\0\x3c\0\x01p";
 const CONNECT5: &[u8] = b"\x10\x0e\0\x04MQTT\x05\x02\0\x3c\0\0\x01p";
@@ -21,7 +21,7 @@ fn codec(connect: &[u8]) -> Codec {
 }
 
 fn decode(connect: &[u8], packet: &[u8]) -> Result<Packet, Fault> {
-    let (packet, used) = codec(connect).decode(packet)?.map(|(p, used)| (p, used)).expect("a whole packet");
+    let (packet, used) = codec(connect).decode(packet)?.expect("a whole packet");
     assert!(used > 0);
     Ok(packet)
 }
@@ -58,13 +58,19 @@ fn a_connect_with_everything_comes_through() {
     let login = wire::Login { username: "pump".into(), password: "secret".into() };
     let mut out = BytesMut::new();
     wire::v5::V5
-        .write(wire::Packet::Connect(connect, Some(properties), Some(will), Some(will_properties), Some(login)), &mut out)
+        .write(
+            wire::Packet::Connect(connect, Some(properties), Some(will), Some(will_properties), Some(login)),
+            &mut out,
+        )
         .unwrap();
     let Ok(Some((Packet::Connect(connect), used))) = Codec::new(1 << 16).decode(&out) else { panic!() };
     assert_eq!(used, out.len());
     assert_eq!((connect.client_id.as_str(), connect.clean, connect.keep_alive), ("pump", false, 30));
     assert_eq!((connect.expiry, connect.receive_maximum, connect.maximum_packet), (600, 7, 5000));
-    assert_eq!((connect.user.as_deref(), connect.password.as_ref().map(|p| p.expose())), (Some("pump"), Some("secret")));
+    assert_eq!(
+        (connect.user.as_deref(), connect.password.as_ref().map(|p| p.expose())),
+        (Some("pump"), Some("secret"))
+    );
     assert!(!format!("{connect:?}").contains("secret"));
     let will = connect.will.as_ref().unwrap();
     assert_eq!((will.qos, will.retain, will.delay), (Qos::AtLeastOnce, true, 5));
@@ -105,7 +111,10 @@ fn bad_connects_are_told_why() {
         (b"\x10\x10\0\x04MQTT\x05\x02\0\x3c\x03\x21\0\0\0\0", Fault::Protocol("receive maximum 0")),
         (b"\x10\x12\0\x04MQTT\x05\x02\0\x3c\x05\x27\0\0\0\0\0\0", Fault::Protocol("maximum packet size 0")),
         (b"\x10\x0f\0\x04MQTT\x05\x02\0\x3c\x02\x17\x02\0\0", Fault::Protocol("a flag that is neither 0 nor 1")),
-        (b"\x10\x11\0\x04MQTT\x05\x02\0\x3c\x04\x16\0\x01x\0\0", Fault::Protocol("authentication data without a method")),
+        (
+            b"\x10\x11\0\x04MQTT\x05\x02\0\x3c\x04\x16\0\x01x\0\0",
+            Fault::Protocol("authentication data without a method"),
+        ),
     ];
     for (bytes, fault) in cases {
         assert_eq!(Codec::new(999).decode(bytes).unwrap_err(), *fault, "{bytes:x?}");

@@ -104,8 +104,7 @@ async fn what_was_not_acknowledged_is_sent_again_under_the_same_packet_id() {
     assert_eq!(reader.hears(), ["PUBREL #2"]);
     reader.is_cut();
     let mut reader = world.old("reader", durable()).await;
-    let again =
-        ["CONNACK present", "PUBREL #2", "PUBLISH q2 #1 home/a=1 dup", "PUBLISH q2 #3 home/a=3 dup"];
+    let again = ["CONNACK present", "PUBREL #2", "PUBLISH q2 #1 home/a=1 dup", "PUBLISH q2 #3 home/a=3 dup"];
     let mut heard = reader.hears();
     heard[1..].sort_by_key(|line| !line.starts_with("PUBREL"));
     assert_eq!(heard, again);
@@ -357,10 +356,7 @@ async fn illegal_topics_and_filters_are_refused() {
     new.publishes(1, 2, "home/+", "x");
     new.subscribes(3, "home/#/x", 0);
     new.subscribes(4, "$share/g/home/x", 0);
-    assert_eq!(
-        new.hears(),
-        ["CONNACK new", "PUBACK #1 0x90", "PUBACK #2 0x90", "SUBACK #3 [8f]", "SUBACK #4 [9e]"]
-    );
+    assert_eq!(new.hears(), ["CONNACK new", "PUBACK #1 0x90", "PUBACK #2 0x90", "SUBACK #3 [8f]", "SUBACK #4 [9e]"]);
     new.publishes(0, 0, "home/#", "x");
     assert_eq!(new.hears(), ["DISCONNECT 0x90"]);
     let mut old = world.old("old", clean()).await;

@@ -147,9 +147,11 @@ async fn who_may_not_in_is_told_so() {
 #[tokio::test]
 async fn a_password_in_clear_is_taken_from_this_machine_only() {
     let (hub, _) = broker(Config::default()).await;
-    for (link, version, answer) in
-        [(Link::Clear, 4, &b"\x20\x02\0\x05"[..]), (Link::Clear, 5, b"\x20\x03\0\x86\0"), (Link::Encrypted, 4, b"\x20\x02\0\0")]
-    {
+    for (link, version, answer) in [
+        (Link::Clear, 4, &b"\x20\x02\0\x05"[..]),
+        (Link::Clear, 5, b"\x20\x03\0\x86\0"),
+        (Link::Encrypted, 4, b"\x20\x02\0\0"),
+    ] {
         let (mut near, far) = tokio::io::duplex(1024);
         let peer = Peer { address: "192.0.2.1".parse().unwrap(), link };
         tokio::spawn(serve(hub.clone(), far, peer));
