@@ -4,8 +4,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::{borrow::Cow, fmt::Write};
 
-/// The namespace of XEP-0439 Quick Response.
-pub const NS_QUICK_RESPONSE: &str = "urn:xmpp:tmp:quick-response";
 /// At most this many choices in one question.
 pub const MAX_CHOICES: usize = 50;
 
@@ -75,38 +73,6 @@ pub fn wire_value(value: &Value) -> String {
     }
 }
 
-/// The `<response/>` elements of a question (XEP-0439 §4.1).
-pub fn responses(choices: &[Choice]) -> String {
-    choices.iter().fold(String::new(), |mut xml, choice| {
-        // Writing into a String does not fail.
-        let _ = write!(
-            xml,
-            "<response xmlns='{NS_QUICK_RESPONSE}' value='{}' label='{}'/>",
-            escape(&wire_value(&choice.value)),
-            escape(&choice.label)
-        );
-        xml
-    })
-}
-
-/// Text made safe for an XML attribute or element; characters that XML 1.0 does not have become U+FFFD.
-pub fn escape(text: &str) -> String {
-    text.chars().fold(String::with_capacity(text.len()), |mut out, c| {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '\'' => out.push_str("&apos;"),
-            '"' => out.push_str("&quot;"),
-            '\r' => out.push_str("&#13;"),
-            '\t' | '\n' => out.push(c),
-            '\0'..='\u{1f}' | '\u{fffe}' | '\u{ffff}' => out.push('\u{fffd}'),
-            c => out.push(c),
-        }
-        out
-    })
-}
-
 fn choice(label: &str, value: bool) -> Choice {
     Choice { label: label.into(), value: value.into() }
 }
@@ -162,13 +128,8 @@ mod tests {
     }
 
     #[test]
-    fn every_client_gets_a_readable_text_and_new_ones_buttons() {
+    fn every_client_gets_a_readable_text() {
         let expected = Expected::Choices(vec![Choice { label: "Tom & Jerry's".into(), value: json!("<t>") }]);
         assert_eq!(readable("Which film?", &expected.choices()), "Which film?\n1. Tom & Jerry's");
-        assert_eq!(
-            responses(&expected.choices()),
-            "<response xmlns='urn:xmpp:tmp:quick-response' value='&lt;t&gt;' label='Tom &amp; Jerry&apos;s'/>"
-        );
-        assert_eq!(escape("a\u{1}b"), "a\u{fffd}b");
     }
 }

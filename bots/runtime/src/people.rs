@@ -1,0 +1,69 @@
+//! The people of one bot, in memory: who they are, whose question ends when, who waits on which version.
+
+use crate::conversation::Conversation;
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
+
+/// Everybody that a bot has talked with.
+#[derive(Debug, Default)]
+pub struct People {
+    all: HashMap<Arc<str>, Person>,
+    due: BTreeSet<(i64, Arc<str>)>,
+}
+
+#[derive(Debug, Default)]
+struct Person {
+    deadline_ms: Option<i64>,
+    version: Option<Box<str>>,
+}
+
+impl People {
+    /// Takes note of what a conversation has become.
+    pub fn note(&mut self, who: &Arc<str>, conversation: &Conversation) {
+        let person = self.all.entry(who.clone()).or_default();
+        if let Some(former) = person.deadline_ms.take() {
+            self.due.remove(&(former, who.clone()));
+        }
+        person.deadline_ms = conversation.deadline_ms();
+        person.version = conversation.version().map(Into::into);
+        if let Some(deadline) = person.deadline_ms {
+            self.due.insert((deadline, who.clone()));
+        }
+    }
+
+    /// Whether the bot has talked with this person.
+    pub fn knows(&self, who: &str) -> bool {
+        self.all.contains_key(who)
+    }
+
+    /// All of them.
+    pub fn everybody(&self) -> Vec<Arc<str>> {
+        self.all.keys().cloned().collect()
+    }
+
+    /// How many wait on a version.
+    pub fn waiting_on(&self, version: &str) -> usize {
+        self.all.values().filter(|person| person.version.as_deref() == Some(version)).count()
+    }
+
+    /// The versions that somebody waits on.
+    pub fn versions(&self) -> BTreeSet<String> {
+        self.all.values().filter_map(|person| person.version.as_deref()).map(str::to_owned).collect()
+    }
+
+    /// When the next question's time is over, in milliseconds since 1970.
+    pub fn next_ms(&self) -> Option<i64> {
+        self.due.first().map(|(deadline, _)| *deadline)
+    }
+
+    /// Takes those whose time is over out of the list.
+    pub fn take_due(&mut self, now_ms: i64) -> Vec<Arc<str>> {
+        let mut taken = Vec::new();
+        while self.next_ms().is_some_and(|deadline| deadline <= now_ms) {
+            taken.extend(self.due.pop_first().map(|(_, who)| who));
+        }
+        taken
+    }
+}

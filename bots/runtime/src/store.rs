@@ -1,0 +1,205 @@
+//! A bot's rows: conversations, script versions, outgoing actions, publications that wait.
+//!
+//! All are records of one owner, the bot's bare JID, in `Table::Bot`, so that one commit holds a conversation's new
+//! state, its journal and everything that has to go out. Incoming messages are rows of the owner's queue, which the
+//! router writes before their sender is told so; a run deletes its row in the same commit.
+//!
+//! | item | value |
+//! |---|---|
+//! | `c/PERSON` | the conversation, JSON |
+//! | `s/HASH` | the text of a script version |
+//! | `v` | the hash of the newest version that could be loaded |
+//! | `o/ID` | an action that may not be out yet, JSON |
+//! | `t/ID` | a publication (QoS 1 or 2) whose handlers may not have run yet |
+
+use crate::conversation::{Action, Conversation};
+use bytes::Bytes;
+use std::sync::Arc;
+use tavi_core::Publication;
+use tavi_store::{Commit, Expect, Op, Owner, SharedStore, StoreError, Table};
+
+/// How many rows are read at once.
+const PAGE: usize = 256;
+
+/// The rows of one bot.
+#[derive(Clone)]
+pub struct Rows {
+    store: SharedStore,
+    owner: Owner,
+}
+
+impl Rows {
+    /// Those of the bot with this bare JID.
+    pub fn new(store: SharedStore, jid: &str) -> Rows {
+        Rows { store, owner: Owner::account(jid) }
+    }
+
+    /// The partition.
+    pub fn owner(&self) -> &Owner {
+        &self.owner
+    }
+
+    /// Hands in operations; see [`tavi_store::Store::commit`].
+    pub fn commit(&self, ops: Vec<Op>) -> Commit {
+        self.store.commit(&self.owner, ops)
+    }
+
+    /// A person's conversation; a new one if there is none. Fails if the row cannot be read.
+    pub async fn conversation(&self, person: &str) -> Result<Conversation, StoreError> {
+        let item = format!("c/{person}");
+        let Some(record) = self.store.load(&self.owner, Table::Bot, &item).await? else {
+            return Ok(Conversation::default());
+        };
+        Conversation::decode(&record.value).ok_or_else(|| damaged(&item))
+    }
+
+    /// Everybody's conversations. Fails if a row cannot be read.
+    pub async fn conversations(&self) -> Result<Vec<(String, Conversation)>, StoreError> {
+        let decode = |(person, value): (String, Bytes)| match Conversation::decode(&value) {
+            Some(conversation) => Ok((person, conversation)),
+            None => Err(damaged(&format!("c/{person}"))),
+        };
+        self.all("c/").await?.into_iter().map(decode).collect()
+    }
+
+    /// The text of a script version.
+    pub async fn script(&self, hash: &str) -> Result<Option<String>, StoreError> {
+        let record = self.store.load(&self.owner, Table::Bot, &format!("s/{hash}")).await?;
+        Ok(record.and_then(|record| String::from_utf8(record.value.to_vec()).ok()))
+    }
+
+    /// The newest version that could be loaded.
+    pub async fn current(&self) -> Result<Option<String>, StoreError> {
+        let Some(record) = self.store.load(&self.owner, Table::Bot, "v").await? else { return Ok(None) };
+        match std::str::from_utf8(&record.value) {
+            Ok(hash) => self.script(hash).await,
+            Err(_) => Err(damaged("v")),
+        }
+    }
+
+    /// The hashes of the stored script versions.
+    pub async fn scripts(&self) -> Result<Vec<String>, StoreError> {
+        Ok(self.all("s/").await?.into_iter().map(|(hash, _)| hash).collect())
+    }
+
+    /// Actions that were committed and may not be out yet, oldest first. A damaged row is left out.
+    pub async fn outgoing(&self) -> Result<Vec<Outgoing>, StoreError> {
+        let decode = |(id, value): (String, Bytes)| {
+            Some(Outgoing { id: id.parse().ok()?, action: serde_json::from_slice(&value).ok()? })
+        };
+        Ok(self.all("o/").await?.into_iter().filter_map(decode).collect())
+    }
+
+    /// Publications whose handlers may not have run, oldest first. A damaged row is left out.
+    pub async fn publications(&self) -> Result<Vec<Arc<Publication>>, StoreError> {
+        let rows = self.all("t/").await?;
+        Ok(rows.into_iter().filter_map(|(_, value)| Publication::decode(value)).map(Arc::new).collect())
+    }
+
+    /// All items that begin with `prefix`, without it.
+    async fn all(&self, prefix: &str) -> Result<Vec<(String, Bytes)>, StoreError> {
+        let (mut found, mut after) = (Vec::new(), Some(Box::from(prefix)));
+        loop {
+            let page = self.store.list(&self.owner, Table::Bot, after.as_deref(), PAGE).await?;
+            let Some((last, _)) = page.last() else { return Ok(found) };
+            after = Some(last.clone());
+            for (item, record) in page {
+                let Some(name) = item.strip_prefix(prefix) else { return Ok(found) };
+                found.push((name.to_owned(), record.value));
+            }
+        }
+    }
+}
+
+/// An action with the id that makes its stanza the same however often it is sent.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outgoing {
+    /// Drawn by the broker's id source.
+    pub id: u64,
+    /// What is to go out.
+    pub action: Action,
+}
+
+impl Outgoing {
+    /// Keeps it until it is out.
+    pub fn put(&self) -> Op {
+        // Plain JSON always serialises.
+        put(format!("o/{:020}", self.id), serde_json::to_vec(&self.action).unwrap_or_default())
+    }
+
+    /// It is out.
+    pub fn delete(&self) -> Op {
+        delete(format!("o/{:020}", self.id))
+    }
+}
+
+/// Saves a conversation.
+pub fn put_conversation(person: &str, conversation: &Conversation) -> Op {
+    put(format!("c/{person}"), conversation.encode())
+}
+
+/// Keeps a script version for the dialogues that wait on it.
+pub fn put_script(hash: &str, source: &str) -> Op {
+    put(format!("s/{hash}"), source.as_bytes().to_vec())
+}
+
+/// Names the newest version.
+pub fn put_current(hash: &str) -> Op {
+    put("v".into(), hash.as_bytes().to_vec())
+}
+
+/// Nobody waits on this version any more.
+pub fn delete_script(hash: &str) -> Op {
+    delete(format!("s/{hash}"))
+}
+
+/// Keeps a publication until its handlers have run.
+pub fn put_publication(publication: &Publication) -> Op {
+    let value = publication.encode();
+    Op::Put { table: Table::Bot, item: publication_item(publication.id), value, expect: Expect::Any }
+}
+
+/// The handlers of a publication have run.
+pub fn delete_publication(id: u64) -> Op {
+    Op::Delete { table: Table::Bot, item: publication_item(id), expect: Expect::Any }
+}
+
+fn publication_item(id: u64) -> Box<str> {
+    format!("t/{id:020}").into()
+}
+
+fn put(item: String, value: Vec<u8>) -> Op {
+    Op::Put { table: Table::Bot, item: item.into(), value: value.into(), expect: Expect::Any }
+}
+
+fn delete(item: String) -> Op {
+    Op::Delete { table: Table::Bot, item: item.into(), expect: Expect::Any }
+}
+
+fn damaged(item: &str) -> StoreError {
+    StoreError::Corrupt(format!("a bot's row {item:?} cannot be read").into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tavi_store::MemoryStore;
+
+    #[tokio::test]
+    async fn rows_are_found_by_their_kind() {
+        let rows = Rows::new(Arc::new(MemoryStore::default()), "lamp@bots.localhost");
+        let action = |to: &str| Action::Message { to: to.into(), text: "hi".into(), expected: None };
+        let outgoing: Vec<_> = (1..=300).map(|id| Outgoing { id, action: action("a@b") }).collect();
+        rows.commit(outgoing.iter().map(Outgoing::put).collect()).await.unwrap();
+        let ops = vec![put_conversation("a@b", &Conversation::default()), put_script("12", "fn f() {}")];
+        rows.commit(ops).await.unwrap();
+        assert_eq!(rows.outgoing().await.unwrap(), outgoing);
+        assert_eq!(rows.conversations().await.unwrap().len(), 1);
+        assert_eq!(rows.script("12").await.unwrap().as_deref(), Some("fn f() {}"));
+        assert_eq!(rows.scripts().await.unwrap(), ["12"]);
+        assert!(rows.publications().await.unwrap().is_empty());
+        rows.commit(vec![outgoing[0].delete(), delete_script("12")]).await.unwrap();
+        assert_eq!(rows.outgoing().await.unwrap().len(), 299);
+        assert!(rows.scripts().await.unwrap().is_empty());
+    }
+}

@@ -1,0 +1,380 @@
+//! Bots in a whole broker: a person writes, buttons, grants, topics, reloads, and the power goes at every commit.
+
+use parking_lot::Mutex;
+use std::{
+    fs,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+use tavi_bots::Bots;
+use tavi_core::{
+    Draft, Effect, Envelope, Ev, Flow, Node, Origin, Parts, Principal, Qos, Registry, SubOptions, Subscriber, SystemClock,
+    hooks::OnUndelivered, permit::Grant, principal::Hosts, publication::Publication, sessions::{Bound, SessionLimits},
+};
+use tavi_store::{
+    ArchiveQuery, ArchiveRow, Commit, InboxRow, MemoryStore, Op, Owner, QueueRow, Read, Record, Row, SharedStore, Store,
+    StoreError, Table,
+};
+use tavi_xmpp_proto::{
+    element::Element,
+    jid::{BareJid, Jid},
+    ns,
+    stanza::{Head, MessageType, Stanza},
+};
+
+const BOT: &str = "doorbell@bots.localhost";
+const LIBRARY: &str = include_str!("../../library/doorbell.rhai");
+
+/// A store whose process dies at a given commit: it and all later ones never happen.
+struct Mortal {
+    inner: SharedStore,
+    commits_left: AtomicUsize,
+}
+
+impl Mortal {
+    fn new(inner: &SharedStore, commits_left: usize) -> Arc<Mortal> {
+        Arc::new(Mortal { inner: inner.clone(), commits_left: AtomicUsize::new(commits_left) })
+    }
+
+    fn dead(&self) -> bool {
+        self.commits_left.load(Ordering::SeqCst) == 0
+    }
+}
+
+impl Store for Mortal {
+    fn commit(&self, owner: &Owner, ops: Vec<Op>) -> Commit {
+        let alive = self.commits_left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        match alive {
+            Ok(left) if left > 1 => self.inner.commit(owner, ops),
+            _ => Commit::ready(Err(StoreError::Unavailable("the power is gone".into()))),
+        }
+    }
+    fn load<'a>(&'a self, owner: &'a Owner, table: Table, item: &'a str) -> Read<'a, Option<Record>> {
+        self.inner.load(owner, table, item)
+    }
+    fn list<'a>(
+        &'a self,
+        owner: &'a Owner,
+        table: Table,
+        after: Option<&'a str>,
+        limit: usize,
+    ) -> Read<'a, Vec<(Box<str>, Record)>> {
+        self.inner.list(owner, table, after, limit)
+    }
+    fn scan<'a>(&'a self, table: Table, after: Option<(&'a Owner, &'a str)>, limit: usize) -> Read<'a, Vec<Row>> {
+        self.inner.scan(table, after, limit)
+    }
+    fn queue<'a>(&'a self, owner: &'a Owner, after: u64, limit: usize) -> Read<'a, Vec<QueueRow>> {
+        self.inner.queue(owner, after, limit)
+    }
+    fn archive<'a>(&'a self, owner: &'a Owner, query: &'a ArchiveQuery) -> Read<'a, Vec<ArchiveRow>> {
+        self.inner.archive(owner, query)
+    }
+    fn inbox<'a>(&'a self, owner: &'a Owner, before: Option<u64>, limit: usize) -> Read<'a, Vec<InboxRow>> {
+        self.inner.inbox(owner, before, limit)
+    }
+    fn outbox<'a>(&'a self, after: u64, limit: usize) -> Read<'a, Vec<(u64, Owner)>> {
+        self.inner.outbox(after, limit)
+    }
+    fn owners<'a>(&'a self, after: Option<&'a Owner>, limit: usize) -> Read<'a, Vec<Owner>> {
+        self.inner.owners(after, limit)
+    }
+    fn expire<'a>(&'a self, before: u64, limit: usize) -> Read<'a, usize> {
+        self.inner.expire(before, limit)
+    }
+    fn last_id(&self) -> u64 {
+        self.inner.last_id()
+    }
+}
+
+/// A device's MQTT session, as far as a bot notices.
+struct Device {
+    id: u64,
+    principal: Principal,
+    seen: Mutex<Vec<String>>,
+}
+
+impl Subscriber for Device {
+    fn id(&self) -> u64 {
+        self.id
+    }
+    fn principal(&self) -> &Principal {
+        &self.principal
+    }
+    fn deliver(&self, publication: &Arc<Publication>, _: &[SubOptions]) {
+        let value = String::from_utf8_lossy(&publication.payload).into_owned();
+        self.seen.lock().push(format!("{} = {value}", publication.topic));
+    }
+}
+
+/// One life of a broker.
+struct Life {
+    node: Node,
+    bots: Bots,
+    person: Bound,
+    device: Arc<Device>,
+}
+
+fn jid(name: &str) -> BareJid {
+    format!("{name}@localhost").parse().unwrap()
+}
+
+async fn grant(node: &Node, actions: &str, filter: &str) {
+    let grant = Grant::new(node.parts.ids.next(0), BOT, actions.parse().unwrap(), filter).unwrap();
+    node.parts.permit.add(grant).await.unwrap();
+}
+
+async fn node(store: SharedStore) -> Node {
+    let hosts = Hosts::new("localhost").unwrap();
+    let parts = Parts::load(hosts, store, Arc::new(SystemClock), SessionLimits::default()).await.unwrap();
+    let mut registry = Registry::default();
+    registry.on_undelivered(Arc::new(KeepOffline));
+    Node::new(parts, registry)
+}
+
+/// Messages wait for people who are away, as with the offline module.
+struct KeepOffline;
+
+impl OnUndelivered for KeepOffline {
+    fn on_undelivered(&self, ev: &mut Ev<'_>) -> Flow {
+        ev.fx.push(Effect::Keep { account: ev.account.clone(), envelope: ev.env.clone() });
+        Flow::Stop
+    }
+}
+
+/// The account of the person and the grants, made once.
+async fn prepare(store: &SharedStore) {
+    let node = node(store.clone()).await;
+    store.commit(&Owner::account("anna@localhost"), vec![node.parts.accounts.account_op()]).await.unwrap();
+    grant(&node, "publish", "d/lamp/cmd/power").await;
+    grant(&node, "subscribe", "d/lamp/up/#").await;
+}
+
+impl Life {
+    async fn begin(store: SharedStore, folder: PathBuf) -> Life {
+        let node = node(store).await;
+        let bots = Bots::start(node.clone(), vec![folder]).await.unwrap();
+        let account = node.parts.sessions.account(&jid("anna")).await.unwrap().unwrap();
+        let person = node.parts.sessions.bind(&account, "anna@localhost/phone".parse().unwrap()).unwrap();
+        // What waited for her is handed over, as on initial presence.
+        node.router.open(&person).await.complete().await.unwrap();
+        let principal = Principal::Device("lamp@things.localhost".parse().unwrap());
+        let device = Arc::new(Device { id: node.parts.topics.next_subscriber(), principal, seen: Mutex::default() });
+        let handle: Arc<dyn Subscriber> = device.clone();
+        node.parts.topics.subscribe(&handle, "d/lamp/cmd/#", SubOptions::default()).unwrap();
+        Life { node, bots, person, device }
+    }
+
+    /// Anna writes to the bot; whether the broker took it for good.
+    async fn write(&self, id: &str, text: &str) -> Result<(), StoreError> {
+        let head = Head::message(MessageType::Chat).id(id).from(self.person.jid.clone());
+        let head = head.to(Jid::from(BOT.parse::<BareJid>().unwrap()));
+        let stanza = Stanza::new(head, [Element::new(ns::CLIENT, "body").text(text.to_owned())]);
+        self.node.route(Envelope::received(stanza, Origin::Managed, 0)).await.complete().await
+    }
+
+    async fn publish(&self, value: &str) -> Result<(), StoreError> {
+        let qos = Qos::AtLeastOnce;
+        let draft = Draft { topic: "d/lamp/up/temperature".into(), payload: value.to_owned().into(), qos, ..Draft::default() };
+        self.node.parts.topics.publish(&self.device.principal, draft).unwrap().complete().await
+    }
+
+    /// What Anna gets next.
+    async fn next(&self) -> Vec<Envelope> {
+        let mut got = Vec::new();
+        let drained = tokio::time::timeout(Duration::from_secs(20), self.person.inbox.drain(&mut got)).await;
+        drained.expect("something arrives").expect("the session is open");
+        let ids: Vec<u64> = got.iter().filter_map(|envelope| envelope.meta.queued).collect();
+        self.node.router.acknowledge(&self.person.account, &ids);
+        got
+    }
+
+    async fn reads(&self) -> String {
+        let got = self.next().await;
+        got.iter().map(|e| e.stanza.body().unwrap()).collect::<Vec<_>>().join(" | ")
+    }
+
+    async fn says(&self, text: &str) -> String {
+        self.write("m", text).await.unwrap();
+        self.reads().await
+    }
+}
+
+fn folder(script: &str) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("doorbell.rhai"), script).unwrap();
+    let path = folder.path().to_path_buf();
+    (folder, path)
+}
+
+async fn eventually(what: &str, mut test: impl FnMut() -> bool) {
+    let give_up = tokio::time::Instant::now() + Duration::from_secs(20);
+    while !test() {
+        assert!(tokio::time::Instant::now() < give_up, "{what} did not happen");
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_person_switches_a_device_and_hears_its_telemetry() {
+    let store: SharedStore = Arc::new(MemoryStore::default());
+    prepare(&store).await;
+    let (_folder, path) = folder(LIBRARY);
+    let life = Life::begin(store, path).await;
+
+    assert!(life.says("hello").await.starts_with("/watch - Choose your device: /watch ID\n/power - "));
+    assert_eq!(life.says("/watch lamp").await, "I watch lamp for you and tell you its temperature.");
+    life.write("m", "power").await.unwrap();
+    let question = life.next().await.remove(0);
+    assert_eq!(question.stanza.body().unwrap(), "What shall lamp do?\n1. on\n2. off");
+    let xml = String::from_utf8(question.to_bytes().to_vec()).unwrap();
+    assert!(xml.contains("<response xmlns='urn:xmpp:tmp:quick-response' value='on' label='on'/>"), "{xml}");
+    assert_eq!(life.says("on").await, "I told lamp: on.");
+    eventually("the command", || !life.device.seen.lock().is_empty()).await;
+    assert_eq!(*life.device.seen.lock(), ["d/lamp/cmd/power = on"]);
+    life.publish("21.5").await.unwrap();
+    assert_eq!(life.reads().await, "lamp: 21.5 degrees");
+    life.bots.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_granted_is_refused_by_name_until_it_is_granted() {
+    let store: SharedStore = Arc::new(MemoryStore::default());
+    prepare(&store).await;
+    let (_folder, path) = folder(LIBRARY);
+    let life = Life::begin(store, path).await;
+    life.says("/watch door").await;
+    life.says("/power").await;
+    assert_eq!(
+        life.says("2").await,
+        "I may not do that: publish: doorbell@bots.localhost may not publish to \"d/door/cmd/power\"; \
+         this would allow it: tavi-fleet grant add doorbell@bots.localhost publish 'd/door/cmd/power'"
+    );
+    grant(&life.node, "publish", "d/door/cmd/#").await;
+    life.says("/power").await;
+    assert_eq!(life.says("off").await, "I told door: off.");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_script_is_taken_and_a_bad_one_is_not() {
+    let store: SharedStore = Arc::new(MemoryStore::default());
+    prepare(&store).await;
+    let (_folder, path) = folder("command(\"hi\", \"Greet\", \"hi\"); fn hi() { let n = ask(\"Name?\"); say(`Old ${n}`); }");
+    let file = path.join("doorbell.rhai");
+    let life = Life::begin(store.clone(), path.clone()).await;
+    life.bots.watch().unwrap();
+    assert_eq!(life.says("hi").await, "Name?");
+
+    let before = life.bots.list().await;
+    fs::write(&file, "fn on_message(t) { say(\"New\"); }").unwrap();
+    let give_up = tokio::time::Instant::now() + Duration::from_secs(20);
+    while life.bots.list().await == before {
+        assert!(tokio::time::Instant::now() < give_up, "the folder is watched");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(life.says("Anna").await, "Old Anna", "a dialogue ends on the version that it began with");
+    assert_eq!(life.says("hi").await, "New");
+
+    let good = life.bots.list().await;
+    fs::write(&file, "fn on_message(t) { sya(\"Bad\"); }").unwrap();
+    life.bots.reload().await;
+    assert_eq!(life.bots.list().await, good);
+    assert_eq!(life.says("hi").await, "New");
+
+    // The last good version runs after a restart too.
+    life.bots.stop().await;
+    let life = Life::begin(store, path).await;
+    assert_eq!(life.says("hi").await, "New");
+
+    fs::remove_file(&file).unwrap();
+    life.bots.reload().await;
+    assert!(life.bots.list().await.is_empty());
+}
+
+/// What Anna and the lamp do, whatever happens to the broker: each repeats what was not acknowledged.
+const TALK: &[&str] = &["/watch lamp", "power", "on", "=19", "/limit", "20", "=25", "=15", "/status"];
+
+/// Does all of the talk, beginning a new life whenever the power goes at a commit.
+async fn talk(power: impl Fn(usize) -> usize) -> (Vec<String>, usize) {
+    let store: SharedStore = Arc::new(MemoryStore::default());
+    prepare(&store).await;
+    let (_folder, path) = folder(LIBRARY);
+    let (mut lives, mut seen, mut turn) = (0, Vec::<(String, String)>::new(), 0);
+    while turn < TALK.len() {
+        let mortal = Mortal::new(&store, power(lives));
+        lives += 1;
+        let life = Life::begin_or_die(mortal.clone(), path.clone()).await;
+        let Some(life) = life else { continue };
+        life.wait_quiet(&mortal).await;
+        while turn < TALK.len() && !mortal.dead() {
+            let done = match TALK[turn].strip_prefix('=') {
+                Some(value) => life.publish(value).await,
+                None => life.write(&format!("m{turn}"), TALK[turn]).await,
+            };
+            if done.is_err() {
+                break;
+            }
+            turn += 1;
+            life.wait_quiet(&mortal).await;
+        }
+        // What reached her before the power went she has read.
+        seen.extend(life.read_all());
+    }
+    // The last life: what was acknowledged and not yet answered is answered now.
+    let life = Life::begin(store.clone(), path).await;
+    let quiet = Mortal::new(&store, usize::MAX);
+    life.wait_quiet(&quiet).await;
+    seen.extend(life.read_all());
+    life.bots.stop().await;
+    let mut ids = std::collections::HashSet::new();
+    let once = seen.into_iter().filter(|(id, _)| ids.insert(id.clone())).map(|(_, body)| body).collect();
+    (once, lives)
+}
+
+impl Life {
+    /// Ids and texts of all that waits for her. She acknowledges nothing, so a later life brings it again.
+    fn read_all(&self) -> Vec<(String, String)> {
+        let text = |e: &Envelope| (e.head().id.as_deref().unwrap_or_default().into(), e.stanza.body().unwrap_or_default());
+        self.person.inbox.take().iter().map(text).collect()
+    }
+
+    async fn begin_or_die(store: Arc<Mortal>, folder: PathBuf) -> Option<Life> {
+        let life = Life::begin(store.clone(), folder).await;
+        (!store.dead()).then_some(life)
+    }
+
+    /// Until no run is under way: the bot's queue and outbox are empty, or the power is gone.
+    async fn wait_quiet(&self, store: &Mortal) {
+        let owner = Owner::account(BOT);
+        let give_up = tokio::time::Instant::now() + Duration::from_secs(20);
+        loop {
+            let queue = store.inner.queue(&owner, 0, 10).await.unwrap();
+            let rows = store.inner.list(&owner, Table::Bot, None, 1000).await.unwrap();
+            let open = rows.iter().any(|(item, _)| item.starts_with("o/") || item.starts_with("t/"));
+            if store.dead() || (queue.is_empty() && !open) {
+                return;
+            }
+            assert!(tokio::time::Instant::now() < give_up, "the bot does not come to rest: {queue:?} {rows:?}");
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_power_may_go_at_every_commit() {
+    let (expected, _) = talk(|_| usize::MAX).await;
+    assert_eq!(expected.len(), 8, "{expected:?}");
+    for at in 2..60 {
+        // The power goes once, at this commit of the first life.
+        let (seen, lives) = talk(|life| if life == 0 { at } else { usize::MAX }).await;
+        assert_eq!(seen, expected, "the power went at commit {at}");
+        if lives == 1 {
+            return;
+        }
+    }
+    panic!("the talk has fewer commits than that");
+}
