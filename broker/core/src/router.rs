@@ -34,17 +34,31 @@ pub struct Router {
 /// One call of `route`: what is still to be applied, and the ticket that grows.
 #[derive(Default)]
 struct Run {
+    /// What the step just taken wants.
+    fresh: Vec<Effect>,
+    /// What is to be done after that.
     queue: VecDeque<Effect>,
     ticket: Ticket,
 }
 
 impl Run {
     fn take(&mut self, fx: Effects) {
-        self.queue.extend(fx.list);
+        self.fresh.extend(fx.list);
     }
 
     fn reply(&mut self, reply: Option<Envelope>) {
-        self.queue.extend(reply.map(Effect::Route));
+        self.fresh.extend(reply.map(Effect::Route));
+    }
+
+    /// The next effect. What one stanza causes is done before what follows it: so an approval and all that it changes
+    /// comes before the presence that it allows to be seen.
+    fn next(&mut self) -> Option<Effect> {
+        self.settle();
+        self.queue.pop_front()
+    }
+
+    fn settle(&mut self) {
+        self.fresh.drain(..).rev().for_each(|effect| self.queue.push_front(effect));
     }
 }
 
@@ -63,14 +77,16 @@ impl Router {
     /// all that must be durable is, and then delivers.
     pub async fn route(self: &Arc<Self>, env: Envelope) -> Ticket {
         let mut run = Run::default();
-        if let Some(env) = self.sent(env, &mut run) {
-            self.received(env, &mut run).await;
+        match self.sent(env, &mut run) {
+            Some(env) if run.fresh.is_empty() => self.received(env, &mut run).await,
+            // What the sender's hooks want is done first: a contact is saved before its answer changes it again.
+            sent => run.reply(sent),
         }
         self.finish(run).await
     }
 
     async fn finish(self: &Arc<Self>, mut run: Run) -> Ticket {
-        while let Some(effect) = run.queue.pop_front() {
+        while let Some(effect) = run.next() {
             self.apply(effect, &mut run).await;
         }
         run.ticket
@@ -392,7 +408,7 @@ impl Router {
         }
         let mut run = Run::default();
         run.take(self.hear(&bound.account, bound.id, SessionEvent::Available));
-        run.queue.push_back(Effect::Flush { account: bound.account.clone(), session: bound.id });
+        run.fresh.push(Effect::Flush { account: bound.account.clone(), session: bound.id });
         self.finish(run).await
     }
 

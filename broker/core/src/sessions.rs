@@ -258,6 +258,19 @@ impl Sessions {
         }
     }
 
+    /// The bots that have a seat, in order; at most `limit` from behind `after`.
+    pub fn bots(&self, after: Option<&BareJid>, limit: usize) -> Vec<BareJid> {
+        let mut bots = Vec::new();
+        for shard in &self.shards {
+            let shard = shard.lock();
+            let seated = shard.values().filter(|account| matches!(account.principal, Principal::Bot(_)));
+            bots.extend(seated.map(|account| account.jid.clone()).filter(|jid| after.is_none_or(|after| jid > after)));
+        }
+        bots.sort_unstable();
+        bots.truncate(limit);
+        bots
+    }
+
     /// Hands a stanza to all sessions of an account that take messages, if any; nothing is kept. For headlines that
     /// the broker makes (RFC 6121 §8.5.2.1.1).
     pub fn headline(&self, jid: &BareJid, envelope: &Envelope) -> usize {

@@ -1,0 +1,247 @@
+//! Message Carbons (XEP-0280): all sessions of an account see both sides of its conversations.
+
+use crate::Xep;
+use std::sync::Arc;
+use tavi_core::{
+    AccountState, Effect, Envelope, Ev, Flow, Registry, SessionEntry,
+    hooks::{BoxFuture, Handle, Iq, IqPayload, OnReceived, OnSent, Phase, Reply, TwoOwners},
+    principal::Host,
+};
+use tavi_xmpp_proto::{
+    Condition, Element, Jid, MessageType, Stanza, StanzaError, StanzaType, ns,
+    stanza::Head,
+};
+
+/// The line of the table of extensions.
+pub const XEP: Xep = Xep { number: 280, name: "Message Carbons", version: "1.0.1", module: "carbons" };
+/// The envelope of a copy.
+pub const FORWARDING: Xep = Xep { number: 297, name: "Stanza Forwarding", version: "1.0", module: "carbons" };
+
+/// Registers it.
+///
+/// # Errors
+/// If a payload has an owner already.
+pub fn register(registry: &mut Registry) -> Result<(), TwoOwners> {
+    registry.feature(Host::Main, ns::CARBONS);
+    registry.feature(Host::Main, "urn:xmpp:carbons:rules:0");
+    registry.on_sent(Phase::Copy, Arc::new(Carbons));
+    registry.on_received(Phase::Copy, Arc::new(Carbons));
+    registry.handle::<Enable>(Arc::new(Carbons))?;
+    registry.handle::<Disable>(Arc::new(Carbons))
+}
+
+/// XEP-0280 §4.
+struct Enable;
+/// XEP-0280 §5.
+struct Disable;
+
+impl IqPayload for Enable {
+    const NS: &'static str = ns::CARBONS;
+    const NAME: &'static str = "enable";
+
+    fn parse(_: &Element) -> Result<Enable, StanzaError> {
+        Ok(Enable)
+    }
+}
+
+impl IqPayload for Disable {
+    const NS: &'static str = ns::CARBONS;
+    const NAME: &'static str = "disable";
+
+    fn parse(_: &Element) -> Result<Disable, StanzaError> {
+        Ok(Disable)
+    }
+}
+
+struct Carbons;
+
+impl Handle<Enable> for Carbons {
+    fn handle(&self, iq: Iq<Enable>) -> BoxFuture<'_, Result<Reply, StanzaError>> {
+        Box::pin(async move { switch(&iq, Copies::Wanted) })
+    }
+}
+
+impl Handle<Disable> for Carbons {
+    fn handle(&self, iq: Iq<Disable>) -> BoxFuture<'_, Result<Reply, StanzaError>> {
+        Box::pin(async move { switch(&iq, Copies::Unwanted) })
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Copies {
+    Wanted,
+    Unwanted,
+}
+
+fn switch<T>(iq: &Iq<T>, copies: Copies) -> Result<Reply, StanzaError> {
+    if !iq.is_set() {
+        return Err(Condition::BadRequest.into());
+    }
+    let account = iq.account.as_ref().filter(|_| iq.is_for_own_account());
+    let (Some(account), Some(from)) = (account, iq.from()) else {
+        return Err(Condition::Forbidden.into());
+    };
+    if let Some(session) = account.lock().session_at(from) {
+        session.carbons = copies == Copies::Wanted;
+    }
+    Ok(Reply::default())
+}
+
+impl OnSent for Carbons {
+    fn on_sent(&self, ev: &mut Ev<'_>) -> Flow {
+        if eligible(ev.env) {
+            let from = ev.env.from().cloned();
+            let others = |jid: &Jid, _: &AccountState| Some(jid) != from.as_ref();
+            copy_to("sent", ev, others);
+        }
+        // XEP-0280 §9: it stays in what the recipient's server gets; that one removes it.
+        Flow::Continue
+    }
+}
+
+impl OnReceived for Carbons {
+    fn on_received(&self, ev: &mut Ev<'_>) -> Flow {
+        let own = ev.env.from().is_some_and(|from| from.bare() == ev.account.jid.as_str());
+        // XEP-0280 §7: what one sends to oneself was copied as sent already.
+        if !own && eligible(ev.env) {
+            let to = ev.env.to().cloned();
+            let others = |jid: &Jid, state: &AccountState| !gets_it(jid, to.as_ref(), state);
+            copy_to("received", ev, others);
+        }
+        // XEP-0280 §9: the mark is between the sender and the servers.
+        ev.env.drop_children(|child| child.is(ns::CARBONS, "private"));
+        Flow::Continue
+    }
+}
+
+/// Whether the router gives the message itself to the session at `jid`.
+fn gets_it(jid: &Jid, to: Option<&Jid>, state: &AccountState) -> bool {
+    let exact = state.sessions.iter().any(|s| Some(&s.jid) == to && s.inbox.closed().is_none());
+    if exact { Some(jid) == to } else { state.receivers().any(|session| session.jid == *jid) }
+}
+
+/// XEP-0280 §6.1: what is copied.
+fn eligible(env: &Envelope) -> bool {
+    let StanzaType::Message(type_) = env.head().type_ else { return false };
+    let private = env.has(ns::CARBONS, "private") || env.has(ns::HINTS, "no-copy");
+    let copy = env.has(ns::CARBONS, "sent") || env.has(ns::CARBONS, "received");
+    // A private message of a room belongs to the session that is in the room.
+    let room = env.has(ns::MUC_USER, "x");
+    !private && !copy && !room && matters(env, type_)
+}
+
+fn matters(env: &Envelope, type_: MessageType) -> bool {
+    const CONTENT: [&str; 4] = [ns::RECEIPTS, ns::MARKERS, ns::CHAT_STATES, ns::OMEMO];
+    match type_ {
+        MessageType::Chat => true,
+        MessageType::Normal => {
+            env.has(ns::CLIENT, "body") || env.stanza.children().iter().any(|child| CONTENT.contains(&&*child.ns))
+        }
+        _ => false,
+    }
+}
+
+/// XEP-0280 §7 and §8: a copy for each session that wants it and that `others` picks.
+fn copy_to(name: &'static str, ev: &mut Ev<'_>, others: impl Fn(&Jid, &AccountState) -> bool) {
+    let wants = |s: &&SessionEntry| s.carbons && s.inbox.closed().is_none() && others(&s.jid, ev.state);
+    let wanting: Vec<_> = ev.state.sessions.iter().filter(wants).map(|s| (s.jid.clone(), s.inbox.clone())).collect();
+    if wanting.is_empty() {
+        return;
+    }
+    let Some(forwarded) = forwarded(ev.env) else { return };
+    let copy = Element::new(ns::CARBONS, name).child(forwarded);
+    // XEP-0280 §7: of the same type, from the account itself.
+    let head = Head::new(ev.env.head().type_).from(&ev.account.jid);
+    let envelope: Envelope = Stanza::new(head, [copy]).into();
+    let envelope = envelope.as_copy();
+    for (jid, inbox) in wanting {
+        ev.fx.push(Effect::Deliver { inbox, envelope: envelope.readdressed(jid) });
+    }
+}
+
+/// XEP-0297 §3.1: the message as it was, in the namespace of client streams.
+fn forwarded(env: &Envelope) -> Option<Element> {
+    let message = Element::parse(&env.to_bytes(), ns::CLIENT).ok()?;
+    Some(Element::new(ns::FORWARD, "forwarded").child(message))
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::{Person, World};
+
+    async fn three(world: &World) -> (Person, Person, Person) {
+        let mut romeo = world.online("romeo/orchard").await;
+        let mut home = world.online("romeo/home").await;
+        for session in [&mut romeo, &mut home] {
+            session.sends("<iq type='set' id='c'><enable xmlns='urn:xmpp:carbons:2'/></iq>").await;
+            session.skip();
+        }
+        romeo.skip();
+        (romeo, home, world.online("juliet/balcony").await)
+    }
+
+    #[tokio::test]
+    async fn both_sides_of_a_conversation_reach_the_other_session() {
+        let world = World::new().await;
+        let (mut romeo, mut home, mut juliet) = three(&world).await;
+        romeo.sends("<message to='juliet@localhost/balcony' type='chat' id='1'><body>Hello</body></message>").await;
+        juliet.sees("<message from='romeo@localhost/orchard' type='chat'><body>Hello</body></message>");
+        home.sees(
+            "<message from='romeo@localhost' to='romeo@localhost/home' type='chat'><sent xmlns='urn:xmpp:carbons:2'>
+             <forwarded xmlns='urn:xmpp:forward:0'><message xmlns='jabber:client' from='romeo@localhost/orchard'
+             to='juliet@localhost/balcony' id='1'><body>Hello</body></message></forwarded></sent></message>",
+        );
+        romeo.sees_nothing();
+        juliet.sends("<message to='romeo@localhost/orchard' type='chat'><body>Who is there?</body></message>").await;
+        romeo.sees("<message from='juliet@localhost/balcony'><body>Who is there?</body></message>");
+        home.sees(
+            "<message from='romeo@localhost'><received xmlns='urn:xmpp:carbons:2'><forwarded xmlns='urn:xmpp:forward:0'>
+             <message xmlns='jabber:client' from='juliet@localhost/balcony'><body>Who is there?</body></message></forwarded></received></message>",
+        );
+        romeo.sees_nothing();
+        juliet.sends("<message to='romeo@localhost' type='chat'><body>All of you</body></message>").await;
+        romeo.sees("<message><body>All of you</body></message>");
+        home.sees("<message><body>All of you</body></message>");
+        (romeo.sees_nothing(), home.sees_nothing(), juliet.sees_nothing());
+    }
+
+    #[tokio::test]
+    async fn private_messages_and_those_of_other_kinds_are_not_copied() {
+        let world = World::new().await;
+        let (mut romeo, mut home, mut juliet) = three(&world).await;
+        let not_copied = [
+            ("chat", "<body>x</body><private xmlns='urn:xmpp:carbons:2'/>"),
+            ("chat", "<body>x</body><no-copy xmlns='urn:xmpp:hints'/>"),
+            ("headline", "<body>x</body>"),
+            ("error", "<body>x</body>"),
+            ("normal", "<x xmlns='urn:example'/>"),
+            ("chat", "<body>x</body><x xmlns='http://jabber.org/protocol/muc#user'/>"),
+        ];
+        for (type_, content) in not_copied {
+            romeo.sends(&format!("<message to='juliet@localhost/balcony' type='{type_}'>{content}</message>")).await;
+            let seen = juliet.sees("<message from='romeo@localhost/orchard'/>");
+            assert!(!seen.contains("private"), "{seen}");
+            juliet.sends(&format!("<message to='romeo@localhost/orchard' type='{type_}'>{content}</message>")).await;
+            romeo.sees("<message from='juliet@localhost/balcony'/>");
+            home.sees_nothing();
+        }
+    }
+
+    #[tokio::test]
+    async fn who_switches_copies_off_gets_none_and_a_dead_session_s_copies_end_with_it() {
+        let world = World::new().await;
+        let (mut romeo, home, mut juliet) = three(&world).await;
+        romeo.sends("<message to='juliet@localhost/balcony' type='chat'><body>1</body></message>").await;
+        home.ends().await;
+        romeo.sees("<presence from='romeo@localhost/home' type='unavailable'/>");
+        romeo.sees_nothing();
+        juliet.skip();
+        let mut home = world.online("romeo/home").await;
+        (romeo.skip(), home.skip());
+        home.sends("<iq type='set' id='c'><disable xmlns='urn:xmpp:carbons:2'/></iq>").await;
+        home.sees("<iq type='result' id='c'/>");
+        romeo.sends("<message to='juliet@localhost/balcony' type='chat'><body>2</body></message>").await;
+        juliet.sees("<message><body>2</body></message>");
+        home.sees_nothing();
+    }
+}

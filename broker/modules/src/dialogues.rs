@@ -1,0 +1,92 @@
+//! Dialogues over several modules: the proof that the hook model holds.
+
+use crate::testing::World;
+
+#[tokio::test]
+async fn two_people_chat_and_receipts_pass() {
+    let world = World::new().await;
+    let (mut romeo, mut juliet) = world.friends().await;
+    romeo.sends(
+        "<message to='juliet@localhost' type='chat' id='m1'><body>Hello</body><request xmlns='urn:xmpp:receipts'/></message>",
+    ).await;
+    juliet.sees(
+        "<message from='romeo@localhost/orchard' to='juliet@localhost' type='chat' id='m1'><body>Hello</body>
+         <request xmlns='urn:xmpp:receipts'/></message>",
+    );
+    juliet.sends("<message to='romeo@localhost/orchard' id='r1'><received xmlns='urn:xmpp:receipts' id='m1'/></message>").await;
+    romeo.sees("<message from='juliet@localhost/balcony' id='r1'><received xmlns='urn:xmpp:receipts' id='m1'/></message>");
+    (romeo.sees_nothing(), juliet.sees_nothing());
+}
+
+#[tokio::test]
+async fn who_comes_back_gets_what_was_kept_in_order() {
+    let world = World::new().await;
+    let (mut romeo, juliet) = world.friends().await;
+    juliet.ends().await;
+    romeo.skip();
+    for n in 1..=3 {
+        romeo.sends(&format!("<message to='juliet@localhost' type='chat'><body>{n}</body></message>")).await;
+        world.clock.advance(1000);
+    }
+    romeo.sees_nothing();
+    let world = world.restart().await;
+    let mut juliet = world.online("juliet/balcony").await;
+    juliet.sees(
+        "<message from='romeo@localhost/orchard' type='chat'><body>1</body>
+         <delay xmlns='urn:xmpp:delay' from='localhost' stamp='2026-11-22T15:00:00.000Z'/></message>",
+    );
+    juliet.sees("<message><body>2</body><delay xmlns='urn:xmpp:delay' stamp='2026-11-22T15:00:01.000Z'/></message>");
+    juliet.sees("<message><body>3</body></message>");
+    juliet.sees("<presence from='romeo@localhost' type='unavailable'/>");
+    juliet.sees_nothing();
+
+    // It was not acknowledged: the next session gets it again, and after the acknowledgement nobody does.
+    juliet.ends().await;
+    let mut juliet = world.online("juliet/chamber").await;
+    juliet.skip();
+    juliet.ends().await;
+    let mut juliet = world.online("juliet/balcony").await;
+    juliet.sees("<presence type='unavailable'/>");
+    juliet.sees_nothing();
+}
+
+#[tokio::test]
+async fn a_dead_session_s_messages_go_to_another_one_in_order() {
+    let world = World::new().await;
+    let (mut romeo, balcony) = world.friends().await;
+    let mut plain = world.online("paris/street").await.plain();
+    for n in 1..=3 {
+        romeo.sends(&format!("<message to='juliet@localhost/balcony' type='chat'><body>{n}</body></message>")).await;
+        plain.sends(&format!("<message to='juliet@localhost/balcony' type='chat'><body>p{n}</body></message>")).await;
+    }
+    let mut chamber = world.online("juliet/chamber").await;
+    chamber.skip();
+    balcony.ends().await;
+    chamber.sees("<presence from='juliet@localhost/balcony' type='unavailable'/>");
+    for body in ["1", "p1", "2", "p2", "3", "p3"] {
+        chamber.sees(&format!("<message><body>{body}</body></message>"));
+    }
+    chamber.ends().await;
+    let mut chamber = world.online("juliet/chamber").await;
+    assert!(chamber.takes(6).iter().all(|text| text.contains("<delay")), "nobody acknowledged them: they were kept");
+    chamber.sees("<presence from='romeo@localhost/orchard'/>");
+}
+
+#[tokio::test]
+async fn what_two_sessions_got_is_not_given_again_to_the_one_that_lives() {
+    let world = World::new().await;
+    let (mut romeo, mut balcony) = world.friends().await;
+    let mut chamber = world.online("juliet/chamber").await;
+    (chamber.skip(), balcony.skip());
+    romeo.sends("<message to='juliet@localhost' type='chat'><body>Both of you</body></message>").await;
+    chamber.sees("<message><body>Both of you</body></message>");
+    balcony.sees("<message><body>Both of you</body></message>");
+    balcony.ends().await;
+    chamber.sees("<presence from='juliet@localhost/balcony' type='unavailable'/>");
+    chamber.sees_nothing();
+    chamber.ends().await;
+    let mut balcony = world.online("juliet/balcony").await;
+    balcony.sees("<message><body>Both of you</body></message>");
+    balcony.sees("<presence from='romeo@localhost/orchard'/>");
+    balcony.sees_nothing();
+}

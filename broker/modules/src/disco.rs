@@ -1,0 +1,227 @@
+//! Service Discovery (XEP-0030): what the server, its hosts, accounts and bots are and can do.
+
+use crate::Xep;
+use std::sync::Arc;
+use tavi_core::{
+    Account, Hosts, Parts, Principal, Registry, Sessions,
+    hooks::{BoxFuture, Feature, Handle, Iq, IqPayload, Reply, TwoOwners},
+    principal::Host,
+};
+use tavi_xmpp_proto::{Condition, Element, Jid, StanzaError, ns};
+
+/// The line of the table of extensions.
+pub const XEP: Xep = Xep { number: 30, name: "Service Discovery", version: "2.5.0", module: "disco" };
+/// Lists of nodes are paged.
+pub const RSM: Xep = Xep { number: 59, name: "Result Set Management", version: "1.0", module: "pubsub" };
+
+/// Items in one answer.
+const MAX_ITEMS: usize = 1000;
+
+/// Registers it. Call it last: it answers with the features that are registered by then.
+///
+/// # Errors
+/// If a payload has an owner already.
+pub fn register(registry: &mut Registry, parts: &Parts) -> Result<(), TwoOwners> {
+    for host in [Host::Main, Host::Things, Host::Bots] {
+        registry.feature(host, ns::DISCO_INFO);
+        registry.feature(host, ns::DISCO_ITEMS);
+    }
+    let features = registry.features().to_vec();
+    let disco = Arc::new(Disco { features, hosts: parts.hosts.clone(), sessions: parts.sessions.clone() });
+    registry.handle::<Info>(disco.clone())?;
+    registry.handle::<Items>(disco)
+}
+
+/// XEP-0030 §3.1.
+struct Info(Option<String>);
+/// XEP-0030 §4.1.
+struct Items(Option<String>);
+
+impl IqPayload for Info {
+    const NS: &'static str = ns::DISCO_INFO;
+    const NAME: &'static str = "query";
+
+    fn parse(element: &Element) -> Result<Info, StanzaError> {
+        Ok(Info(element.get_attr("node").map(str::to_owned)))
+    }
+}
+
+impl IqPayload for Items {
+    const NS: &'static str = ns::DISCO_ITEMS;
+    const NAME: &'static str = "query";
+
+    fn parse(element: &Element) -> Result<Items, StanzaError> {
+        Ok(Items(element.get_attr("node").map(str::to_owned)))
+    }
+}
+
+struct Disco {
+    features: Vec<Feature>,
+    hosts: Arc<Hosts>,
+    sessions: Arc<Sessions>,
+}
+
+impl Handle<Info> for Disco {
+    fn handle(&self, iq: Iq<Info>) -> BoxFuture<'_, Result<Reply, StanzaError>> {
+        Box::pin(async move {
+            expect_get(&iq)?;
+            // XEP-0030 §7: there are no nodes here.
+            if iq.payload.0.is_some() {
+                return Err(Condition::ItemNotFound.into());
+            }
+            let query = match self.asked(&iq).await? {
+                Asked::Host(host) => self.host_info(host),
+                Asked::Account(account) => account_info(&account),
+            };
+            Ok(query.into())
+        })
+    }
+}
+
+impl Handle<Items> for Disco {
+    fn handle(&self, iq: Iq<Items>) -> BoxFuture<'_, Result<Reply, StanzaError>> {
+        Box::pin(async move {
+            expect_get(&iq)?;
+            let query = Element::new(ns::DISCO_ITEMS, "query");
+            if iq.payload.0.is_some() {
+                return Err(Condition::ItemNotFound.into());
+            }
+            let items = match self.asked(&iq).await? {
+                Asked::Host(Host::Main) => {
+                    vec![item(self.hosts.name(Host::Pubsub), "Topics"), item(self.hosts.name(Host::Bots), "Bots")]
+                }
+                Asked::Host(Host::Bots) => self.sessions.bots(None, MAX_ITEMS).iter().map(|jid| bare_item(jid.as_str())).collect(),
+                Asked::Host(_) => Vec::new(),
+                Asked::Account(account) => resources(&account),
+            };
+            Ok(query.children(items).into())
+        })
+    }
+}
+
+/// Who is asked about.
+enum Asked {
+    Host(Host),
+    Account(Arc<Account>),
+}
+
+impl Disco {
+    async fn asked<T>(&self, iq: &Iq<T>) -> Result<Asked, StanzaError> {
+        let gone = || StanzaError::new(Condition::ServiceUnavailable);
+        let from = iq.from().ok_or_else(gone)?.to_bare();
+        // RFC 6120 §10.3.3: without a recipient, one's own account is meant.
+        let to = iq.head.to.clone().unwrap_or_else(|| Jid::from(&from));
+        if to.local().is_none() {
+            let host = self.hosts.find(to.domain()).filter(|host| matches!(host, Host::Main | Host::Things | Host::Bots));
+            return host.map(Asked::Host).ok_or_else(gone);
+        }
+        let account = self.sessions.account(&to.to_bare()).await.map_err(|_| Condition::InternalServerError)?;
+        // XEP-0030 §8: accounts tell about themselves only to who may see their presence; bots to everybody.
+        let open = |account: &Arc<Account>| {
+            account.jid == from
+                || matches!(account.principal, Principal::Bot(_))
+                || account.lock().roster.get(&from).is_some_and(|contact| contact.subscription.from)
+        };
+        account.filter(open).map(Asked::Account).ok_or_else(gone)
+    }
+
+    fn host_info(&self, host: Host) -> Element {
+        let identity = match host {
+            Host::Main => identity("server", "im", "Tavi"),
+            Host::Bots => identity("component", "generic", "Bots"),
+            _ => identity("component", "generic", "Devices"),
+        };
+        let vars = self.features.iter().filter(|feature| feature.host == host).map(|feature| feature.var);
+        info([identity], vars)
+    }
+}
+
+fn account_info(account: &Account) -> Element {
+    let identity = match account.principal {
+        Principal::Bot(_) => identity("client", "bot", account.jid.local().unwrap_or_default()),
+        // XEP-0030 §8.
+        _ => Element::new(ns::DISCO_INFO, "identity").attr("category", "account").attr("type", "registered"),
+    };
+    info([identity], [ns::DISCO_INFO, ns::DISCO_ITEMS])
+}
+
+/// XEP-0030 §8: the resources that are there.
+fn resources(account: &Account) -> Vec<Element> {
+    account.lock().available().map(|session| bare_item(session.jid.as_str())).collect()
+}
+
+fn expect_get<T>(iq: &Iq<T>) -> Result<(), StanzaError> {
+    if iq.is_set() { Err(Condition::FeatureNotImplemented.into()) } else { Ok(()) }
+}
+
+/// The answer of XEP-0030 §3.1.
+pub(crate) fn info(
+    identities: impl IntoIterator<Item = Element>,
+    vars: impl IntoIterator<Item = &'static str>,
+) -> Element {
+    let features = vars.into_iter().map(|var| Element::new(ns::DISCO_INFO, "feature").attr("var", var));
+    Element::new(ns::DISCO_INFO, "query").children(identities).children(features)
+}
+
+pub(crate) fn identity(category: &'static str, type_: &'static str, name: &str) -> Element {
+    let identity = Element::new(ns::DISCO_INFO, "identity").attr("category", category).attr("type", type_);
+    identity.attr("name", name.to_owned())
+}
+
+pub(crate) fn item(jid: &str, name: &str) -> Element {
+    bare_item(jid).attr("name", name.to_owned())
+}
+
+fn bare_item(jid: &str) -> Element {
+    Element::new(ns::DISCO_ITEMS, "item").attr("jid", jid.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::World;
+
+    const INFO: &str = "<query xmlns='http://jabber.org/protocol/disco#info'/>";
+    const ITEMS: &str = "<query xmlns='http://jabber.org/protocol/disco#items'/>";
+
+    #[tokio::test]
+    async fn the_server_tells_what_it_can_do_and_where_its_services_are() {
+        let world = World::new().await;
+        let mut romeo = world.bind("romeo/orchard").await;
+        romeo.sends(&format!("<iq type='get' to='localhost' id='1'>{INFO}</iq>")).await;
+        let seen = romeo.sees(
+            "<iq type='result' id='1'><query xmlns='http://jabber.org/protocol/disco#info'>
+             <identity category='server' type='im'/><feature var='urn:xmpp:ping'/><feature var='urn:xmpp:carbons:2'/>
+             <feature var='msgoffline'/><feature var='http://jabber.org/protocol/disco#info'/></query></iq>",
+        );
+        assert!(!seen.contains("pubsub#publish"), "that is the service's: {seen}");
+        romeo.sends(&format!("<iq type='get' to='localhost' id='2'>{ITEMS}</iq>")).await;
+        romeo.sees("<iq id='2'><query xmlns='http://jabber.org/protocol/disco#items'><item jid='pubsub.localhost'/><item jid='bots.localhost'/></query></iq>");
+    }
+
+    #[tokio::test]
+    async fn an_account_tells_its_friends_and_nobody_else() {
+        let world = World::new().await;
+        let (mut romeo, _juliet) = world.friends().await;
+        let mut paris = world.online("paris/street").await;
+        let ask = format!("<iq type='get' to='juliet@localhost' id='1'>{INFO}</iq>");
+        romeo.sends(&ask).await;
+        romeo.sees("<iq id='1'><query xmlns='http://jabber.org/protocol/disco#info'><identity category='account' type='registered'/></query></iq>");
+        romeo.sends(&format!("<iq type='get' to='juliet@localhost' id='2'>{ITEMS}</iq>")).await;
+        romeo.sees("<iq id='2'><query xmlns='http://jabber.org/protocol/disco#items'><item jid='juliet@localhost/balcony'/></query></iq>");
+        paris.sends(&ask).await;
+        paris.sees_error("service-unavailable");
+        paris.sends(&ask.replace("juliet", "nobody")).await;
+        paris.sees_error("service-unavailable");
+    }
+
+    #[tokio::test]
+    async fn bots_are_listed_and_say_that_they_are_bots() {
+        let world = World::new().await;
+        let _bot = world.bot("pump").await;
+        let mut romeo = world.bind("romeo/orchard").await;
+        romeo.sends(&format!("<iq type='get' to='bots.localhost' id='1'>{ITEMS}</iq>")).await;
+        romeo.sees("<iq id='1'><query xmlns='http://jabber.org/protocol/disco#items'><item jid='pump@bots.localhost'/></query></iq>");
+        romeo.sends(&format!("<iq type='get' to='pump@bots.localhost' id='2'>{INFO}</iq>")).await;
+        romeo.sees("<iq id='2'><query xmlns='http://jabber.org/protocol/disco#info'><identity category='client' type='bot' name='pump'/></query></iq>");
+    }
+}

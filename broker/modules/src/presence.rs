@@ -1,0 +1,319 @@
+//! Presence (RFC 6121 §4): who is there, who is told, and from when on a session takes messages.
+
+use std::sync::Arc;
+use tavi_core::{
+    AccountState, Effect, Effects, Envelope, Ev, Flow, Registry, SessionEntry,
+    hooks::{OnReceived, OnSent, OnSession, Phase, Place, SessionEvent},
+};
+use tavi_xmpp_proto::{
+    BareJid, Condition, Jid, PresenceType, Stanza, StanzaError, StanzaType, ns,
+    stanza::Head,
+};
+
+/// Recipients of directed presence that a session may have.
+const MAX_DIRECTED: usize = 1000;
+
+/// Registers it.
+pub fn register(registry: &mut Registry) {
+    registry.on_sent(Phase::Filter, Arc::new(Presence));
+    registry.on_received(Phase::Filter, Arc::new(Presence));
+    registry.on_session(Arc::new(Presence));
+}
+
+struct Presence;
+
+impl OnSent for Presence {
+    fn on_sent(&self, ev: &mut Ev<'_>) -> Flow {
+        let StanzaType::Presence(type_) = ev.env.head().type_ else { return Flow::Continue };
+        let Some(from) = ev.env.from().cloned() else { return Flow::Stop };
+        let Some(session) = ev.state.session_at(&from).map(|session| session.id) else { return Flow::Continue };
+        match (type_, ev.env.to().cloned()) {
+            (PresenceType::Available, None) => came(ev, session),
+            (PresenceType::Unavailable, None) => went(ev, session),
+            (PresenceType::Available, Some(to)) => directed(ev, session, to),
+            (PresenceType::Unavailable, Some(to)) => undirected(ev, session, &to),
+            _ => Flow::Continue,
+        }
+    }
+}
+
+/// RFC 6121 §4.2 and §4.4: initial and later presence.
+fn came(ev: &mut Ev<'_>, id: u64) -> Flow {
+    let priority = match priority(ev.env) {
+        Ok(priority) => priority,
+        Err(error) => return Flow::Refuse(error),
+    };
+    let Some(session) = ev.state.session(id) else { return Flow::Stop };
+    let first = !std::mem::replace(&mut session.available, true);
+    session.priority = priority;
+    session.presence = Some(ev.env.stanza.clone());
+    session.receiving &= priority >= 0;
+    let flush = priority >= 0 && !session.receiving;
+    let inbox = session.inbox.clone();
+    broadcast(ev.env, ev.state, ev.fx);
+    if first {
+        meet(ev, id);
+        let event = SessionEvent::Available;
+        ev.fx.push(Effect::Event { account: ev.account.clone(), session: id, event });
+    }
+    if flush && inbox.closed().is_none() {
+        ev.fx.push(Effect::Flush { account: ev.account.clone(), session: id });
+    }
+    Flow::Stop
+}
+
+/// What a session is told when it comes: RFC 6121 §4.2.2 its siblings, §4.3 its contacts, §3.1.3 open requests.
+fn meet(ev: &mut Ev<'_>, id: u64) {
+    let Some(me) = ev.state.session(id) else { return };
+    let (jid, inbox) = (me.jid.clone(), me.inbox.clone());
+    for other in ev.state.available().filter(|other| other.id != id) {
+        ev.fx.push(Effect::Deliver { inbox: inbox.clone(), envelope: shown(other, &jid) });
+    }
+    for (contact, _) in ev.state.roster.iter().filter(|(_, contact)| contact.subscription.to) {
+        let probe = Head::presence(PresenceType::Probe).from(jid.clone()).to(contact);
+        ev.fx.route(Stanza::new(probe, None));
+    }
+    let requests = ev.state.roster.iter().filter_map(|(_, contact)| contact.request.as_ref());
+    for request in requests.filter_map(|bytes| Stanza::parse(bytes).ok()) {
+        ev.fx.deliver(&inbox, request);
+    }
+}
+
+/// RFC 6121 §4.5: the session stays connected but is not there any more.
+fn went(ev: &mut Ev<'_>, id: u64) -> Flow {
+    let Some(session) = ev.state.session(id) else { return Flow::Stop };
+    (session.receiving, session.presence, session.priority) = (false, None, 0);
+    let was_available = std::mem::take(&mut session.available);
+    let directed = std::mem::take(&mut session.directed);
+    let own = session.inbox.clone();
+    if was_available {
+        broadcast(ev.env, ev.state, ev.fx);
+        // RFC 6121 §4.5.2: the session itself hears it too.
+        ev.fx.push(Effect::Deliver { inbox: own, envelope: ev.env.readdressed(&ev.account.jid) });
+    }
+    tell_directed(ev.env, &directed, ev.state, ev.fx);
+    Flow::Stop
+}
+
+/// RFC 6121 §4.6.3: who got directed presence hears of the end, too.
+fn directed(ev: &mut Ev<'_>, id: u64, to: Jid) -> Flow {
+    let subscribed = sees(ev.state, &to.to_bare());
+    let Some(session) = ev.state.session(id) else { return Flow::Continue };
+    if !(subscribed && session.available) && !session.directed.contains(&to) {
+        if session.directed.len() >= MAX_DIRECTED {
+            let error = StanzaError::new(Condition::ResourceConstraint).text("directed presence to too many");
+            return Flow::Refuse(error);
+        }
+        session.directed.push(to);
+    }
+    Flow::Continue
+}
+
+fn undirected(ev: &mut Ev<'_>, id: u64, to: &Jid) -> Flow {
+    if let Some(session) = ev.state.session(id) {
+        session.directed.retain(|jid| jid != to);
+    }
+    Flow::Continue
+}
+
+/// RFC 6121 §4.7.2.3: -128 to 127, 0 if it is not there.
+fn priority(env: &Envelope) -> Result<i8, StanzaError> {
+    let Some(element) = env.element(ns::CLIENT, "priority") else { return Ok(0) };
+    let text = element.text_content();
+    text.trim().parse().map_err(|_| StanzaError::new(Condition::BadRequest).text("a priority is a number from -128 to 127"))
+}
+
+/// RFC 6121 §4.2.2, §4.4.2, §4.5.2: to all who may see it, and to all own sessions that are there.
+fn broadcast(env: &Envelope, state: &AccountState, fx: &mut Effects) {
+    for (contact, _) in state.roster.iter().filter(|(_, contact)| contact.subscription.from) {
+        fx.push(Effect::Route(env.readdressed(contact)));
+    }
+    for session in state.available() {
+        let envelope = env.readdressed(session.jid.to_bare());
+        fx.push(Effect::Deliver { inbox: session.inbox.clone(), envelope });
+    }
+}
+
+fn tell_directed(env: &Envelope, directed: &[Jid], state: &AccountState, fx: &mut Effects) {
+    for to in directed.iter().filter(|to| !sees(state, &to.to_bare())) {
+        fx.push(Effect::Route(env.readdressed(to.clone())));
+    }
+}
+
+fn sees(state: &AccountState, contact: &BareJid) -> bool {
+    state.roster.get(contact).is_some_and(|contact| contact.subscription.from)
+}
+
+/// A session's presence as somebody else sees it. A bot's session has none of its own and is simply there.
+fn shown(session: &SessionEntry, to: &Jid) -> Envelope {
+    let empty = || Stanza::new(Head::presence(PresenceType::Available).from(session.jid.clone()), None);
+    let env: Envelope = session.presence.clone().unwrap_or_else(empty).into();
+    env.readdressed(to.clone())
+}
+
+/// Shows all sessions that are there to somebody (RFC 6121 §3.1.5, §4.3.2).
+pub(crate) fn show(state: &AccountState, to: &Jid, fx: &mut Effects) {
+    state.available().for_each(|session| fx.push(Effect::Route(shown(session, to))));
+}
+
+/// Tells somebody that all sessions are gone, since it may not see them any more (RFC 6121 §3.2.1, §3.3.3).
+pub(crate) fn hide(state: &AccountState, contact: &BareJid, fx: &mut Effects) {
+    for session in state.available() {
+        fx.route(Stanza::new(gone(session).to(contact), None));
+    }
+}
+
+fn gone(session: &SessionEntry) -> Head {
+    Head::presence(PresenceType::Unavailable).from(session.jid.clone())
+}
+
+impl OnReceived for Presence {
+    fn on_received(&self, ev: &mut Ev<'_>) -> Flow {
+        if ev.env.head().type_ != StanzaType::Presence(PresenceType::Probe) {
+            return Flow::Continue;
+        }
+        if let Some(from) = ev.env.from().cloned() {
+            probed(ev, &from);
+        }
+        Flow::Stop
+    }
+}
+
+/// RFC 6121 §4.3.2.
+fn probed(ev: &mut Ev<'_>, from: &Jid) {
+    let asker = from.to_bare();
+    let answer = |type_, to: Jid| Stanza::new(Head::presence(type_).from(&ev.account.jid).to(to), None);
+    if asker != ev.account.jid && !sees(ev.state, &asker) {
+        // A request that still waits is not to be denied by this.
+        if ev.state.roster.get(&asker).is_none_or(|contact| contact.request.is_none()) {
+            ev.fx.route(answer(PresenceType::Unsubscribed, asker.into()));
+        }
+    } else if ev.state.available().next().is_none() {
+        ev.fx.route(answer(PresenceType::Unavailable, from.clone()));
+    } else {
+        show(ev.state, from, ev.fx);
+    }
+}
+
+impl OnSession for Presence {
+    fn on_session(&self, event: SessionEvent, id: u64, at: &mut Place<'_>) {
+        match event {
+            SessionEvent::Available => opened(id, at),
+            SessionEvent::Ended => ended(id, at),
+        }
+    }
+}
+
+/// A bot's session sends no presence: that it is open is its presence.
+fn opened(id: u64, at: &mut Place<'_>) {
+    let Some(session) = at.state.session(id).filter(|session| session.presence.is_none()) else { return };
+    let head = Head::presence(PresenceType::Available).from(session.jid.clone());
+    broadcast(&Stanza::new(head, None).into(), at.state, at.fx);
+}
+
+/// RFC 6121 §4.5.2: the server speaks for a session that ended.
+fn ended(id: u64, at: &mut Place<'_>) {
+    let Some(session) = at.state.session(id) else { return };
+    session.receiving = false;
+    let was_available = std::mem::take(&mut session.available);
+    let directed = std::mem::take(&mut session.directed);
+    let env: Envelope = Stanza::new(gone(session), None).into();
+    if was_available {
+        broadcast(&env, at.state, at.fx);
+    }
+    tell_directed(&env, &directed, at.state, at.fx);
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::World;
+
+    #[tokio::test]
+    async fn friends_see_each_other_come_change_and_go() {
+        let world = World::new().await;
+        let (mut romeo, mut juliet) = world.friends().await;
+        juliet.sends("<presence><show>away</show><priority>3</priority></presence>").await;
+        romeo.sees("<presence from='juliet@localhost/balcony' to='romeo@localhost'><show>away</show></presence>");
+        juliet.sees("<presence from='juliet@localhost/balcony'><show>away</show></presence>");
+        juliet.sends("<presence type='unavailable'><status>Good night</status></presence>").await;
+        romeo.sees("<presence from='juliet@localhost/balcony' type='unavailable'><status>Good night</status></presence>");
+        juliet.sees("<presence type='unavailable'/>");
+        juliet.sends("<presence/>").await;
+        romeo.sees("<presence from='juliet@localhost/balcony'/>");
+        juliet.sees("<presence from='juliet@localhost/balcony'/>");
+        juliet.sees("<presence from='romeo@localhost/orchard'/>");
+        juliet.ends().await;
+        romeo.sees("<presence from='juliet@localhost/balcony' type='unavailable'/>");
+        romeo.sees_nothing();
+    }
+
+    #[tokio::test]
+    async fn one_s_own_sessions_see_each_other() {
+        let world = World::new().await;
+        let mut orchard = world.online("romeo/orchard").await;
+        let mut home = world.bind("romeo/home").await;
+        home.sends("<presence><show>dnd</show></presence>").await;
+        orchard.sees("<presence from='romeo@localhost/home'><show>dnd</show></presence>");
+        home.sees("<presence from='romeo@localhost/home'/>");
+        home.sees("<presence from='romeo@localhost/orchard'/>");
+        home.sees_nothing();
+        home.ends().await;
+        orchard.sees("<presence from='romeo@localhost/home' type='unavailable'/>");
+    }
+
+    #[tokio::test]
+    async fn strangers_see_nothing_and_a_probe_tells_them_nothing() {
+        let world = World::new().await;
+        let mut juliet = world.online("juliet/balcony").await;
+        let mut paris = world.online("paris/street").await;
+        paris.sends("<presence type='probe' to='juliet@localhost'/>").await;
+        paris.sees_nothing();
+        juliet.sends("<presence><show>chat</show></presence>").await;
+        paris.sees_nothing();
+    }
+
+    #[tokio::test]
+    async fn directed_presence_ends_with_the_session() {
+        let world = World::new().await;
+        let mut juliet = world.online("juliet/balcony").await;
+        let mut paris = world.online("paris/street").await;
+        juliet.sends("<presence to='paris@localhost/street'/>").await;
+        paris.sees("<presence from='juliet@localhost/balcony' to='paris@localhost/street'/>");
+        juliet.ends().await;
+        paris.sees("<presence from='juliet@localhost/balcony' to='paris@localhost/street' type='unavailable'/>");
+        paris.sees_nothing();
+    }
+
+    #[tokio::test]
+    async fn a_negative_priority_takes_no_messages_for_the_account() {
+        let world = World::new().await;
+        let mut romeo = world.online("romeo/orchard").await;
+        let mut juliet = world.bind("juliet/balcony").await;
+        juliet.sends("<presence><priority>-1</priority></presence>").await;
+        juliet.skip();
+        romeo.sends("<message to='juliet@localhost' type='chat'><body>psst</body></message>").await;
+        juliet.sees_nothing();
+        romeo.sends("<message to='juliet@localhost/balcony' type='chat'><body>direct</body></message>").await;
+        juliet.sees("<message><body>direct</body></message>");
+        juliet.sends("<presence><priority>0</priority></presence>").await;
+        juliet.sees("<message><body>psst</body><delay xmlns='urn:xmpp:delay'/></message>");
+        juliet.sees("<presence/>");
+        romeo.sends("<message to='juliet@localhost' type='chat'><body>now</body></message>").await;
+        juliet.sees("<message><body>now</body></message>");
+        juliet.sends("<presence><priority>900</priority></presence>").await;
+        juliet.sees_error("bad-request");
+    }
+
+    #[tokio::test]
+    async fn a_friend_who_is_away_answers_a_probe_with_unavailable() {
+        let world = World::new().await;
+        let (romeo, juliet) = world.friends().await;
+        juliet.ends().await;
+        romeo.ends().await;
+        let mut romeo = world.bind("romeo/orchard").await;
+        romeo.sends("<presence/>").await;
+        romeo.sees("<presence from='romeo@localhost/orchard'/>");
+        romeo.sees("<presence from='juliet@localhost' to='romeo@localhost/orchard' type='unavailable'/>");
+        romeo.sees_nothing();
+    }
+}

@@ -1,0 +1,63 @@
+//! Entity Time (XEP-0202) of the server.
+
+use crate::Xep;
+use std::sync::Arc;
+use tavi_core::{
+    Clock, Parts, Registry,
+    clock::xmpp_time,
+    hooks::{BoxFuture, Handle, Iq, IqPayload, Reply, TwoOwners},
+    principal::Host,
+};
+use tavi_xmpp_proto::{Condition, Element, Jid, StanzaError, ns};
+
+/// The line of the table of extensions.
+pub const XEP: Xep = Xep { number: 202, name: "Entity Time", version: "2.0", module: "time" };
+
+/// Registers it.
+///
+/// # Errors
+/// If the payload has an owner already.
+pub fn register(registry: &mut Registry, parts: &Parts) -> Result<(), TwoOwners> {
+    registry.feature(Host::Main, ns::TIME);
+    registry.handle::<Query>(Arc::new(Answer(parts.clock.clone())))
+}
+
+struct Query;
+
+impl IqPayload for Query {
+    const NS: &'static str = ns::TIME;
+    const NAME: &'static str = "time";
+
+    fn parse(_: &Element) -> Result<Query, StanzaError> {
+        Ok(Query)
+    }
+}
+
+struct Answer(Arc<dyn Clock>);
+
+impl Handle<Query> for Answer {
+    fn handle(&self, iq: Iq<Query>) -> BoxFuture<'_, Result<Reply, StanzaError>> {
+        Box::pin(async move {
+            if iq.is_set() || iq.head.to.as_ref().and_then(Jid::local).is_some() {
+                return Err(Condition::ServiceUnavailable.into());
+            }
+            // XEP-0202 §3: the zone apart from the time, which is in UTC. A server has no zone of its own.
+            let zone = Element::new(ns::TIME, "tzo").text("+00:00");
+            let utc = Element::new(ns::TIME, "utc").text(xmpp_time(self.0.now_ms()));
+            Ok(Element::new(ns::TIME, "time").child(zone).child(utc).into())
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::World;
+
+    #[tokio::test]
+    async fn the_server_tells_the_time() {
+        let world = World::new().await;
+        let mut romeo = world.bind("romeo/orchard").await;
+        romeo.sends("<iq type='get' to='localhost' id='1'><time xmlns='urn:xmpp:time'/></iq>").await;
+        romeo.sees("<iq id='1'><time xmlns='urn:xmpp:time'><utc>2026-11-22T15:00:00.000Z</utc></time></iq>");
+    }
+}
