@@ -6,7 +6,6 @@ use crate::{
     store::Outgoing,
 };
 use tavi_core::{Draft, Envelope, Node, Origin, Principal, Qos, Ticket};
-use tavi_store::StoreError;
 use tavi_xmpp_proto::{
     element::Element,
     jid::{BareJid, Jid},
@@ -62,15 +61,6 @@ fn message((from, to): (&BareJid, &BareJid), id: u64, text: &str, choices: &[Cho
 fn response(choice: &Choice) -> Element {
     let response = Element::new(ns::QUICK_RESPONSE, "response");
     response.attr("value", wire_value(&choice.value)).attr("label", choice.label.clone())
-}
-
-/// Waits until all tickets are complete, in order. Fails with the first that failed.
-pub async fn complete(tickets: Vec<Ticket>) -> Result<(), StoreError> {
-    let mut result = Ok(());
-    for ticket in tickets {
-        result = result.and(ticket.complete().await);
-    }
-    result
 }
 
 /// What a person wrote, without the text that a reply quotes (XEP-0461 §3, XEP-0428 §3). `None` if there is no body.

@@ -186,7 +186,8 @@ fn what_a_topic_handler_saved_is_seen_by_a_dialogue_that_waited() {
 
 #[test]
 fn a_failing_script_apologises_and_its_author_gets_the_place() {
-    let mut bot = bot("command(\"go2\", \"Go\", \"run2\");\nfn run2() {\n  state.a = 1;\n  say(\"one\");\n  let x = 1 / 0;\n}");
+    let mut bot =
+        bot("command(\"go2\", \"Go\", \"run2\");\nfn run2() {\n  state.a = 1;\n  say(\"one\");\n  let x = 1 / 0;\n}");
     let said = hear(&mut bot, "go2");
     assert_eq!(said[0], "one");
     assert!(said[1].starts_with("Sorry, something went wrong in this bot (reference "), "{said:?}");
@@ -213,7 +214,22 @@ enum Turn {
 }
 
 fn turns() -> impl Strategy<Value = Vec<Turn>> {
-    let words = ["order", "/order", "1", "2", "ham", "done", "3", "yes", "no", "/status", "/cancel", "/watch lamp", "x", "/limit"];
+    let words = [
+        "order",
+        "/order",
+        "1",
+        "2",
+        "ham",
+        "done",
+        "3",
+        "yes",
+        "no",
+        "/status",
+        "/cancel",
+        "/watch lamp",
+        "x",
+        "/limit",
+    ];
     let turn = prop_oneof![
         8 => proptest::sample::select(words.to_vec()).prop_map(Turn::Text),
         2 => any::<i8>().prop_map(Turn::Telemetry),

@@ -12,7 +12,7 @@ use tavi_core::{
     mailbox::{Pushed, Weigh},
     topics::Rows,
 };
-use tavi_store::{Owner, SharedStore};
+use tavi_store::{Op, Owner, SharedStore};
 use tavi_wire::topic::check_topic;
 use tavi_xmpp_proto::jid::BareJid;
 
@@ -47,6 +47,8 @@ pub struct Ear {
     store: SharedStore,
     mailbox: Mailbox<Waiting>,
     heard: Mutex<BTreeSet<String>>,
+    /// Filters whose refusal is in the log.
+    refused: Mutex<BTreeSet<String>>,
 }
 
 impl Ear {
@@ -59,6 +61,7 @@ impl Ear {
             store: node.parts.store.clone(),
             mailbox: Mailbox::new(MAX_WAITING, MAX_WAITING_BYTES),
             heard: Mutex::default(),
+            refused: Mutex::default(),
         })
     }
 
@@ -92,14 +95,15 @@ impl Ear {
     /// The filter, or those parts of it that the bot may hear.
     fn granted(&self, permit: &Permit, filter: &str) -> Vec<String> {
         if permit.may_filter(&self.principal, Action::Subscribe, filter) {
+            self.refused.lock().remove(filter);
             return vec![filter.into()];
         }
-        permit.log_refusal(&self.principal, Action::Subscribe, filter);
         let grants = permit.list(Some(self.principal.subject()));
         let grants = grants.iter().filter(|grant| grant.actions.has(Action::Subscribe));
         let parts: Vec<String> = grants.filter_map(|grant| intersect(filter, &grant.filter)).collect();
-        if !parts.is_empty() {
-            tracing::info!(bot = %self.principal, filter, ?parts, "a topic handler hears the part that is granted");
+        if self.refused.lock().insert(filter.into()) {
+            permit.log_refusal(&self.principal, Action::Subscribe, filter);
+            tracing::info!(bot = %self.principal, filter, hears = ?parts, "a topic handler hears what is granted");
         }
         parts
     }
@@ -115,7 +119,8 @@ impl Subscriber for Ear {
     }
 
     fn store(&self, publication: &Arc<Publication>, _: &[SubOptions]) -> Option<Rows> {
-        lasting(publication).then(|| (self.owner.clone(), vec![put_publication(publication)]))
+        lasting(publication)
+            .then(|| (self.owner.clone(), vec![put_publication(publication), Op::Drawn { id: publication.id }]))
     }
 
     fn deliver(&self, publication: &Arc<Publication>, _: &[SubOptions]) {

@@ -12,12 +12,17 @@ use std::{
 };
 use tavi_bots::Bots;
 use tavi_core::{
-    Draft, Effect, Envelope, Ev, Flow, Node, Origin, Parts, Principal, Qos, Registry, SubOptions, Subscriber, SystemClock,
-    hooks::OnUndelivered, permit::Grant, principal::Hosts, publication::Publication, sessions::{Bound, SessionLimits},
+    Draft, Effect, Envelope, Ev, Flow, Node, Origin, Parts, Principal, Qos, Registry, SubOptions, Subscriber,
+    SystemClock,
+    hooks::OnUndelivered,
+    permit::Grant,
+    principal::Hosts,
+    publication::Publication,
+    sessions::{Bound, SessionLimits},
 };
 use tavi_store::{
-    ArchiveQuery, ArchiveRow, Commit, InboxRow, MemoryStore, Op, Owner, QueueRow, Read, Record, Row, SharedStore, Store,
-    StoreError, Table,
+    ArchiveQuery, ArchiveRow, Commit, InboxRow, MemoryStore, Op, Owner, QueueRow, Read, Record, Row, SharedStore,
+    Store, StoreError, Table,
 };
 use tavi_xmpp_proto::{
     element::Element,
@@ -179,7 +184,8 @@ impl Life {
 
     async fn publish(&self, value: &str) -> Result<(), StoreError> {
         let qos = Qos::AtLeastOnce;
-        let draft = Draft { topic: "d/lamp/up/temperature".into(), payload: value.to_owned().into(), qos, ..Draft::default() };
+        let draft =
+            Draft { topic: "d/lamp/up/temperature".into(), payload: value.to_owned().into(), qos, ..Draft::default() };
         self.node.parts.topics.publish(&self.device.principal, draft).unwrap().complete().await
     }
 
@@ -263,7 +269,8 @@ async fn what_is_not_granted_is_refused_by_name_until_it_is_granted() {
 async fn a_changed_script_is_taken_and_a_bad_one_is_not() {
     let store: SharedStore = Arc::new(MemoryStore::default());
     prepare(&store).await;
-    let (_folder, path) = folder("command(\"hi\", \"Greet\", \"hi\"); fn hi() { let n = ask(\"Name?\"); say(`Old ${n}`); }");
+    let (_folder, path) =
+        folder("command(\"hi\", \"Greet\", \"hi\"); fn hi() { let n = ask(\"Name?\"); say(`Old ${n}`); }");
     let file = path.join("doorbell.rhai");
     let life = Life::begin(store.clone(), path.clone()).await;
     life.bots.watch().unwrap();
@@ -338,7 +345,8 @@ async fn talk(power: impl Fn(usize) -> usize) -> (Vec<String>, usize) {
 impl Life {
     /// Ids and texts of all that waits for her. She acknowledges nothing, so a later life brings it again.
     fn read_all(&self) -> Vec<(String, String)> {
-        let text = |e: &Envelope| (e.head().id.as_deref().unwrap_or_default().into(), e.stanza.body().unwrap_or_default());
+        let text =
+            |e: &Envelope| (e.head().id.as_deref().unwrap_or_default().into(), e.stanza.body().unwrap_or_default());
         self.person.inbox.take().iter().map(text).collect()
     }
 

@@ -27,14 +27,50 @@ pub struct HostCall {
 
 /// Every function that a bot has beyond the language itself.
 pub const CALLS: &[HostCall] = &[
-    HostCall { name: "command", takes: (3, 3), register: |e| { e.register_fn("command", command); } },
-    HostCall { name: "on_topic", takes: (2, 2), register: |e| { e.register_fn("on_topic", on_topic); } },
-    HostCall { name: "say", takes: (1, 1), register: |e| { e.register_fn("say", say); } },
-    HostCall { name: "send_to", takes: (2, 2), register: |e| { e.register_fn("send_to", send_to); } },
+    HostCall {
+        name: "command",
+        takes: (3, 3),
+        register: |e| {
+            e.register_fn("command", command);
+        },
+    },
+    HostCall {
+        name: "on_topic",
+        takes: (2, 2),
+        register: |e| {
+            e.register_fn("on_topic", on_topic);
+        },
+    },
+    HostCall {
+        name: "say",
+        takes: (1, 1),
+        register: |e| {
+            e.register_fn("say", say);
+        },
+    },
+    HostCall {
+        name: "send_to",
+        takes: (2, 2),
+        register: |e| {
+            e.register_fn("send_to", send_to);
+        },
+    },
     HostCall { name: "ask", takes: (1, 3), register: register_ask },
-    HostCall { name: "confirm", takes: (1, 1), register: |e| { e.register_fn("confirm", confirm); } },
+    HostCall {
+        name: "confirm",
+        takes: (1, 1),
+        register: |e| {
+            e.register_fn("confirm", confirm);
+        },
+    },
     HostCall { name: "publish", takes: (2, 3), register: register_publish },
-    HostCall { name: "now", takes: (0, 0), register: |e| { e.register_fn("now", now); } },
+    HostCall {
+        name: "now",
+        takes: (0, 0),
+        register: |e| {
+            e.register_fn("now", now);
+        },
+    },
     HostCall { name: "random", takes: (0, 2), register: register_random },
 ];
 
@@ -47,7 +83,11 @@ fn register_ask(e: &mut Engine) {
     e.register_fn("ask", |ctx: NativeCallContext<'_>, text: Dynamic| ask(&ctx, text, Dynamic::UNIT, Dynamic::UNIT))
         .register_fn("ask", |ctx: NativeCallContext<'_>, text: Dynamic, choices: Dynamic| {
             // ask(text, #{timeout: …}) has options and no choices
-            if choices.is_map() { ask(&ctx, text, Dynamic::UNIT, choices) } else { ask(&ctx, text, choices, Dynamic::UNIT) }
+            if choices.is_map() {
+                ask(&ctx, text, Dynamic::UNIT, choices)
+            } else {
+                ask(&ctx, text, choices, Dynamic::UNIT)
+            }
         })
         .register_fn("ask", |ctx: NativeCallContext<'_>, text: Dynamic, choices: Dynamic, options: Dynamic| {
             ask(&ctx, text, choices, options)
@@ -64,13 +104,15 @@ fn register_publish(e: &mut Engine) {
 }
 
 fn register_random(e: &mut Engine) {
-    e.register_fn("random", |ctx: NativeCallContext<'_>| random(&ctx, unit_interval))
-        .register_fn("random", |ctx: NativeCallContext<'_>, low: i64, high: i64| {
+    e.register_fn("random", |ctx: NativeCallContext<'_>| random(&ctx, unit_interval)).register_fn(
+        "random",
+        |ctx: NativeCallContext<'_>, low: i64, high: i64| {
             if low > high {
                 return raise(format!("random wants the lower number first, got {low} and {high}"));
             }
             random(&ctx, |bits| between(bits, low, high).into())
-        });
+        },
+    );
 }
 
 fn command(ctx: NativeCallContext<'_>, name: Dynamic, help: Dynamic, function: Dynamic) -> Outcome<()> {
@@ -91,10 +133,7 @@ fn on_topic(ctx: NativeCallContext<'_>, filter: Dynamic, function: Dynamic) -> O
     declare(&ctx, |declared, at| declared.topics.push((handler, at)))
 }
 
-fn declare(
-    ctx: &NativeCallContext<'_>,
-    add: impl FnOnce(&mut run::Declared, rhai::Position),
-) -> Outcome<()> {
+fn declare(ctx: &NativeCallContext<'_>, add: impl FnOnce(&mut run::Declared, rhai::Position)) -> Outcome<()> {
     let (name, at) = (ctx.fn_name(), ctx.call_position());
     let done = run::with(|run| match &mut run.phase {
         Phase::Loading(declared) => {
@@ -159,9 +198,7 @@ fn publish(ctx: &NativeCallContext<'_>, topic: Dynamic, value: Dynamic, options:
 
 /// Seconds since 1970, as the run started.
 fn now(ctx: NativeCallContext<'_>) -> Outcome<Dynamic> {
-    handling(&ctx, |run, line| {
-        run.result(Kind::Now, line, |run| Ok(Given::Value((run.moment.now_ms / 1000).into())))
-    })
+    handling(&ctx, |run, line| run.result(Kind::Now, line, |run| Ok(Given::Value((run.moment.now_ms / 1000).into()))))
 }
 
 fn random(ctx: &NativeCallContext<'_>, shape: impl FnOnce(u64) -> serde_json::Value) -> Outcome<Dynamic> {
@@ -192,9 +229,9 @@ fn text(function: &str, value: &Dynamic) -> Outcome<String> {
 /// A handler is named by a text, or by the function's bare name.
 fn function_name(function: &str, value: &Dynamic) -> Outcome<String> {
     match value.read_lock::<FnPtr>() {
-        Some(pointer) if pointer.is_anonymous() => {
-            raise(format!("{function} wants the name of a function of this file, not a closure: closures cannot be saved"))
-        }
+        Some(pointer) if pointer.is_anonymous() => raise(format!(
+            "{function} wants the name of a function of this file, not a closure: closures cannot be saved"
+        )),
         Some(pointer) => Ok(pointer.fn_name().into()),
         None => text(function, value),
     }
@@ -279,10 +316,7 @@ fn retain_option(options: &Dynamic) -> Outcome<bool> {
 fn only_options(function: &str, map: &Map, known: &[&str]) -> Outcome<()> {
     match map.keys().find(|key| !known.contains(&key.as_str())) {
         None => Ok(()),
-        Some(key) => raise(format!(
-            "{function} has no option \"{key}\"{}",
-            did_you_mean(key, known.iter().copied())
-        )),
+        Some(key) => raise(format!("{function} has no option \"{key}\"{}", did_you_mean(key, known.iter().copied()))),
     }
 }
 

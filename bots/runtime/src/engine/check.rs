@@ -184,7 +184,7 @@ impl Checker<'_> {
         let mut names = HashSet::new();
         self.ast.walk(&mut |path| {
             match path.last() {
-                Some(ASTNode::Expr(Expr::Property(property, _))) => drop(names.insert(property.2.to_string())),
+                Some(ASTNode::Expr(Expr::Property(property, _))) => names.extend([property.2.to_string()]),
                 Some(ASTNode::Expr(Expr::Map(map, _))) => names.extend(map.1.keys().map(ToString::to_string)),
                 _ => {}
             }
@@ -217,7 +217,7 @@ impl Checker<'_> {
         only.retain_functions(|_, _, name, _| name == function);
         only.walk(&mut |path| {
             match path.last() {
-                Some(ASTNode::Expr(Expr::Variable(variable, ..))) => drop(uses.variables.insert(variable.1.to_string())),
+                Some(ASTNode::Expr(Expr::Variable(variable, ..))) => uses.variables.extend([variable.1.to_string()]),
                 Some(ASTNode::Expr(Expr::DynamicConstant(value, _))) => uses.calls.extend(pointed(value)),
                 Some(node) => uses.calls.extend(called(node).map(|(call, ..)| call.name.to_string())),
                 None => {}

@@ -34,7 +34,8 @@ impl ScriptError {
 
     /// An error of a line, 0 for none in particular.
     pub fn at_line(file: &str, source: &str, line: u32, message: impl Into<String>) -> ScriptError {
-        let at = u16::try_from(line).ok().filter(|line| *line > 0).map_or(Position::NONE, |line| Position::new(line, 0));
+        let at =
+            u16::try_from(line).ok().filter(|line| *line > 0).map_or(Position::NONE, |line| Position::new(line, 0));
         ScriptError::at(file, source, at, message)
     }
 
@@ -78,7 +79,9 @@ pub fn parse_message(error: &ParseError, top: &TopLevel, known: &[&str]) -> Stri
         ParseErrorType::VariableUndefined(name) => {
             format!("there is no variable \"{name}\"{}", did_you_mean(name, known.iter().copied()))
         }
-        ParseErrorType::BadInput(rhai::LexError::UnterminatedString) => "this text is never closed; its quote is missing".into(),
+        ParseErrorType::BadInput(rhai::LexError::UnterminatedString) => {
+            "this text is never closed; its quote is missing".into()
+        }
         other => lower_first(&other.to_string()),
     }
 }

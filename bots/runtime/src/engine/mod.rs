@@ -6,239 +6,34 @@
 
 mod api;
 mod check;
+mod closed;
 mod error;
 mod run;
+mod script;
 mod value;
 
+pub use closed::Limits;
 pub use error::ScriptError;
+pub use script::{Call, Command, Effect, End, Gate, Moment, Payload, Question, Ran, Script, TopicHandler};
 
-use crate::{
-    journal::{Journal, JournalError, Kind, Replay},
-    prompt::Expected,
-};
-use rhai::{AST, CallFnOptions, Dynamic, EvalAltResult, EvalContext, OptimizationLevel, Position, Scope};
+use crate::journal::{JournalError, Replay};
+use closed::{Closed, closed_engine};
+use rhai::{AST, CallFnOptions, Dynamic, EvalAltResult, Position, Scope};
 use run::{Declared, Halt, Outcome, Phase, Run};
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Instant};
 
 /// The longest script, in bytes.
 pub const MAX_SCRIPT: usize = 256 * 1024;
 /// The largest state of a conversation, in encoded bytes.
 pub const MAX_STATE: usize = 64 * 1024;
-/// The largest sum of what the variables of a running function hold, in bytes.
-const MAX_MEMORY: usize = 4 * 1024 * 1024;
-/// Call depth; a 2 MiB stack bears eight times as many.
-const MAX_CALLS: usize = 32;
 
-/// What one run may use.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Steps of the script, about one for each expression.
-    pub operations: u64,
-    /// Time on the thread.
-    pub wall: Duration,
-}
-
-impl Default for Limits {
-    /// 100,000 steps and 50 ms; unoptimised builds of the broker get ten times as long.
-    fn default() -> Limits {
-        let wall = if cfg!(debug_assertions) { 500 } else { 50 };
-        Limits { operations: 100_000, wall: Duration::from_millis(wall) }
-    }
-}
-
-/// Time and randomness of one run.
-#[derive(Clone, Copy, Debug)]
-pub struct Moment {
-    /// Milliseconds since 1970.
-    pub now_ms: i64,
-    /// The seed of the run's random numbers.
-    pub random: u64,
-}
-
-impl Moment {
-    /// The next random number (SplitMix64).
-    pub fn draw(&mut self) -> u64 {
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.random;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-}
-
-/// What a bot is allowed to do, asked while its script runs.
-pub trait Gate: Send + Sync {
-    /// Whether the bot may publish to `topic`; the error names the grant that is missing.
-    fn publish(&self, topic: &str) -> Result<(), String>;
-
-    /// Whether `jid` is an address that a message can be sent to; the error tells what is wrong with it.
-    fn address(&self, jid: &str) -> Result<(), String>;
-}
-
-/// What a script did that others will see.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Effect {
-    /// A message to the person of this conversation.
-    Say {
-        /// The message.
-        text: String,
-    },
-    /// A message to somebody.
-    SendTo {
-        /// A bare JID.
-        jid: String,
-        /// The message.
-        text: String,
-    },
-    /// A publication.
-    Publish {
-        /// Where.
-        topic: String,
-        /// What.
-        payload: Payload,
-        /// Whether it stays as the topic's value.
-        retain: bool,
-    },
-}
-
-/// A published value in its wire form.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Payload {
-    /// UTF-8.
-    pub bytes: String,
-    /// `text/plain` or `application/json`.
-    pub content_type: &'static str,
-}
-
-/// An open question: where the script stands and what it wants to hear.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Question {
-    /// The call.
-    #[serde(rename = "k")]
-    pub kind: Kind,
-    /// Its line.
-    #[serde(rename = "l")]
-    pub line: u32,
-    /// How many effects came before it.
-    #[serde(rename = "n")]
-    pub effects: u32,
-    /// The question as the person reads it.
-    #[serde(rename = "t")]
-    pub text: String,
-    /// What answers it.
-    #[serde(rename = "x")]
-    pub expected: Expected,
-    /// How long it stays open, in milliseconds.
-    #[serde(rename = "w", default, skip_serializing_if = "Option::is_none")]
-    pub timeout: Option<u64>,
-    /// What to say to an answer that is none of the choices.
-    #[serde(rename = "r", default, skip_serializing_if = "Option::is_none")]
-    pub retry: Option<String>,
-}
-
-/// A command that a bot offers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Command {
-    /// One word, lower case, without the slash.
-    pub name: String,
-    /// One line for the person.
-    pub help: String,
-    /// The handler.
-    pub function: String,
-}
-
-/// A topic that a bot listens to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TopicHandler {
-    /// The filter, with `+` and `#`.
-    pub filter: String,
-    /// The handler.
-    pub function: String,
-    /// Whether it uses `say`, `state` or `user`: then it runs once for each person that talks with the bot.
-    pub per_person: bool,
-}
-
-/// A script, checked and ready; one version of a bot.
-#[derive(Debug)]
-pub struct Script {
-    /// The bot's name.
-    pub name: String,
-    /// The file's name, for errors.
-    pub file: String,
-    /// The text.
-    pub source: String,
-    /// The first 16 hex digits of the text's SHA-256: the version.
-    pub hash: String,
-    /// Commands in the order of their declaration.
-    pub commands: Vec<Command>,
-    /// Topic handlers in the order of their declaration.
-    pub topics: Vec<TopicHandler>,
-    functions: BTreeMap<String, usize>,
-    constants: Arc<rhai::Map>,
-    ast: AST,
-}
-
-impl Script {
-    /// How many values `function` takes, if the script has it.
-    pub fn arity(&self, function: &str) -> Option<usize> {
-        self.functions.get(function).copied()
-    }
-}
-
-/// One call of a handler.
-pub struct Call<'a> {
-    /// Which function.
-    pub function: &'a str,
-    /// Its values; surplus ones are dropped, missing ones are `()`.
-    pub args: &'a [Value],
-    /// What `user` shows; null where nobody is concerned.
-    pub user: &'a Value,
-    /// The conversation's state as it was when the handler was first called.
-    pub state: &'a Map<String, Value>,
-    /// What the handler was told so far.
-    pub journal: Journal,
-    /// Now.
-    pub moment: Moment,
-    /// The bot's permissions.
-    pub gate: Arc<dyn Gate>,
-}
-
-/// What a run came to.
-#[derive(Debug)]
-pub struct Ran {
-    /// How it ended.
-    pub end: End,
-    /// The journal, longer by what was new.
-    pub journal: Journal,
-    /// The state that the script left; `None` if it is not to be kept.
-    pub state: Option<Map<String, Value>>,
-    /// What is new to be done, in order.
-    pub effects: Vec<Effect>,
-}
-
-/// How a run ended.
-#[derive(Debug)]
-pub enum End {
-    /// The handler returned.
-    Done,
-    /// It waits for an answer.
-    Waits(Question),
-    /// The journal does not fit to the script any more.
-    Changed(JournalError),
-    /// The script failed.
-    Failed(Box<ScriptError>),
-}
-
-/// Rhai, set up twice: for running, and slower for finding where a runaway script was.
+/// Rhai, set up three times: for running, for compiling in strict mode, and slower for finding where a runaway script
+/// was.
 pub struct Engine {
     rhai: rhai::Engine,
+    strict: rhai::Engine,
     traced: rhai::Engine,
     builtins: check::Arities,
     limits: Limits,
@@ -267,8 +62,9 @@ impl Engine {
                 Ok(rhai::debugger::DebuggerCommand::StepInto)
             },
         );
-        let builtins = check::builtins(&rhai);
-        Engine { rhai, traced, builtins, limits }
+        let mut strict = closed_engine(limits);
+        strict.set_strict_variables(true);
+        Engine { builtins: check::builtins(&rhai), rhai, strict, traced, limits }
     }
 
     /// Checks a script and runs its top level. All mistakes that can be found are given at once.
@@ -306,26 +102,23 @@ impl Engine {
         let (result, run) = self.attempt(&self.rhai, script, call);
         let end = self.end(script, call, result, &run);
         match end {
-            End::Changed(_) => {
-                Ran { end, journal: call.journal.clone(), state: None, effects: Vec::new() }
-            }
+            End::Changed(_) => Ran { end, journal: call.journal.clone(), state: None, effects: Vec::new() },
             end => finish(script, end, run),
         }
     }
 
     /// Compiles in strict mode: an unknown variable is an error, a constant of the top level is not.
     fn compile(&self, file: &str, source: &str) -> Result<AST, ScriptError> {
-        let lenient = self.rhai.compile(source).map_err(|e| parse_error(file, source, &e, &check::TopLevel::default(), &[]))?;
+        let lenient =
+            self.rhai.compile(source).map_err(|e| parse_error(file, source, &e, &check::TopLevel::default(), &[]))?;
         let top = check::top_level(&lenient);
         let mut names = vec!["state", "user"];
         names.extend(top.constants.iter().map(String::as_str));
-        let mut strict = closed_engine(self.limits);
-        strict.set_strict_variables(true);
         let mut scope = Scope::new();
         for name in &names {
             scope.push(*name, ());
         }
-        let ast = strict.compile_with_scope(&scope, source);
+        let ast = self.strict.compile_with_scope(&scope, source);
         ast.map_err(|e| parse_error(file, source, &e, &top, &names))
     }
 
@@ -404,134 +197,6 @@ impl Engine {
     }
 }
 
-/// Nothing is allowed while a script is loaded.
-struct Closed;
-
-impl Gate for Closed {
-    fn publish(&self, _: &str) -> Result<(), String> {
-        Err("the bot is not running".into())
-    }
-
-    fn address(&self, _: &str) -> Result<(), String> {
-        Err("the bot is not running".into())
-    }
-}
-
-fn closed_engine(limits: Limits) -> rhai::Engine {
-    let mut engine = rhai::Engine::new();
-    engine.set_module_resolver(rhai::module_resolvers::DummyModuleResolver::new());
-    for symbol in ["eval", "import", "export"] {
-        engine.disable_symbol(symbol);
-    }
-    close_functions(&mut engine);
-    engine.on_print(|text| tracing::info!(target: "tavi_bots::print", "{text}"));
-    engine.on_debug(|text, _, at| tracing::debug!(target: "tavi_bots::print", "{at:?}: {text}"));
-    set_limits(&mut engine, limits);
-    engine.on_progress(|count| if count % 1024 == 0 { stop_if_late() } else { None });
-    // Rhai marks the variable resolver as subject to change; the version is pinned.
-    #[allow(deprecated)]
-    engine.on_var(|name, _, context| resolve(name, &context));
-    api::register(&mut engine);
-    engine
-}
-
-/// `sleep` blocks the thread and counts no steps; `timestamp` is a clock past the journal. A name can also be called
-/// through a text, so it is not enough that the checker does not know them.
-fn close_functions(engine: &mut rhai::Engine) {
-    let closed = || run::raise::<()>("there is no such function");
-    engine.register_fn("sleep", move |_: i64| closed());
-    engine.register_fn("sleep", move |_: f64| closed());
-    engine.register_fn("timestamp", closed);
-    engine.register_fn("exit", closed);
-    engine.register_fn("exit", move |_: Dynamic| closed());
-}
-
-/// All set explicitly: Rhai's defaults differ between debug and release builds.
-fn set_limits(engine: &mut rhai::Engine, limits: Limits) {
-    engine.set_optimization_level(OptimizationLevel::None);
-    engine.set_max_operations(limits.operations);
-    engine.set_max_call_levels(MAX_CALLS);
-    engine.set_max_expr_depths(64, 64);
-    engine.set_max_string_size(16 * 1024);
-    engine.set_max_array_size(1_000);
-    engine.set_max_map_size(500);
-    engine.set_max_variables(128);
-    engine.set_max_functions(500);
-    engine.set_max_modules(0);
-}
-
-fn stop_if_late() -> Option<Dynamic> {
-    run::with(|run| {
-        let late = Instant::now() > run.deadline;
-        late.then(|| {
-            run.halt = Some(Halt::TooSlow);
-            Dynamic::UNIT
-        })
-    })
-    .flatten()
-}
-
-/// Serves `state`, `user` and the constants; a local variable of the same name goes first.
-fn resolve(name: &str, context: &EvalContext<'_, '_, '_, '_, '_, '_>) -> Outcome<Option<Dynamic>> {
-    run::with(|run| {
-        run.lookups = run.lookups.wrapping_add(1);
-        if run.lookups % 256 == 0 {
-            check_memory(run, context.scope())?;
-        }
-        if context.scope().contains(name) {
-            return Ok(None);
-        }
-        Ok(match name {
-            "state" if matches!(run.phase, Phase::Handling) => Some(run.state.clone()),
-            "user" if matches!(run.phase, Phase::Handling) => Some(run.user.clone()),
-            name => run.constants.get(name).cloned(),
-        })
-    })
-    .unwrap_or(Ok(None))
-}
-
-/// Rhai 1.27 lets `map[key] = value` grow past its limit, and limits no sum; this does both.
-fn check_memory(run: &Run, scope: &Scope<'_>) -> Outcome<()> {
-    let mut left = MAX_MEMORY;
-    let values = scope.iter_raw().map(|(_, _, value)| value).chain([&run.state]);
-    for value in values {
-        match left.checked_sub(size(value, left, 0)) {
-            Some(rest) => left = rest,
-            None => return Err(too_large()),
-        }
-    }
-    Ok(())
-}
-
-fn too_large() -> Box<EvalAltResult> {
-    EvalAltResult::ErrorDataTooLarge("the variables together".into(), Position::NONE).into()
-}
-
-/// About how many bytes a value holds; stops counting behind `limit`.
-fn size(value: &Dynamic, limit: usize, depth: usize) -> usize {
-    if depth > 64 {
-        return limit + 1;
-    }
-    let own = std::mem::size_of::<Dynamic>();
-    if let Some(text) = value.read_lock::<rhai::ImmutableString>() {
-        return own + text.len();
-    }
-    let sum = |total: usize, part: usize| {
-        let total = total + part;
-        if total > limit { Err(total) } else { Ok(total) }
-    };
-    let counted = if let Some(list) = value.read_lock::<rhai::Array>() {
-        list.iter().try_fold(own, |total, item| sum(total, size(item, limit, depth + 1)))
-    } else if let Some(map) = value.read_lock::<rhai::Map>() {
-        map.iter().try_fold(own, |total, (key, item)| sum(total, 32 + key.len() + size(item, limit, depth + 1)))
-    } else if let Some(blob) = value.read_lock::<rhai::Blob>() {
-        Ok(own + blob.len())
-    } else {
-        Ok(own)
-    };
-    counted.unwrap_or_else(|total| total)
-}
-
 fn finish(script: &Script, end: End, run: Run) -> Ran {
     let journal = run.replay.journal;
     match kept_state(&run.state) {
@@ -558,7 +223,13 @@ fn none(errors: Vec<ScriptError>) -> Result<(), Vec<ScriptError>> {
     if errors.is_empty() { Ok(()) } else { Err(errors) }
 }
 
-fn parse_error(file: &str, source: &str, error: &rhai::ParseError, top: &check::TopLevel, known: &[&str]) -> ScriptError {
+fn parse_error(
+    file: &str,
+    source: &str,
+    error: &rhai::ParseError,
+    top: &check::TopLevel,
+    known: &[&str],
+) -> ScriptError {
     ScriptError::at(file, source, error.position(), error::parse_message(error, top, known))
 }
 

@@ -108,12 +108,7 @@ impl Run {
     }
 
     /// The recorded result of a call, or the one that `make` gives now, which is then recorded.
-    pub fn result(
-        &mut self,
-        kind: Kind,
-        line: u32,
-        make: impl FnOnce(&mut Run) -> Outcome<Given>,
-    ) -> Outcome<Dynamic> {
+    pub fn result(&mut self, kind: Kind, line: u32, make: impl FnOnce(&mut Run) -> Outcome<Given>) -> Outcome<Dynamic> {
         if let Some(given) = self.recorded(kind, line)? {
             return give(given);
         }

@@ -1,8 +1,9 @@
 //! What a script can do, what stops it, and what its author reads.
 
 use super::*;
-use crate::journal::{Entry, Given};
+use crate::journal::{Entry, Given, Journal};
 use serde_json::json;
+use std::time::Duration;
 
 struct Granted(&'static [&'static str]);
 
@@ -109,9 +110,7 @@ fn no_try_swallows_a_question() {
 
 #[test]
 fn time_and_randomness_are_the_same_when_run_again() {
-    let script = load(
-        "fn f() { let a = [now(), random(), random(1, 6)]; say(`${a}`); ask(\"?\"); say(`${a}`); }",
-    );
+    let script = load("fn f() { let a = [now(), random(), random(1, 6)]; say(`${a}`); ask(\"?\"); say(`${a}`); }");
     let mut first = run(&script, "f", Journal::default(), json!({}));
     let before = said(&first).concat();
     assert!(before.starts_with("[1700000000, 0."), "{before}");
@@ -212,7 +211,9 @@ fn the_language_has_no_way_out() {
         assert!(Engine::default().load("t", &source).is_err(), "{closed} is closed");
     }
     let started = Instant::now();
-    for hidden in ["Fn(\"sleep\").call(3)", "call(\"sleep\", 3)", "Fn(\"timestamp\").call()", "Fn(\"eval\").call(\"1\")"] {
+    for hidden in
+        ["Fn(\"sleep\").call(3)", "call(\"sleep\", 3)", "Fn(\"timestamp\").call()", "Fn(\"eval\").call(\"1\")"]
+    {
         let ran = once(&format!("fn f() {{ {hidden}; say(\"out\"); }}"));
         assert!(matches!(ran.end, End::Failed(_)), "{hidden}: {ran:?}");
     }
@@ -232,15 +233,23 @@ fn authors_read_where_and_what() {
         "t.rhai:1:1: command(\"go\", … \"arived\"): no such function in this file; did you mean \"arrived\"?"
     );
     assert_eq!(refusal("fn f() { let x = \"abc; }"), "t.rhai:1:18: this text is never closed; its quote is missing");
-    assert_eq!(refusal("fn f() { say(usr.name); }"), "t.rhai:1:14: there is no variable \"usr\"; did you mean \"user\"?");
-    assert!(refusal("let count = 1; fn f() { say(count); }").contains("write `const count = …`, or keep it in `state`"));
+    assert_eq!(
+        refusal("fn f() { say(usr.name); }"),
+        "t.rhai:1:14: there is no variable \"usr\"; did you mean \"user\"?"
+    );
+    assert!(
+        refusal("let count = 1; fn f() { say(count); }").contains("write `const count = …`, or keep it in `state`")
+    );
     assert!(refusal("command(\"a\", \"b\", f); fn f() {}").contains("name it as a text: \"f\" in quotes"));
     assert!(refusal("say(\"hi\");").contains("say works only inside a function"));
     assert!(refusal("fn say(x) { }").contains("choose another name"));
     assert!(refusal("fn f() { on_text(\"x\", \"f\"); }").contains("there is no function \"on_text\""));
     assert!(refusal("on_topic(\"a/#\", \"f\"); fn f() { g(); } fn g() { confirm(\"?\"); }").contains("calls confirm"));
     assert!(refusal("on_topic(\"a/#/b\", \"f\"); fn f() {}").contains("the # has to be the last level"));
-    assert_eq!(failure(&once("fn f() { say(42); }")), "t.rhai:1:10: say wants text, got the number 42; write say(`${x}`)");
+    assert_eq!(
+        failure(&once("fn f() { say(42); }")),
+        "t.rhai:1:10: say wants text, got the number 42; write say(`${x}`)"
+    );
     let deep = failure(&once("fn f() {\n g();\n}\nfn g() {\n  throw \"oh\";\n}"));
     assert_eq!(deep, "t.rhai:5:3: oh");
 }
@@ -282,7 +291,8 @@ fn another_script_is_noticed_by_the_journal() {
 #[test]
 fn the_stack_of_a_pool_thread_bears_the_deepest_script() {
     let nest = (0..4).fold("n".to_owned(), |inner, _| format!("[#{{ a: ({inner}) + 0 }}.a][0]"));
-    let source = format!("fn g(n) {{ if n == 0 {{ return 0; }} let x = g(n - 1); {nest} + x }} fn f() {{ say(`${{g(28)}}`); }}");
+    let source =
+        format!("fn g(n) {{ if n == 0 {{ return 0; }} let x = g(n - 1); {nest} + x }} fn f() {{ say(`${{g(28)}}`); }}");
     let thread = std::thread::Builder::new().stack_size(2 << 20).spawn(move || said(&once(&source)).len()).unwrap();
     assert_eq!(thread.join().unwrap(), 1);
 }
