@@ -143,7 +143,8 @@ pub struct Config {
     pub data: PathBuf,
     pub hosts: Hosts,
     pub listen: Vec<(Key, Addresses)>,
-    pub engine: tavi_store_kv::Engine,
+    /// The engine that was asked for; else that of the store that is there, else sled.
+    pub engine: Option<tavi_store_kv::Engine>,
     pub cache_bytes: u64,
     pub certificate: Option<(PathBuf, PathBuf)>,
     pub log_level: String,
@@ -165,10 +166,16 @@ impl Config {
         Config::merge(args, data, file)
     }
 
+    /// Where the store lies.
+    pub fn store_path(&self) -> PathBuf {
+        self.data.join("store")
+    }
+
     fn merge(args: &ServeArgs, data: PathBuf, file: File) -> Result<Config> {
         let domain = args.domain.as_deref().or(file.domain.as_deref()).unwrap_or("localhost");
         let hosts = Hosts::new(domain).with_context(|| format!("{domain:?} is no domain name"))?;
-        let engine = file.store.engine.as_deref().unwrap_or("sled");
+        let engine = file.store.engine.as_deref();
+        let engine = engine.map(|name| name.parse().map_err(|_| anyhow::anyhow!("[store] engine = {name:?}: use sled or fjall")));
         let certificate = match (file.tls.certificate, file.tls.key) {
             (Some(certificate), Some(key)) => Some((certificate, key)),
             (None, None) => None,
@@ -178,7 +185,7 @@ impl Config {
         Ok(Config {
             hosts,
             listen: listeners(&file.listen, &args.listen)?,
-            engine: engine.parse().map_err(|_| anyhow::anyhow!("[store] engine = {engine:?}: use sled or fjall"))?,
+            engine: engine.transpose()?,
             cache_bytes: file.store.cache_mib.unwrap_or(64).clamp(1, 1 << 20) << 20,
             certificate,
             log_level: file.log.level.unwrap_or_else(|| "info".into()),
@@ -255,7 +262,7 @@ pub const TEMPLATE: &str = r#"# Tavi's configuration. Every key is optional; wha
 #https = "localhost:5443"
 
 [store]
-#engine = "sled"            # or "fjall"; an existing store is moved with `tavi store migrate --to fjall`
+#engine = "sled"            # or "fjall", for a new store; an existing one is moved with `tavi store migrate --to fjall`
 #cache_mib = 64
 
 # Your own certificate, PEM. Without it one is made by the broker's own CA in tls/ca.pem.

@@ -32,12 +32,19 @@ pub struct Fronts {
     tasks: JoinSet<()>,
     coap: Vec<tavi_coap::Endpoint>,
     mqtt: Arc<tavi_mqtt::Hub>,
+    xmpp: Arc<tavi_xmpp::Xmpp>,
+    bots: tavi_bots::Bots,
 }
 
 /// Starts everything that listens.
 pub async fn start(start: Start<'_>, open: Vec<(Key, Open)>) -> Result<Fronts> {
     let mqtt = tavi_mqtt::Hub::recall(start.node.clone(), tavi_mqtt::Config::default()).await?;
-    let mut fronts = Fronts { stop: watch::Sender::new(false), tasks: JoinSet::new(), coap: Vec::new(), mqtt };
+    let bots = tavi_bots::Bots::start(start.node.clone(), start.config.bots.clone()).await?;
+    if let Err(error) = bots.watch() {
+        tracing::warn!(%error, "changes of bots are read on SIGHUP only");
+    }
+    let (stop, xmpp) = (watch::Sender::new(false), xmpp(&start));
+    let mut fronts = Fronts { stop, tasks: JoinSet::new(), coap: Vec::new(), mqtt, xmpp, bots };
     fronts.tasks.spawn(fronts.mqtt.clone().run());
     for (key, sockets) in open {
         match sockets {
@@ -53,6 +60,15 @@ pub async fn start(start: Start<'_>, open: Vec<(Key, Open)>) -> Result<Fronts> {
     let stopped = fronts.stopped();
     fronts.tasks.spawn(tavi_web::admin::serve(admin, start.office.clone(), Limits::default(), stopped));
     Ok(fronts)
+}
+
+fn xmpp(start: &Start<'_>) -> Arc<tavi_xmpp::Xmpp> {
+    let tls = tavi_xmpp::Tls {
+        starttls: start.tls.starttls.clone(),
+        direct: start.tls.xmpps.clone(),
+        certificate: start.tls.certificate.clone(),
+    };
+    tavi_xmpp::Xmpp::new(start.node.clone(), Some(tls), tavi_xmpp::Config::default(), Vec::new())
 }
 
 impl Fronts {
@@ -74,7 +90,13 @@ impl Fronts {
             Key::Mqtts => {
                 self.tasks.spawn(self.mqtt.clone().listen_tls(listener, start.tls.mqtts.clone()));
             }
-            _ => {}
+            Key::Xmpp => {
+                self.tasks.spawn(self.xmpp.clone().listen(listener));
+            }
+            Key::Xmpps => {
+                self.tasks.spawn(self.xmpp.clone().listen_tls(listener));
+            }
+            Key::Coap => unreachable!("CoAP's sockets are UDP"),
         }
     }
 
@@ -91,15 +113,19 @@ impl Fronts {
     pub async fn stop(mut self) {
         self.stop.send_replace(true);
         self.mqtt.stop();
+        self.xmpp.stop().await;
         for endpoint in self.coap {
             endpoint.stop().await;
         }
         self.mqtt.stopped().await;
         while self.tasks.join_next().await.is_some() {}
+        self.bots.stop().await;
     }
 
     /// Reads the bots again.
-    pub async fn reload_bots(&self) {}
+    pub async fn reload_bots(&self) {
+        self.bots.reload().await;
+    }
 }
 
 /// `/metrics` and `/healthz`.

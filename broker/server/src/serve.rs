@@ -51,6 +51,7 @@ async fn serve(config: Config) -> Result<()> {
     let store = users::open_store(&config)?;
     let node = node(&config, store.clone()).await?;
     first_admin(&node.parts).await?;
+    node.router.registry().start().await?;
     node.correct_states().await?;
     let addresses = listeners.addresses.clone();
     let office = Arc::new(Office::new(node.parts.clone(), addresses.clone()));
@@ -68,7 +69,8 @@ async fn serve(config: Config) -> Result<()> {
 async fn node(config: &Config, store: Arc<KvStore>) -> Result<Node> {
     let parts = Parts::load(config.hosts.clone(), store, Arc::new(SystemClock), SessionLimits::default()).await?;
     parts.login.set_tokens(tokens::Registry::new(parts.clone()));
-    let registry = Registry::default();
+    let mut registry = Registry::default();
+    tavi_modules::register(&mut registry, &parts)?;
     Ok(Node::new(parts, registry))
 }
 

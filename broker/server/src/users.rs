@@ -14,7 +14,7 @@ use tavi_enrol::{
     admin::{ApiError, NewPassword, NewUser, Removed, UserList, UserPassword},
 };
 use tavi_fleet::Client;
-use tavi_store_kv::{KvStore, Options};
+use tavi_store_kv::{Engine, KvStore, Options};
 
 /// Runs one command.
 pub fn run(command: UserCommand) -> Result<()> {
@@ -100,8 +100,13 @@ impl Closed {
 
 /// Opens the store of a data folder.
 pub fn open_store(config: &Config) -> Result<Arc<KvStore>> {
-    let options = Options { engine: config.engine, cache: config.cache_bytes, ..Options::default() };
-    Ok(tavi_store_kv::open(&config.data.join("store"), &options)?)
+    let path = config.store_path();
+    let engine = match config.engine {
+        Some(engine) => engine,
+        None => tavi_store_kv::engine_of(&path)?.unwrap_or(Engine::Sled),
+    };
+    let options = Options { engine, cache: config.cache_bytes, ..Options::default() };
+    Ok(tavi_store_kv::open(&path, &options)?)
 }
 
 fn read_password(from_stdin: bool) -> Result<Option<Secret>> {
