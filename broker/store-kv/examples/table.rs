@@ -128,7 +128,9 @@ fn message(id: u64) -> Vec<Op> {
     let mut text = head;
     while text.len() < SIZE {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(id);
-        text.push_str(["lorem ", "ipsum ", "dolor ", "sit ", "amet ", "why ", "4", "quite ", "x"][(state >> 60) as usize % 9]);
+        text.push_str(
+            ["lorem ", "ipsum ", "dolor ", "sit ", "amet ", "why ", "4", "quite ", "x"][(state >> 60) as usize % 9],
+        );
         text.push(char::from(b'a' + (state >> 40) as u8 % 26));
     }
     text.truncate(SIZE);

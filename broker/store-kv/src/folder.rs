@@ -41,12 +41,7 @@ impl Folder {
 
     /// What the folder holds; `None` if it is new.
     pub fn current(&self) -> Result<Option<Current>, OpenError> {
-        let at = self.path.join("current");
-        match fs::read_to_string(&at) {
-            Ok(text) => parse(&text).map(Some).ok_or(OpenError::Unknown { path: at }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(io_error(&at)(error)),
-        }
+        read_current(&self.path)
     }
 
     /// Makes `current` name another folder, durably and in one step.
@@ -73,6 +68,16 @@ impl Folder {
         let names = (1u32..).map(|number| format!("{engine}-{number}"));
         // The numbers are endless, a folder's entries are not.
         names.into_iter().find(|name| !self.inside(name).exists()).unwrap_or_default()
+    }
+}
+
+/// What the folder `path` holds, whoever has its lock; `None` if it is new.
+pub(crate) fn read_current(path: &Path) -> Result<Option<Current>, OpenError> {
+    let at = path.join("current");
+    match fs::read_to_string(&at) {
+        Ok(text) => parse(&text).map(Some).ok_or(OpenError::Unknown { path: at }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(io_error(&at)(error)),
     }
 }
 

@@ -3,12 +3,14 @@
 //! [`open`] gives a [`KvStore`]: the domain store of `tavi-store` on one of them. The rules that keep what was
 //! acknowledged are in `storage.md`; the crash suites under `tests` hold them to it.
 
+mod check;
 mod committer;
 mod fjall;
 mod folder;
 mod group;
 mod keys;
 mod kv;
+mod migrate;
 mod names;
 mod read;
 mod sled;
@@ -16,8 +18,10 @@ mod stats;
 mod store;
 mod value;
 
+pub use check::{Report, check};
+pub use migrate::{MigrateError, Migrated, migrate, restore};
 pub use stats::{BATCH_BOUNDS, CommitStats, Histogram, LATENCY_BOUNDS_US};
-pub use store::{KvStore, open};
+pub use store::{KvStore, engine_of, open};
 pub(crate) use tavi_store::StoreError;
 
 use std::{fmt, path::PathBuf, str::FromStr};
@@ -79,6 +83,12 @@ pub enum OpenError {
         found: u64,
         /// The greatest known one.
         known: u64,
+    },
+    /// There is no store.
+    #[error("there is no store in {}", path.display())]
+    Empty {
+        /// The folder.
+        path: PathBuf,
     },
     /// The file that names the engine cannot be understood.
     #[error("{} is not of a form that this release knows", path.display())]

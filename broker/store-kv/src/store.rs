@@ -40,7 +40,7 @@ pub struct KvStore {
     /// The owner from which the next expiry goes on.
     expiry: Arc<AtomicU64>,
     // Declared last, so that the lock outlives the engine.
-    _folder: Folder,
+    folder: Arc<Folder>,
 }
 
 /// Opens the store in the folder `path`, or makes one there. Blocks while the engine recovers.
@@ -54,16 +54,20 @@ pub fn open(path: &Path, options: &Options) -> Result<Arc<KvStore>, OpenError> {
         Some(current) => current.clone(),
         None => Current { engine: options.engine, folder: folder.unused(options.engine) },
     };
-    let kv = open_engine(&folder, &chosen, options)?;
+    let store = KvStore::inside(&Arc::new(folder), &chosen, options)?;
     if current.is_none() {
-        folder.set_current(&chosen)?;
+        store.folder.set_current(&chosen)?;
     }
-    Ok(Arc::new(KvStore::start(kv, folder, options)?))
+    Ok(Arc::new(store))
 }
 
-fn open_engine(folder: &Folder, current: &Current, options: &Options) -> Result<Arc<dyn Kv>, OpenError> {
+/// The engine of the store in the folder `path`; `None` if there is no store yet.
+pub fn engine_of(path: &Path) -> Result<Option<Engine>, OpenError> {
+    Ok(folder::read_current(path)?.map(|current| current.engine))
+}
+
+pub(crate) fn open_engine(folder: &Folder, current: &Current, cache: u64) -> Result<Arc<dyn Kv>, OpenError> {
     let path = folder.inside(&current.folder);
-    let cache = options.cache;
     Ok(match current.engine {
         Engine::Sled => Arc::new(folder::open_or_repair(&path, |path| Sled::open(path, cache))?),
         Engine::Fjall => Arc::new(folder::open_or_repair(&path, |path| Fjall::open(path, cache))?),
@@ -71,7 +75,9 @@ fn open_engine(folder: &Folder, current: &Current, options: &Options) -> Result<
 }
 
 impl KvStore {
-    fn start(kv: Arc<dyn Kv>, folder: Folder, options: &Options) -> Result<KvStore, OpenError> {
+    /// Opens one of the stores inside a folder.
+    pub(crate) fn inside(folder: &Arc<Folder>, current: &Current, options: &Options) -> Result<KvStore, OpenError> {
+        let kv = open_engine(folder, current, options.cache)?;
         let marks = marks(&*kv)?;
         let bounds = Bounds { commits: options.queue, bytes: options.queue_bytes };
         let committer = Committer::start(kv.clone(), marks, bounds);
@@ -79,9 +85,9 @@ impl KvStore {
         Ok(KvStore {
             committer: Arc::new(committer),
             reader: Reader { kv },
-            engine: options.engine,
+            engine: current.engine,
             expiry: Arc::default(),
-            _folder: folder,
+            folder: folder.clone(),
         })
     }
 
@@ -117,7 +123,7 @@ impl Drop for KvStore {
 }
 
 /// Reads what the committer must know, and writes the layout's version into a new store.
-fn marks(kv: &dyn Kv) -> Result<Marks, OpenError> {
+pub(crate) fn marks(kv: &dyn Kv) -> Result<Marks, OpenError> {
     match system(kv, keys::SCHEMA)? {
         Some(keys::SCHEMA_VERSION) => {}
         Some(found) => return Err(OpenError::NewerLayout { found, known: keys::SCHEMA_VERSION }),

@@ -1,0 +1,255 @@
+//! Looks at every row of a closed store: whether it can be read, and whether the rows agree with each other.
+
+use crate::{
+    Engine, OpenError, StoreError,
+    folder::Folder,
+    keys::{self, Kind, Number},
+    kv::{Family, Kv},
+    names, read,
+    store::{self, open_engine},
+    value::{self, Body, CHUNK, Cell, InboxCell},
+};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    ops::{Bound, ControlFlow},
+    path::Path,
+};
+use tavi_store::Table;
+
+/// At most so many problems are described; all are counted.
+const DESCRIBED: usize = 100;
+/// The progress is told every so many rows.
+const STEP: u64 = 10_000;
+
+/// What a check found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// The engine of the store.
+    pub engine: Engine,
+    /// How many rows were looked at.
+    pub rows: u64,
+    /// How many problems were found.
+    pub problems: u64,
+    /// The first hundred of them.
+    pub described: Vec<String>,
+}
+
+/// Checks the store in the folder `path`, which no process may have open; `cache` is the engine's cache in bytes.
+/// `progress` is called with the number of rows now and then. A damaged store gives a report, not an error.
+pub fn check(path: &Path, cache: u64, progress: &mut dyn FnMut(u64)) -> Result<Report, OpenError> {
+    let folder = Folder::lock(path)?;
+    let current = folder.current()?.ok_or(OpenError::Empty { path: path.into() })?;
+    let kv = open_engine(&folder, &current, cache)?;
+    let report = Report { engine: current.engine, rows: 0, problems: 0, described: Vec::new() };
+    let mut check =
+        Check { kv: &*kv, names: HashMap::new(), dead: HashSet::new(), blobs: BTreeMap::new(), report, progress };
+    check.all()?;
+    Ok(check.report)
+}
+
+struct Check<'a> {
+    kv: &'a dyn Kv,
+    /// All numbers with the kind of their names.
+    names: HashMap<Number, Kind>,
+    /// Numbers of purged owners whose rows are being swept.
+    dead: HashSet<Number>,
+    /// Lengths of the chunked values that rows speak of.
+    blobs: BTreeMap<Number, u32>,
+    report: Report,
+    progress: &'a mut dyn FnMut(u64),
+}
+
+type Row<'r> = (&'r [u8], &'r [u8]);
+
+impl Check<'_> {
+    fn all(&mut self) -> Result<(), OpenError> {
+        let marks = store::marks(self.kv)?;
+        self.dead = marks.dead.iter().copied().collect();
+        self.each(Family::Owner, Check::owner)?;
+        self.each(Family::Name, Check::name)?;
+        self.each(Family::Record, Check::record)?;
+        self.each(Family::Queue, |check, (key, row)| check.cell(Family::Queue, (key, row), keys::number_at(key, 0)))?;
+        self.each(Family::Archive, Check::archive)?;
+        self.each(Family::ArchiveWith, Check::archive_with)?;
+        self.each(Family::Inbox, Check::inbox)?;
+        self.each(Family::InboxTime, Check::inbox_time)?;
+        self.each(Family::Outbox, |check, (key, _)| check.owned(Family::Outbox, keys::number_at(key, 8)))?;
+        self.chunks()?;
+        self.marks(marks.next, marks.last)
+    }
+
+    /// Shows each row of a family to `look`, which says what is wrong with it.
+    fn each(
+        &mut self,
+        family: Family,
+        look: impl Fn(&mut Self, Row<'_>) -> Result<(), String>,
+    ) -> Result<(), OpenError> {
+        let kv = self.kv;
+        kv.range(family, (Bound::Unbounded, Bound::Unbounded), &mut |key, row| {
+            self.report.rows += 1;
+            if self.report.rows.is_multiple_of(STEP) {
+                (self.progress)(self.report.rows);
+            }
+            if let Err(problem) = look(self, (key, row)) {
+                self.problem(format!("{} {}: {problem}", family.name(), hex(key)));
+            }
+            ControlFlow::Continue(())
+        })?;
+        Ok(())
+    }
+
+    fn problem(&mut self, problem: String) {
+        self.report.problems += 1;
+        if self.report.described.len() < DESCRIBED {
+            self.report.described.push(problem);
+        }
+    }
+
+    fn owner(&mut self, (key, row): Row<'_>) -> Result<(), String> {
+        let number = keys::number_at(key, 0).ok_or("the key is too short")?;
+        let (kind, name) = names::decode(row).map_err(text)?;
+        self.names.insert(number, kind);
+        match names::number_of(self.kv, kind, &name).map_err(text)? {
+            Some(other) if other == number => Ok(()),
+            other => Err(format!("the name {name:?} leads to {other:?}")),
+        }
+    }
+
+    fn name(&mut self, (_, row): Row<'_>) -> Result<(), String> {
+        let number = value::number(Family::Name, row).map_err(text)?;
+        if self.names.contains_key(&number) { Ok(()) } else { Err(format!("number {number} has no name")) }
+    }
+
+    fn record(&mut self, (key, row): Row<'_>) -> Result<(), String> {
+        key.first().and_then(|code| Table::from_code(*code)).ok_or("no such table")?;
+        read::item(key).map_err(text)?;
+        let version = self.cell(Family::Record, (key, row), keys::number_at(key, 1)).map(|()| row[1..9] != [0; 8])?;
+        if version { Ok(()) } else { Err("version 0".into()) }
+    }
+
+    fn archive(&mut self, (key, row): Row<'_>) -> Result<(), String> {
+        let owner = keys::number_at(key, 0);
+        self.cell(Family::Archive, (key, row), owner)?;
+        let with = Cell::decode(Family::Archive, row.to_vec()).map_err(text)?.number;
+        self.correspondent(with)?;
+        let (owner, id) = (owner.ok_or("no owner")?, keys::number_at(key, 8).ok_or("no id")?);
+        self.exists(Family::ArchiveWith, &keys::archive_with(owner, with, id), owner)
+    }
+
+    fn archive_with(&mut self, (key, _): Row<'_>) -> Result<(), String> {
+        let [owner, with, id] = triple(key)?;
+        self.owned(Family::ArchiveWith, Some(owner))?;
+        let row = self.kv.get(Family::Archive, &keys::dated(owner, id)).map_err(text)?;
+        let cell = row.map(|row| Cell::decode(Family::Archive, row)).transpose().map_err(text)?;
+        let there = cell.is_some_and(|cell| cell.number == with) || self.dead.contains(&owner);
+        if there { Ok(()) } else { Err("no such stanza in the archive".into()) }
+    }
+
+    fn inbox(&mut self, (key, row): Row<'_>) -> Result<(), String> {
+        let (owner, with) = (keys::number_at(key, 0).ok_or("no owner")?, keys::number_at(key, 8).ok_or("no one")?);
+        self.owned(Family::Inbox, Some(owner))?;
+        self.correspondent(with)?;
+        let cell = InboxCell::decode(row).map_err(text)?;
+        self.exists(Family::InboxTime, &keys::inbox_time(owner, cell.last, with), owner)
+    }
+
+    fn inbox_time(&mut self, (key, _): Row<'_>) -> Result<(), String> {
+        let [owner, inverted, with] = triple(key)?;
+        self.owned(Family::InboxTime, Some(owner))?;
+        match self.kv.get(Family::Inbox, &keys::inbox(owner, with)).map_err(text)? {
+            Some(row) if InboxCell::decode(&row).map_err(text)?.last == !inverted => Ok(()),
+            _ if self.dead.contains(&owner) => Ok(()),
+            _ => Err("no such conversation in the inbox".into()),
+        }
+    }
+
+    /// A row with a value: it can be read, its owner is known, its chunks are remembered.
+    fn cell(&mut self, family: Family, (_, row): Row<'_>, owner: Option<Number>) -> Result<(), String> {
+        self.owned(family, owner)?;
+        match Cell::decode(family, row.to_vec()).map_err(text)?.body {
+            Body::Chunked { blob, .. } if self.blobs.contains_key(&blob) => {
+                Err("another row has the same chunks".into())
+            }
+            Body::Chunked { blob, len } => {
+                self.blobs.insert(blob, len);
+                Ok(())
+            }
+            Body::Inline(_) => Ok(()),
+        }
+    }
+
+    fn owned(&self, family: Family, owner: Option<Number>) -> Result<(), String> {
+        let owner = owner.ok_or_else(|| format!("a key of {} is too short", family.name()))?;
+        let known = self.names.get(&owner) == Some(&Kind::Owner) || self.dead.contains(&owner);
+        if known { Ok(()) } else { Err(format!("owner {owner} is unknown")) }
+    }
+
+    fn correspondent(&self, with: Number) -> Result<(), String> {
+        let known = self.names.get(&with) == Some(&Kind::With);
+        if known { Ok(()) } else { Err(format!("correspondent {with} is unknown")) }
+    }
+
+    fn exists(&self, family: Family, key: &[u8], owner: Number) -> Result<(), String> {
+        let there = self.kv.get(family, key).map_err(text)?.is_some() || self.dead.contains(&owner);
+        if there { Ok(()) } else { Err(format!("its row in {} is missing", family.name())) }
+    }
+
+    /// Each chunked value is whole, and each chunk belongs to a value.
+    fn chunks(&mut self) -> Result<(), OpenError> {
+        let mut found: BTreeMap<Number, u64> = BTreeMap::new();
+        let kv = self.kv;
+        kv.range(Family::Chunk, (Bound::Unbounded, Bound::Unbounded), &mut |key, chunk| {
+            self.report.rows += 1;
+            let (blob, index) = (keys::number_at(key, 0).unwrap_or(0), key.get(8..).unwrap_or_default());
+            let bytes = found.entry(blob).or_default();
+            // Chunks come in order, and all but the last are full.
+            let place = (bytes.div_ceil(CHUNK as u64) as u32).to_be_bytes();
+            if index != place || !bytes.is_multiple_of(CHUNK as u64) {
+                self.problem(format!("chunk {}: out of its place", hex(key)));
+            }
+            *found.entry(blob).or_default() += chunk.len() as u64;
+            ControlFlow::Continue(())
+        })?;
+        for (blob, len) in std::mem::take(&mut self.blobs) {
+            let bytes = found.remove(&blob).unwrap_or(0);
+            if bytes != u64::from(len) {
+                self.problem(format!("value {blob} has {bytes} bytes of {len}"));
+            }
+        }
+        found.into_keys().for_each(|blob| self.problem(format!("chunks of value {blob} belong to no row")));
+        Ok(())
+    }
+
+    /// The counters stand above everything that was drawn from them.
+    fn marks(&mut self, next: Number, last: u64) -> Result<(), OpenError> {
+        let mut greatest = 0;
+        let newest = [(Family::Queue, 8), (Family::Archive, 8), (Family::Outbox, 0)];
+        for (family, at) in newest {
+            let mut see = |key: &[u8], _: &[u8]| {
+                greatest = greatest.max(keys::number_at(key, at).unwrap_or(0));
+                ControlFlow::Continue(())
+            };
+            self.kv.range(family, (Bound::Unbounded, Bound::Unbounded), &mut see)?;
+        }
+        if greatest > last {
+            self.problem(format!("system: the last id is {last}, but there is a row with {greatest}"));
+        }
+        if let Some(number) = self.names.keys().max().filter(|number| **number >= next) {
+            self.problem(format!("system: the next number is {next}, but {number} is given"));
+        }
+        Ok(())
+    }
+}
+
+fn triple(key: &[u8]) -> Result<[u64; 3], String> {
+    let at = |at| keys::number_at(key, at).ok_or("the key is too short");
+    Ok([at(0)?, at(8)?, at(16)?])
+}
+
+fn text(error: StoreError) -> String {
+    error.to_string()
+}
+
+fn hex(key: &[u8]) -> String {
+    key.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,185 @@
+//! What an operator does with a closed store: check, export, import, migrate; and what keeps two brokers apart.
+
+use bytes::Bytes;
+use std::{fs, io::Cursor, path::Path, sync::Arc};
+use tavi_store::{
+    Op, Owner, SharedStore, Store, StoreError,
+    conformance::{body, dump, fill, wait},
+    export::{ExportError, export},
+};
+use tavi_store_kv::{Engine, KvStore, MigrateError, OpenError, Options, check, engine_of, migrate, open, restore};
+
+fn options(engine: Engine) -> Options {
+    Options { engine, cache: 8 << 20, ..Options::default() }
+}
+
+fn reopened(path: &Path, engine: Engine) -> Arc<KvStore> {
+    open(path, &options(engine)).unwrap()
+}
+
+/// A store with rows of all kinds, closed; gives what it shows.
+fn filled(path: &Path, engine: Engine) -> String {
+    let store: SharedStore = reopened(path, engine);
+    fill(&store, 400);
+    wait(store.commit(&Owner::topic("large"), vec![Op::QueuePush { id: 9_999, value: body(1, 100_000) }])).unwrap();
+    dump(&store)
+}
+
+fn shown(path: &Path, engine: Engine) -> String {
+    let store: SharedStore = reopened(path, engine);
+    dump(&store)
+}
+
+#[test]
+fn a_whole_store_passes_its_check() {
+    for engine in Engine::ALL {
+        let dir = tempfile::tempdir().unwrap();
+        filled(dir.path(), engine);
+        let report = check(dir.path(), 8 << 20, &mut |_| ()).unwrap();
+        assert_eq!((report.engine, report.problems, report.described), (engine, 0, vec![]));
+        assert!(report.rows > 100);
+    }
+}
+
+#[test]
+fn a_store_that_lacks_rows_fails_its_check() {
+    let dir = tempfile::tempdir().unwrap();
+    let owner = Owner::account("juliet@example.org");
+    let store = reopened(dir.path(), Engine::Sled);
+    let inbox = Op::Inbox { with: "w".into(), last: 5, unread: Some(1), preview: "p".into() };
+    let archive = Op::Archive { id: 5, with: "w".into(), value: body(5, 20_000) };
+    wait(store.commit(&owner, vec![archive, inbox, Op::QueuePush { id: 6, value: body(6, 20_000) }])).unwrap();
+    drop(store);
+    // Damage that no engine notices: rows are gone. The families are those of storage.md.
+    let db = loop {
+        // sled's threads let its lock go a moment after the store is closed.
+        if let Ok(db) = sled::open(dir.path().join("sled-1")) {
+            break db;
+        }
+        std::thread::yield_now();
+    };
+    for family in ["chunk", "arch_with", "inbox_t"] {
+        let tree = db.open_tree(family).unwrap();
+        let key = tree.iter().keys().next().unwrap().unwrap();
+        tree.remove(key).unwrap();
+    }
+    db.flush().unwrap();
+    drop(db);
+    let report = check(dir.path(), 8 << 20, &mut |_| ()).unwrap();
+    let all = report.described.join("\n");
+    for expected in ["out of its place", "bytes of 20000", "row in arch_with is missing", "row in inbox_t is missing"] {
+        assert!(all.contains(expected), "{expected} is not in:\n{all}");
+    }
+}
+
+#[test]
+fn an_export_of_one_engine_is_restored_in_the_other() {
+    for (from, to) in [(Engine::Sled, Engine::Fjall), (Engine::Fjall, Engine::Sled)] {
+        let (before, after) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let shows = filled(before.path(), from);
+        let mut file = Vec::new();
+        wait(export(&*reopened(before.path(), from), &mut file, &mut |_| ())).unwrap();
+        let mut cut = Cursor::new(&file[..file.len() - 1]);
+        let refused = wait(restore(after.path(), &options(to), (&mut cut, &mut |_| ())));
+        assert!(matches!(refused, Err(MigrateError::Copy(ExportError::Damaged { .. }))));
+        assert_eq!(engine_of(after.path()).unwrap(), None);
+        wait(restore(after.path(), &options(to), (&mut Cursor::new(&file), &mut |_| ()))).unwrap();
+        assert_eq!(shown(after.path(), to), shows);
+        let again = wait(restore(after.path(), &options(to), (&mut Cursor::new(&file), &mut |_| ())));
+        assert!(matches!(again, Err(MigrateError::Exists(_))));
+        assert_eq!(check(after.path(), 8 << 20, &mut |_| ()).unwrap().problems, 0);
+    }
+}
+
+#[test]
+fn a_migrated_store_shows_the_same_and_keeps_the_old_files() {
+    for (from, to) in [(Engine::Sled, Engine::Fjall), (Engine::Fjall, Engine::Sled)] {
+        let dir = tempfile::tempdir().unwrap();
+        let shows = filled(dir.path(), from);
+        let wrong = open(dir.path(), &options(to)).map(drop).unwrap_err();
+        assert!(wrong.to_string().contains(&format!("tavi store migrate --to {to}")), "{wrong}");
+        let mut steps = 0;
+        let moved = wait(migrate(dir.path(), &options(to), &mut |_| steps += 1)).unwrap();
+        assert!(steps > 0 && moved.copied.entries > 50 && moved.kept.exists());
+        assert_eq!(engine_of(dir.path()).unwrap(), Some(to));
+        assert_eq!(shown(dir.path(), to), shows);
+        assert!(matches!(wait(migrate(dir.path(), &options(to), &mut |_| ())), Err(MigrateError::Same(_))));
+        // And back, beside the files that were kept.
+        wait(migrate(dir.path(), &options(from), &mut |_| ())).unwrap();
+        assert_eq!(shown(dir.path(), from), shows);
+    }
+}
+
+#[test]
+fn a_store_that_is_open_is_refused_to_everyone_else() {
+    for engine in Engine::ALL {
+        let dir = tempfile::tempdir().unwrap();
+        let store = reopened(dir.path(), engine);
+        let refused = [
+            open(dir.path(), &options(engine)).map(drop).unwrap_err(),
+            check(dir.path(), 8 << 20, &mut |_| ()).map(drop).unwrap_err(),
+        ];
+        for error in refused {
+            assert!(matches!(&error, OpenError::Locked { .. }) && error.to_string().contains("another process"));
+        }
+        drop(store);
+        reopened(dir.path(), engine);
+    }
+}
+
+#[test]
+fn tools_say_that_there_is_no_store() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(matches!(check(dir.path(), 8 << 20, &mut |_| ()), Err(OpenError::Empty { .. })));
+    let moved = wait(migrate(dir.path(), &options(Engine::Sled), &mut |_| ()));
+    assert!(matches!(moved, Err(MigrateError::Open(OpenError::Empty { .. }))));
+}
+
+#[test]
+fn too_many_commits_are_refused_at_once_and_the_others_land() {
+    let dir = tempfile::tempdir().unwrap();
+    let few = Options { queue: 8, ..options(Engine::Sled) };
+    let store = open(dir.path(), &few).unwrap();
+    let push = |id| vec![Op::QueuePush { id, value: Bytes::from_static(b"x") }];
+    let commits: Vec<_> = (1..=5_000).map(|id| store.commit(&Owner::topic("t"), push(id))).collect();
+    let results: Vec<_> = commits.into_iter().map(wait).collect();
+    let landed = results.iter().filter(|result| result.is_ok()).count();
+    let refused = Err(StoreError::Unavailable("too many commits wait".into()));
+    assert_eq!(landed + results.iter().filter(|result| **result == refused).count(), 5_000);
+    assert!(landed >= 8 && landed < 5_000, "{landed} landed");
+    let stats = store.stats();
+    assert_eq!((stats.latency_us.count(), stats.refused, stats.waiting), (landed as u64, 5_000 - landed as u64, 0));
+    let small = Options { queue_bytes: 10_000, ..options(Engine::Sled) };
+    drop(store);
+    let store = open(dir.path(), &small).unwrap();
+    let large = vec![Op::QueuePush { id: 9_999, value: body(1, 20_000) }];
+    assert_eq!(wait(store.commit(&Owner::topic("t"), large)), refused);
+}
+
+#[test]
+fn a_closed_store_has_committed_what_waited_and_takes_no_more() {
+    for engine in Engine::ALL {
+        let dir = tempfile::tempdir().unwrap();
+        let store = reopened(dir.path(), engine);
+        let push = |id| vec![Op::QueuePush { id, value: Bytes::from_static(b"x") }];
+        let commits: Vec<_> = (1..=500).map(|id| store.commit(&Owner::topic("t"), push(id))).collect();
+        store.close();
+        assert!(matches!(wait(store.commit(&Owner::topic("t"), push(501))), Err(StoreError::Unavailable(_))));
+        assert!(commits.into_iter().all(|commit| wait(commit).is_ok()));
+        assert_eq!(wait(store.queue(&Owner::topic("t"), 499, 9)).unwrap().len(), 1);
+        drop(store);
+        assert_eq!(reopened(dir.path(), engine).last_id(), 500);
+    }
+}
+
+#[test]
+fn damage_that_sled_sees_leaves_a_copy_and_names_the_way_back() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path(), Engine::Sled);
+    let folder = dir.path().join("sled-1");
+    fs::write(folder.join("conf"), b"segment_size: what\n").unwrap();
+    let error = open(dir.path(), &options(Engine::Sled)).map(drop).unwrap_err();
+    assert!(matches!(error, OpenError::Damaged { .. }), "{error:?}");
+    assert!(error.to_string().contains("tavi store import"));
+    assert!(dir.path().join("sled-1.damaged-1/db").exists());
+}
