@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 use tavi_core::{
-    Envelope, FakeClock, Node, Origin, Parts, Principal, Registry,
+    Envelope, FakeClock, Node, Origin, Parts, Principal, Registry, Ticket,
     permit::Grant,
     principal::Hosts,
     sessions::{Bound, SessionLimits},
 };
-use tavi_store::{Expect, MemoryStore, Op, Owner, SharedStore, Table};
+use tavi_store::{Expect, MemoryStore, Op, Owner, SharedStore, Store, Table};
 use tavi_xmpp_proto::{BareJid, Element, Jid, Kind, Stanza, element::Node as XmlNode, ns};
 
 /// 2026-11-22T15:00:00Z.
@@ -22,6 +22,15 @@ pub(crate) struct World {
 impl World {
     pub(crate) async fn new() -> World {
         World::over(Arc::new(MemoryStore::default()), Arc::new(FakeClock::at(NOW))).await
+    }
+
+    /// A world whose commits wait until the test lets them land; Romeo has an account already.
+    pub(crate) async fn delayed() -> (World, Arc<MemoryStore>) {
+        let store = Arc::new(MemoryStore::delayed());
+        let account = Op::Put { table: Table::Account, item: "".into(), value: "x".into(), expect: Expect::Any };
+        drop(store.commit(&Owner::account("romeo@localhost"), vec![account]));
+        store.release_all();
+        (World::over(store.clone(), Arc::new(FakeClock::at(NOW))).await, store)
     }
 
     /// The same store after the broker was cut off and started again.
@@ -50,7 +59,10 @@ impl World {
     /// A session of `local/resource` that has sent nothing yet.
     pub(crate) async fn bind(&self, who: &str) -> Person {
         let (local, resource) = who.split_once('/').unwrap();
-        let jid = self.account(local).await;
+        let jid = BareJid::new(local, "localhost").unwrap();
+        if !self.node.parts.accounts.exists(&jid).await.unwrap() {
+            self.account(local).await;
+        }
         let account = self.node.parts.sessions.account(&jid).await.unwrap().unwrap();
         let bound = self.node.parts.sessions.bind(&account, jid.with_resource(resource).unwrap()).unwrap();
         Person { node: self.node.clone(), bound, unread: Vec::new(), unacknowledged: Vec::new(), origin: Origin::Managed }
@@ -122,11 +134,17 @@ impl Person {
 
     /// Sends a stanza; its `from` is stamped as a session does. Gives back when it is durable and delivered.
     pub(crate) async fn sends(&mut self, xml: &str) {
+        self.begins(xml).await.complete().await.unwrap();
+        // What was bounced is routed again in tasks of its own.
+        tokio::task::yield_now().await;
+    }
+
+    /// Sends a stanza; what it leads to waits in the ticket.
+    pub(crate) async fn begins(&mut self, xml: &str) -> Ticket {
         let mut stanza = Stanza::parse(xml.as_bytes()).unwrap_or_else(|error| panic!("{xml}: {error}"));
         stanza.head.from = Some(self.bound.jid.clone());
         let env = Envelope::received(stanza, self.origin, self.node.parts.clock.now_ms());
-        self.node.route(env).await.complete().await.unwrap();
-        tokio::task::yield_now().await;
+        self.node.route(env).await
     }
 
     /// The next stanza has all that `pattern` has; gives its text. White space between elements does not count.

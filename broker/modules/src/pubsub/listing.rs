@@ -1,0 +1,83 @@
+//! Discovery of topics (XEP-0060 §5.1 to §5.5): only what the asker may retrieve, page by page (XEP-0059).
+
+use super::{Answer, Asker, FEATURES, Pubsub, refused};
+use crate::disco::{identity, info};
+use std::sync::Arc;
+use tavi_store::{Owner, Table};
+use tavi_xmpp_proto::{Condition, Element, StanzaError, ns};
+
+/// Nodes in one answer, if the asker does not want fewer.
+const PAGE: usize = 200;
+
+impl Pubsub {
+    /// XEP-0060 §5.1, §5.3.
+    pub(super) async fn info(&self, asker: &Asker, node: Option<&str>) -> Result<Answer, StanzaError> {
+        let Some(node) = node else {
+            return Ok(info([identity("pubsub", "service", "Topics")], FEATURES).into());
+        };
+        let value = self.parts.topics.retained_value(&asker.principal, node).map_err(refused)?;
+        let rows = self.parts.store.list(&Owner::topic(node), Table::Node, None, 1).await.map_err(super::unavailable)?;
+        if value.is_none() && rows.is_empty() {
+            return Err(Condition::ItemNotFound.into());
+        }
+        let info = info([identity("pubsub", "leaf", node)], [ns::PUBSUB, ns::DISCO_INFO, ns::DISCO_ITEMS]);
+        Ok(info.attr("node", node.to_owned()).into())
+    }
+
+    /// XEP-0060 §5.2, §5.5.
+    pub(super) fn items_of(&self, asker: &Asker, query: &Element) -> Result<Answer, StanzaError> {
+        match query.get_attr("node") {
+            None => Ok(self.nodes(asker, query)?.into()),
+            Some(node) => {
+                let value = self.parts.topics.retained_value(&asker.principal, node).map_err(refused)?;
+                let items = value.iter().map(|value| self.entry().attr("name", value.item_id()));
+                let query = Element::new(ns::DISCO_ITEMS, "query").attr("node", node.to_owned());
+                Ok(query.children(items).into())
+            }
+        }
+    }
+
+    fn nodes(&self, asker: &Asker, query: &Element) -> Result<Element, StanzaError> {
+        let page = Page::read(query)?;
+        let found = self.parts.topics.listed(&asker.principal, page.after.as_deref(), page.max + 1);
+        let more = found.len() > page.max;
+        let nodes = &found[..found.len().min(page.max)];
+        let items = nodes.iter().map(|node| self.entry().attr("node", node.to_string()));
+        let set = (page.asked || more).then(|| set(nodes));
+        Ok(Element::new(ns::DISCO_ITEMS, "query").children(items).child_opt(set))
+    }
+
+    fn entry(&self) -> Element {
+        let host = self.parts.hosts.name(tavi_core::principal::Host::Pubsub);
+        Element::new(ns::DISCO_ITEMS, "item").attr("jid", host.to_owned())
+    }
+}
+
+/// What a `<set/>` asks for (XEP-0059 §2).
+struct Page {
+    asked: bool,
+    after: Option<String>,
+    max: usize,
+}
+
+impl Page {
+    fn read(query: &Element) -> Result<Page, StanzaError> {
+        let Some(set) = query.get_child(ns::RSM, "set") else {
+            return Ok(Page { asked: false, after: None, max: PAGE });
+        };
+        // XEP-0059 §2.3, §2.6: going backwards and by index is not here.
+        if set.get_child(ns::RSM, "before").is_some() || set.get_child(ns::RSM, "index").is_some() {
+            return Err(Condition::FeatureNotImplemented.into());
+        }
+        let max = set.get_child(ns::RSM, "max").map(|max| max.text_content().trim().parse::<usize>());
+        let max = max.transpose().map_err(|_| Condition::BadRequest)?.map_or(PAGE, |max| max.min(PAGE));
+        let after = set.get_child(ns::RSM, "after").map(Element::text_content);
+        Ok(Page { asked: true, after, max })
+    }
+}
+
+/// XEP-0059 §2.1: the first and the last of this page.
+fn set(nodes: &[Arc<str>]) -> Element {
+    let end = |name: &'static str, node: Option<&Arc<str>>| node.map(|node| Element::new(ns::RSM, name).text(node.to_string()));
+    Element::new(ns::RSM, "set").child_opt(end("first", nodes.first())).child_opt(end("last", nodes.last()))
+}

@@ -1,0 +1,251 @@
+//! JIDs as subscribers of topics: who subscribed to what, durably, and how events reach them.
+
+use super::value;
+use parking_lot::Mutex;
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
+use tavi_core::{
+    Action, Effect, Envelope, Hosts, Overflow, Parts, Permit, Principal, Publication, Qos, Refusal, Sessions, SubOptions,
+    Subscriber, Topics,
+    hooks::{OnSession, Place, SessionEvent},
+    principal::Host,
+};
+use tavi_store::{Commit, Expect, Op, Owner, SharedStore, StoreError, Table};
+use tavi_xmpp_proto::{BareJid, Jid, MessageType, Stanza, stanza::Head};
+
+/// Subscriptions of one account, device or bot.
+const MAX_SUBSCRIPTIONS: usize = 1000;
+/// Last items that one subscription or one arrival may bring, by count and by bytes.
+const MAX_LAST_ITEMS: usize = 500;
+const MAX_LAST_BYTES: usize = 1 << 20;
+/// The longest JID that can be kept as an item's key, in bytes.
+const MAX_JID: usize = 2000;
+/// In front of the JID in the key of a subscription's row; the row's owner is the node.
+const ROW: &str = "sub:";
+
+/// All subscriptions of JIDs.
+pub(super) struct Subscribers {
+    accounts: Mutex<HashMap<BareJid, Vec<Held>>>,
+    topics: Arc<Topics>,
+    permit: Arc<Permit>,
+    sessions: Arc<Sessions>,
+    hosts: Arc<Hosts>,
+    store: SharedStore,
+}
+
+/// One subscribed JID with its filters.
+struct Held {
+    jid: Jid,
+    subscriber: Arc<dyn Subscriber>,
+    filters: BTreeSet<Arc<str>>,
+}
+
+/// Why somebody cannot subscribe.
+pub(super) enum Refused {
+    /// The topics say no.
+    Topics(Refusal),
+    /// There are too many already.
+    TooMany,
+    /// The JID is too long to be kept.
+    LongJid,
+}
+
+impl Subscribers {
+    pub(super) fn new(parts: &Parts) -> Subscribers {
+        Subscribers {
+            accounts: Mutex::default(),
+            topics: parts.topics.clone(),
+            permit: parts.permit.clone(),
+            sessions: parts.sessions.clone(),
+            hosts: parts.hosts.clone(),
+            store: parts.store.clone(),
+        }
+    }
+
+    /// Puts back what was subscribed before the last stop.
+    pub(super) async fn restore(&self) -> Result<(), StoreError> {
+        let mut after: Option<(Owner, Box<str>)> = None;
+        loop {
+            let rows = self.store.scan(Table::Node, after.as_ref().map(|(o, i)| (o, &**i)), 1000).await?;
+            let Some(last) = rows.last() else { return Ok(()) };
+            after = Some((last.owner.clone(), last.item.clone()));
+            for row in &rows {
+                let jid = row.item.strip_prefix(ROW).and_then(|jid| jid.parse::<Jid>().ok());
+                if let Some((jid, principal)) = jid.and_then(|jid| Some((jid.clone(), self.hosts.principal(&jid.to_bare())?))) {
+                    let subscriber = self.subscriber(&jid, &principal, row.owner.name());
+                    self.topics.restore(&subscriber, row.owner.name(), OPTIONS);
+                }
+            }
+        }
+    }
+
+    /// Subscribes a JID; gives the retained values and the commit of the row.
+    pub(super) fn add(&self, jid: &Jid, who: &Principal, node: &str) -> Result<(Vec<Arc<Publication>>, Commit), Refused> {
+        if jid.as_str().len() > MAX_JID {
+            return Err(Refused::LongJid);
+        }
+        if self.count(&jid.to_bare()) >= MAX_SUBSCRIPTIONS {
+            return Err(Refused::TooMany);
+        }
+        let subscriber = self.known(jid).unwrap_or_else(|| self.make(jid, who));
+        let subscribed = self.topics.subscribe(&subscriber, node, OPTIONS).map_err(Refused::Topics)?;
+        self.hold(jid, subscriber, node);
+        let op = Op::Put { table: Table::Node, item: row(jid), value: Default::default(), expect: Expect::Any };
+        Ok((subscribed.retained, self.store.commit(&Owner::topic(node), vec![op])))
+    }
+
+    /// Ends a subscription; `None` if there is none.
+    pub(super) fn remove(&self, jid: &Jid, node: &str) -> Option<Commit> {
+        let mut accounts = self.accounts.lock();
+        let held = accounts.get_mut(&jid.to_bare())?;
+        let at = held.iter().position(|held| held.jid == *jid)?;
+        if !held[at].filters.remove(node) {
+            return None;
+        }
+        self.topics.unsubscribe(held[at].subscriber.id(), node);
+        if held[at].filters.is_empty() {
+            held.remove(at);
+        }
+        let op = Op::Delete { table: Table::Node, item: row(jid), expect: Expect::Any };
+        Some(self.store.commit(&Owner::topic(node), vec![op]))
+    }
+
+    /// All subscriptions of an account's JIDs: JID and node.
+    pub(super) fn of_account(&self, account: &BareJid) -> Vec<(Jid, Arc<str>)> {
+        let accounts = self.accounts.lock();
+        let held = accounts.get(account).into_iter().flatten();
+        held.flat_map(|held| held.filters.iter().map(|filter| (held.jid.clone(), filter.clone()))).collect()
+    }
+
+    /// Who subscribed to exactly this node.
+    pub(super) fn of_node(&self, node: &str) -> Vec<Jid> {
+        let accounts = self.accounts.lock();
+        accounts.values().flatten().filter(|held| held.filters.contains(node)).map(|held| held.jid.clone()).collect()
+    }
+
+    /// The last items as messages to a subscriber (XEP-0060 §6.1.7), within bounds.
+    pub(super) fn last_items(&self, jid: &Jid, retained: &[Arc<Publication>]) -> Vec<Envelope> {
+        let mut left = MAX_LAST_BYTES;
+        let fits = |p: &&Arc<Publication>| {
+            left = left.saturating_sub(p.weight());
+            left > 0
+        };
+        let pubsub = self.hosts.jid(Host::Pubsub);
+        let message = |p: &Arc<Publication>| {
+            let mut env = notice(pubsub, jid, value::event(p));
+            env.add_delay(pubsub.domain(), p.time_ms);
+            env
+        };
+        retained.iter().take(MAX_LAST_ITEMS).take_while(fits).map(message).collect()
+    }
+
+    fn count(&self, account: &BareJid) -> usize {
+        self.accounts.lock().get(account).map_or(0, |held| held.iter().map(|held| held.filters.len()).sum())
+    }
+
+    fn subscriber(&self, jid: &Jid, who: &Principal, node: &str) -> Arc<dyn Subscriber> {
+        let subscriber = self.known(jid).unwrap_or_else(|| self.make(jid, who));
+        self.hold(jid, subscriber.clone(), node);
+        subscriber
+    }
+
+    fn known(&self, jid: &Jid) -> Option<Arc<dyn Subscriber>> {
+        let accounts = self.accounts.lock();
+        accounts.get(&jid.to_bare())?.iter().find(|held| held.jid == *jid).map(|held| held.subscriber.clone())
+    }
+
+    fn make(&self, jid: &Jid, who: &Principal) -> Arc<dyn Subscriber> {
+        Arc::new(Reader {
+            id: self.topics.next_subscriber(),
+            principal: who.clone(),
+            jid: jid.clone(),
+            pubsub: self.hosts.jid(Host::Pubsub).clone(),
+            sessions: self.sessions.clone(),
+        })
+    }
+
+    fn hold(&self, jid: &Jid, subscriber: Arc<dyn Subscriber>, node: &str) {
+        let mut accounts = self.accounts.lock();
+        let held = accounts.entry(jid.to_bare()).or_default();
+        match held.iter_mut().find(|held| held.jid == *jid) {
+            Some(held) => drop(held.filters.insert(node.into())),
+            None => held.push(Held { jid: jid.clone(), subscriber, filters: BTreeSet::from([node.into()]) }),
+        }
+    }
+}
+
+/// XMPP publishes and receives as QoS 1 (semantics.md).
+const OPTIONS: SubOptions = SubOptions { qos: Qos::AtLeastOnce, no_local: false, retain_as_published: false, identifier: 0 };
+
+fn row(jid: &Jid) -> Box<str> {
+    format!("{ROW}{jid}").into()
+}
+
+/// A message of the pubsub host: never kept, never copied (semantics.md).
+pub(super) fn notice(pubsub: &Jid, to: &Jid, event: bytes::Bytes) -> Envelope {
+    let head = Head::message(MessageType::Headline).from(pubsub.clone()).to(to.clone());
+    let mut env: Envelope = Stanza::new(head, None).into();
+    env.add_fragment(event);
+    env.as_copy()
+}
+
+/// One subscribed JID.
+struct Reader {
+    id: u64,
+    principal: Principal,
+    jid: Jid,
+    pubsub: Jid,
+    sessions: Arc<Sessions>,
+}
+
+impl Subscriber for Reader {
+    fn id(&self) -> u64 {
+        self.id
+    }
+
+    fn principal(&self) -> &Principal {
+        &self.principal
+    }
+
+    fn deliver(&self, publication: &Arc<Publication>, _: &[SubOptions]) {
+        let event = value::event(publication);
+        if !event.is_empty() {
+            tell(&self.sessions, &self.jid, &notice(&self.pubsub, &self.jid, event));
+        }
+    }
+}
+
+/// Hands a notice to a JID: a session if it is a full one, else all that take messages (RFC 6121 §8.5.2.1.1).
+fn tell(sessions: &Sessions, jid: &Jid, notice: &Envelope) {
+    if jid.is_bare() {
+        sessions.headline(&jid.to_bare(), notice);
+        return;
+    }
+    let Some(account) = sessions.known(&jid.to_bare()) else { return };
+    let inbox = account.lock().session_at(jid).map(|session| session.inbox.clone());
+    if let Some(inbox) = inbox {
+        // Whoever does not read is cut off, and reads the last items when it comes back.
+        drop(inbox.push(notice.clone(), Overflow::Detach));
+    }
+}
+
+impl OnSession for Subscribers {
+    /// The last item on presence (XEP-0060 §12.1): by the account's own events, nobody sends presence to topics.
+    fn on_session(&self, event: SessionEvent, id: u64, at: &mut Place<'_>) {
+        let Some(session) = at.state.session(id).filter(|_| event == SessionEvent::Available) else { return };
+        let mut seen = BTreeSet::new();
+        for (jid, filter) in self.of_account(&at.account.jid) {
+            if !jid.is_bare() && jid != session.jid {
+                continue;
+            }
+            let may = |p: &Arc<Publication>| self.permit.may(&at.account.principal, Action::Subscribe, &p.topic);
+            let mut retained = self.topics.retained(&filter);
+            retained.retain(|p| may(p) && seen.insert(p.topic.clone()));
+            for envelope in self.last_items(&jid, &retained) {
+                at.fx.push(Effect::Deliver { inbox: session.inbox.clone(), envelope });
+            }
+        }
+    }
+}
