@@ -21,12 +21,18 @@ impl Gate for Free {
     }
 }
 
+/// One for all tests: making one takes a while.
+fn engine() -> Arc<Engine> {
+    static ENGINE: std::sync::OnceLock<Arc<Engine>> = std::sync::OnceLock::new();
+    ENGINE.get_or_init(Arc::default).clone()
+}
+
 fn script(source: &str) -> Script {
-    Engine::default().load("t", source).unwrap_or_else(|errors| panic!("{}", errors[0]))
+    engine().load("t", source).unwrap_or_else(|errors| panic!("{}", errors[0]))
 }
 
 fn bot(source: &str) -> Bot {
-    Bot::new(Arc::new(Engine::default()), Arc::new(Free), script(source))
+    Bot::new(engine(), Arc::new(Free), script(source))
 }
 
 fn at(now_ms: i64) -> Moment {

@@ -136,6 +136,11 @@ impl Replay {
         self.effects
     }
 
+    /// Whether the replay has come to the end of the journal.
+    pub fn is_live(&self) -> bool {
+        self.next >= self.journal.entries.len()
+    }
+
     /// Counts an effect; tells whether it is new and has to be done now.
     pub fn effect(&mut self) -> bool {
         self.effects += 1;

@@ -4,11 +4,17 @@ use super::{
     Gate, api,
     run::{self, Halt, Outcome, Phase, Run},
 };
-use rhai::{Dynamic, EvalAltResult, EvalContext, OptimizationLevel, Position, Scope};
+use rhai::{Dynamic, EvalAltResult, EvalContext, ImmutableString, OptimizationLevel, Position, Scope};
 use std::time::{Duration, Instant};
 
 /// The largest sum of what the variables of a running function hold, in bytes.
 const MAX_MEMORY: usize = 4 * 1024 * 1024;
+/// How often one run can print.
+const MAX_PRINTS: u32 = 50;
+/// How many characters are printed.
+const MAX_PRINTED: usize = 1_000;
+/// The longest text, in bytes.
+const MAX_STRING: usize = 16 * 1024;
 /// Call depth; a 2 MiB stack bears eight times as many.
 const MAX_CALLS: usize = 32;
 
@@ -50,8 +56,9 @@ pub fn closed_engine(limits: Limits) -> rhai::Engine {
         engine.disable_symbol(symbol);
     }
     close_functions(&mut engine);
-    engine.on_print(|text| tracing::info!(target: "tavi_bots::print", "{text}"));
-    engine.on_debug(|text, _, at| tracing::debug!(target: "tavi_bots::print", "{at:?}: {text}"));
+    bound_replace(&mut engine);
+    engine.on_print(|text| print(text, Position::NONE));
+    engine.on_debug(|text, _, at| print(text, at));
     set_limits(&mut engine, limits);
     engine.on_progress(|count| if count % 1024 == 0 { stop_if_late() } else { None });
     // Rhai marks the variable resolver as subject to change; the version is pinned.
@@ -59,6 +66,18 @@ pub fn closed_engine(limits: Limits) -> rhai::Engine {
     engine.on_var(|name, _, context| resolve(name, &context));
     api::register(&mut engine);
     engine
+}
+
+/// What a script prints goes to the log, once: not again in a replay, and not without end.
+fn print(text: &str, at: Position) {
+    let shown = run::with(|run| {
+        run.prints += 1;
+        run.replay.is_live() && run.prints <= MAX_PRINTS
+    });
+    if shown == Some(true) {
+        let text: String = text.chars().take(MAX_PRINTED).collect();
+        tracing::info!(target: "tavi_bots::print", line = at.line(), "{text}");
+    }
 }
 
 /// `sleep` blocks the thread and counts no steps; `timestamp` is a clock past the journal. A name can also be called
@@ -72,13 +91,27 @@ fn close_functions(engine: &mut rhai::Engine) {
     engine.register_fn("exit", move |_: Dynamic| closed());
 }
 
+/// Rhai builds the whole result of `replace` before it looks at its length: 16 KiB by 16 KiB are 256 MiB.
+fn bound_replace(engine: &mut rhai::Engine) {
+    fn replace(text: &mut ImmutableString, find: &str, with: &str) -> Outcome<()> {
+        let growth = with.len().saturating_sub(find.len());
+        if text.len() + text.matches(find).count() * growth > MAX_STRING {
+            return Err(EvalAltResult::ErrorDataTooLarge("Length of string".into(), Position::NONE).into());
+        }
+        *text = text.replace(find, with).into();
+        Ok(())
+    }
+    engine.register_fn("replace", |t: &mut ImmutableString, f: &str, w: &str| replace(t, f, w));
+    engine.register_fn("replace", |t: &mut ImmutableString, f: char, w: &str| replace(t, &f.to_string(), w));
+}
+
 /// All set explicitly: Rhai's defaults differ between debug and release builds.
 fn set_limits(engine: &mut rhai::Engine, limits: Limits) {
     engine.set_optimization_level(OptimizationLevel::None);
     engine.set_max_operations(limits.operations);
     engine.set_max_call_levels(MAX_CALLS);
     engine.set_max_expr_depths(64, 64);
-    engine.set_max_string_size(16 * 1024);
+    engine.set_max_string_size(MAX_STRING);
     engine.set_max_array_size(1_000);
     engine.set_max_map_size(500);
     engine.set_max_variables(128);

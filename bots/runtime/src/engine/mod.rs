@@ -164,6 +164,7 @@ impl Engine {
             halt: None,
             deadline: Instant::now() + self.limits.wall,
             lookups: 0,
+            prints: 0,
             last: Position::NONE,
         }
     }
@@ -177,23 +178,30 @@ impl Engine {
             }
             (Err(error), _) => error,
         };
-        let (inner, at) = error::innermost(&error);
-        let (at, message) = match (inner, &run.halt) {
-            (_, Some(Halt::Journal(full))) => (at, full.to_string()),
-            (_, Some(Halt::TooSlow)) => self.runaway(script, call, format!("{} ms", self.limits.wall.as_millis())),
-            (EvalAltResult::ErrorTooManyOperations(_), _) => {
-                self.runaway(script, call, format!("{} steps", thousands(self.limits.operations)))
-            }
-            (inner, _) => (at, error::run_message(inner)),
-        };
-        End::Failed(Box::new(ScriptError::at(&script.file, &script.source, at, message)))
+        End::Failed(Box::new(self.failure(script, call, &error, &run.halt)))
     }
 
-    /// Rhai tells no inner position when a limit is hit; runs are deterministic, so a slower second one finds it.
-    fn runaway(&self, script: &Script, call: &Call<'_>, limit: String) -> (Position, String) {
-        let (_, run) = self.attempt(&self.traced, script, call);
-        let line = run.last.line().unwrap_or(0);
-        (run.last, format!("stopped after {limit}, last at line {line}"))
+    fn failure(&self, script: &Script, call: &Call<'_>, error: &EvalAltResult, halt: &Option<Halt>) -> ScriptError {
+        let (inner, at) = error::innermost(error);
+        let limit = match (inner, halt) {
+            (_, Some(Halt::TooSlow)) => Some(format!("{} ms", self.limits.wall.as_millis())),
+            (EvalAltResult::ErrorTooManyOperations(_), _) => {
+                Some(format!("{} steps", thousands(self.limits.operations)))
+            }
+            _ => None,
+        };
+        let at = if at.is_none() || limit.is_some() { self.trace(script, call) } else { at };
+        let message = match (limit, halt) {
+            (Some(limit), _) => format!("stopped after {limit}, last at line {}", at.line().unwrap_or(0)),
+            (None, Some(Halt::Journal(full))) => full.to_string(),
+            (None, _) => error::run_message(inner),
+        };
+        ScriptError::at(&script.file, &script.source, at, message)
+    }
+
+    /// Where a run that hit a limit was. Rhai does not tell; runs are deterministic, so a slower second one finds it.
+    fn trace(&self, script: &Script, call: &Call<'_>) -> Position {
+        self.attempt(&self.traced, script, call).1.last
     }
 }
 

@@ -27,6 +27,8 @@ pub struct Run {
     pub deadline: Instant,
     /// How often a variable was looked up; the memory check runs at each 256th.
     pub lookups: u32,
+    /// How often the script has printed.
+    pub prints: u32,
     /// The last line that a traced run came past.
     pub last: rhai::Position,
 }

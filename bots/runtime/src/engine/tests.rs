@@ -17,12 +17,18 @@ impl Gate for Granted {
     }
 }
 
+/// One for all tests: making one takes a while.
+fn engine() -> &'static Engine {
+    static ENGINE: std::sync::OnceLock<Engine> = std::sync::OnceLock::new();
+    ENGINE.get_or_init(Engine::default)
+}
+
 fn load(source: &str) -> Script {
-    Engine::default().load("t", source).unwrap_or_else(|errors| panic!("{}", errors[0]))
+    engine().load("t", source).unwrap_or_else(|errors| panic!("{}", errors[0]))
 }
 
 fn refusal(source: &str) -> String {
-    let errors = Engine::default().load("t", source).expect_err("the script is refused");
+    let errors = engine().load("t", source).expect_err("the script is refused");
     errors[0].to_string().lines().next().unwrap().to_owned()
 }
 
@@ -33,7 +39,7 @@ fn run(script: &Script, function: &str, journal: Journal, state: Value) -> Ran {
 fn run_at(script: &Script, function: &str, (journal, moment): (Journal, Moment), state: Value) -> Ran {
     let user = json!({"jid": "anna@example.org", "name": "anna"});
     let Value::Object(state) = state else { panic!("state is a map") };
-    Engine::default().run(
+    engine().run(
         script,
         &Call {
             function,
@@ -197,18 +203,30 @@ fn memory_is_bounded() {
         "fn f() { let a = []; loop { a.push(1); } }",
         "fn f() { let a = blob(); loop { a.push(1); } }",
         "fn f() { let m = #{}; let i = 0; loop { let s = \"x\"; s.pad(16000, \"y\"); m[i.to_string()] = s + i; i += 1; } }",
+        "fn f() { let s = \"\"; s.pad(16000, \"y\"); s.replace(\"y\", s); }",
+        "fn f() { let m = #{}; for i in 0..26 { m.a = m; m.b = m; } }",
+        "fn f() { let m = #{}; loop { m = #{ x: m }; } }",
         "fn f() { f(); }",
     ] {
         let text = failure(&once(hungry));
+        assert!(text.starts_with("t.rhai:1:"), "{hungry}: {text}");
         assert!(text.contains("too large") || text.contains("deeply") || text.contains("stopped"), "{hungry}: {text}");
     }
+}
+
+#[test]
+fn a_state_within_itself_is_a_copy() {
+    let ran = once("fn f() { state.n = 1; state.own = state; state.own.n = 2; say(`${state}`); }");
+    assert_eq!(said(&ran), ["#{\"n\": 1, \"own\": #{\"n\": 2}}"]);
+    let ran = once("fn f() { let t = \"a-b-c\"; t.replace(\"-\", \"+\"); t.replace('+', \"\"); say(t); }");
+    assert_eq!(said(&ran), ["abc"]);
 }
 
 #[test]
 fn the_language_has_no_way_out() {
     for closed in ["eval(\"1\")", "sleep(1)", "timestamp()", "exit()", "import \"x\" as x;", "open_file(\"x\")"] {
         let source = format!("fn f() {{ {closed} }}");
-        assert!(Engine::default().load("t", &source).is_err(), "{closed} is closed");
+        assert!(engine().load("t", &source).is_err(), "{closed} is closed");
     }
     let started = Instant::now();
     for hidden in
