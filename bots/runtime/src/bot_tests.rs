@@ -211,6 +211,16 @@ fn an_idle_dialogue_is_small() {
     assert!(size < 200, "{size} bytes");
 }
 
+#[test]
+fn the_examples_of_the_guide_can_be_loaded() {
+    let guide = include_str!("../../README.md");
+    let examples: Vec<&str> = guide.split("```rhai\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert_eq!(examples.len(), 2);
+    examples.iter().for_each(|example| drop(script(example)));
+    let calls = crate::engine::call_names();
+    assert!(calls.iter().all(|name| guide.contains(&format!("`{name}("))), "the guide names every call");
+}
+
 /// Whatever a person may write, and telemetry, and time.
 #[derive(Clone, Debug)]
 enum Turn {

@@ -174,6 +174,11 @@ impl Conversation {
         self.dialogue.as_ref().map(|dialogue| dialogue.version.as_str())
     }
 
+    /// When the open dialogue began, in milliseconds since 1970.
+    pub fn since_ms(&self) -> Option<i64> {
+        self.dialogue.as_ref().map(|dialogue| dialogue.since_ms)
+    }
+
     /// The person wrote something.
     pub fn hear(&mut self, world: &World<'_>, text: &str) -> Step {
         let mut step = self.tick(world);

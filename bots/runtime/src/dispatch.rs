@@ -158,6 +158,17 @@ mod tests {
         assert_eq!(meaning(&script, Some(&sure), "perhaps"), Meaning::Unclear);
     }
 
+    proptest::proptest! {
+        #[test]
+        fn any_text_means_something(text in "(/|\\PC|order|watch|set|\\s|\u{0}){0,12}") {
+            static SCRIPT_ONCE: std::sync::OnceLock<Script> = std::sync::OnceLock::new();
+            let script = SCRIPT_ONCE.get_or_init(script);
+            let open = question(Expected::Text);
+            meaning(script, None, &text);
+            proptest::prop_assert_ne!(meaning(script, Some(&open), &text), Meaning::Unclear);
+        }
+    }
+
     #[test]
     fn the_commands_are_listed() {
         let text = "/order - Order a pizza\n/watch - Watch a device\n/set - Set a value";

@@ -1,6 +1,6 @@
 //! The people of one bot, in memory: who they are, whose question ends when, who waits on which version.
 
-use crate::conversation::Conversation;
+use crate::conversation::{Conversation, OLD_VERSION_MS};
 use std::{
     collections::{BTreeSet, HashMap},
     sync::Arc,
@@ -16,7 +16,8 @@ pub struct People {
 #[derive(Debug, Default)]
 struct Person {
     deadline_ms: Option<i64>,
-    version: Option<Box<str>>,
+    /// The version that the open dialogue waits on, and when it began.
+    version: Option<(Box<str>, i64)>,
 }
 
 impl People {
@@ -27,7 +28,7 @@ impl People {
             self.due.remove(&(former, who.clone()));
         }
         person.deadline_ms = conversation.deadline_ms();
-        person.version = conversation.version().map(Into::into);
+        person.version = conversation.version().map(Into::into).zip(conversation.since_ms());
         if let Some(deadline) = person.deadline_ms {
             self.due.insert((deadline, who.clone()));
         }
@@ -45,12 +46,16 @@ impl People {
 
     /// How many wait on a version.
     pub fn waiting_on(&self, version: &str) -> usize {
-        self.all.values().filter(|person| person.version.as_deref() == Some(version)).count()
+        let waits = |person: &&Person| person.version.as_ref().is_some_and(|(waited_on, _)| **waited_on == *version);
+        self.all.values().filter(waits).count()
     }
 
-    /// The versions that somebody waits on.
-    pub fn versions(&self) -> BTreeSet<String> {
-        self.all.values().filter_map(|person| person.version.as_deref()).map(str::to_owned).collect()
+    /// The versions that somebody waits on, and may still go on with.
+    pub fn versions(&self, now_ms: i64) -> BTreeSet<String> {
+        let open = self.all.values().filter_map(|person| person.version.as_ref());
+        open.filter(|(_, since_ms)| now_ms - since_ms <= OLD_VERSION_MS)
+            .map(|(version, _)| version.to_string())
+            .collect()
     }
 
     /// When the next question's time is over, in milliseconds since 1970.

@@ -20,7 +20,7 @@ use crate::{
 use parking_lot::{Mutex, RwLock};
 use runs::Source;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
@@ -83,7 +83,8 @@ impl Seat {
         for (person, conversation) in rows.conversations().await? {
             people.note(&person.into(), &conversation);
         }
-        let versions = stored_versions(&shared.engine, &rows, script, &people).await?;
+        let waited_on = people.versions(shared.node.parts.clock.now_ms() as i64);
+        let versions = stored_versions(&shared.engine, &rows, script, waited_on).await?;
         let permit = shared.node.parts.permit.clone();
         let seat = Arc::new(Seat {
             key: jid.as_str().into(),
@@ -119,7 +120,7 @@ impl Seat {
         let mut versions = Versions::clone(&self.versions());
         versions.update(script);
         // The former version stays even if nobody waits: a run may just be about to ask.
-        let waited_on = self.people.lock().versions();
+        let waited_on = self.people.lock().versions(self.now_ms());
         versions.old.retain(|hash, _| *hash == former.hash || waited_on.contains(hash));
         *self.versions.write() = Arc::new(versions);
         let waiting = self.people.lock().waiting_on(&former.hash);
@@ -277,10 +278,10 @@ async fn stored_versions(
     engine: &Engine,
     rows: &Rows,
     current: Arc<Script>,
-    people: &People,
+    waited_on: BTreeSet<String>,
 ) -> Result<Versions, StoreError> {
     let mut old = BTreeMap::new();
-    for hash in people.versions().into_iter().filter(|hash| *hash != current.hash) {
+    for hash in waited_on.into_iter().filter(|hash| *hash != current.hash) {
         let Some(source) = rows.script(&hash).await? else { continue };
         if let Ok(script) = engine.load(&current.name, &source) {
             old.insert(hash, Arc::new(script));

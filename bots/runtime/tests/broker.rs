@@ -302,6 +302,75 @@ async fn a_changed_script_is_taken_and_a_bad_one_is_not() {
     assert!(life.bots.list().await.is_empty());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_question_s_time_runs_on_over_a_restart() {
+    let store: SharedStore = Arc::new(MemoryStore::default());
+    prepare(&store).await;
+    let script =
+        "command(\"hi\", \"Greet\", \"hi\"); fn hi() { say(`${ask(\"Name?\", #{ timeout: \"1s\" }) == ()}`); }";
+    let (_folder, path) = folder(script);
+    let life = Life::begin(store.clone(), path.clone()).await;
+    assert_eq!(life.says("hi").await, "Name?");
+    life.bots.stop().await;
+    let life = Life::begin(store, path).await;
+    assert_eq!(life.reads().await, "true");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dialogue_finishes_on_its_version_after_a_restart_too() {
+    let store: SharedStore = Arc::new(MemoryStore::default());
+    prepare(&store).await;
+    let (_folder, path) =
+        folder("command(\"hi\", \"Greet\", \"hi\"); fn hi() { let n = ask(\"Name?\"); say(`Old ${n}`); }");
+    let life = Life::begin(store.clone(), path.clone()).await;
+    assert_eq!(life.says("hi").await, "Name?");
+    life.bots.stop().await;
+    fs::write(path.join("doorbell.rhai"), "fn on_message(t) { say(\"New\"); }").unwrap();
+    let life = Life::begin(store, path).await;
+    assert_eq!(life.says("Anna").await, "Old Anna");
+    assert_eq!(life.says("Anna").await, "New");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everybody_is_answered_in_order() {
+    let store: SharedStore = Arc::new(MemoryStore::default());
+    prepare(&store).await;
+    let (_folder, path) = folder(
+        "fn on_message(n) { state.sum = if state.sum == () { 0 } else { state.sum }; state.sum += n.parse_int(); say(`${n} ${state.sum}`); }",
+    );
+    let life = Life::begin(store.clone(), path).await;
+    let people: Vec<String> = (0..20).map(|n| format!("p{n}")).collect();
+    let mut tasks = Vec::new();
+    for name in people {
+        store.commit(&Owner::account(jid(&name).as_str()), vec![life.node.parts.accounts.account_op()]).await.unwrap();
+        tasks.push(tokio::spawn(count_to_ten(life.node.clone(), name)));
+    }
+    for task in tasks {
+        task.await.unwrap();
+    }
+    life.bots.stop().await;
+}
+
+async fn count_to_ten(node: Node, name: String) {
+    let account = node.parts.sessions.account(&jid(&name)).await.unwrap().unwrap();
+    let person = node.parts.sessions.bind(&account, format!("{name}@localhost/x").parse().unwrap()).unwrap();
+    node.router.open(&person).await.complete().await.unwrap();
+    for n in 1..=10 {
+        let head =
+            Head::message(MessageType::Chat).from(person.jid.clone()).to(Jid::from(BOT.parse::<BareJid>().unwrap()));
+        let stanza = Stanza::new(head, [Element::new(ns::CLIENT, "body").text(n.to_string())]);
+        node.route(Envelope::received(stanza, Origin::Managed, 0)).await.complete().await.unwrap();
+    }
+    let mut got = Vec::new();
+    while got.len() < 10 {
+        let waiting = tokio::time::timeout(Duration::from_secs(20), person.inbox.drain(&mut got));
+        waiting.await.expect("everybody is answered").unwrap();
+    }
+    let texts: Vec<String> = got.iter().map(|e| e.stanza.body().unwrap()).collect();
+    let expected: Vec<String> = (1..=10).map(|n| format!("{n} {}", n * (n + 1) / 2)).collect();
+    assert_eq!(texts, expected, "{name}");
+}
+
 /// What Anna and the lamp do, whatever happens to the broker: each repeats what was not acknowledged.
 const TALK: &[&str] = &["/watch lamp", "power", "on", "=19", "/limit", "20", "=25", "=15", "/status"];
 

@@ -241,6 +241,11 @@ fn parse_error(
     ScriptError::at(file, source, error.position(), error::parse_message(error, top, known))
 }
 
+/// The names of the functions that a bot has beyond the language itself.
+pub fn call_names() -> Vec<&'static str> {
+    api::CALLS.iter().map(|call| call.name).collect()
+}
+
 /// The version of a script: the first 16 hex digits of its SHA-256.
 pub fn version_hash(source: &str) -> String {
     Sha256::digest(source.as_bytes())[..8].iter().map(|byte| format!("{byte:02x}")).collect()
