@@ -36,13 +36,14 @@ async def things(broker: Broker):
     for n in range(20):
         topic = f"d/{pump.id}/cmd/{n}"
         await run(mosquitto("pub", broker, valve, "-t", topic, "-m", f"number {n}", "-q", "1", version="5"))
-    await run(mosquitto("pub", broker, pump, "-t", f"d/{pump.id}/up/t", "-m", "21.5", "-q", "2", "-r"))
+    # Not as the pump: a clean session of its client id would end the durable one.
+    await run(mosquitto("pub", broker, valve, "-t", f"d/{valve.id}/up/t", "-m", "21.5", "-q", "2", "-r"))
     await broker.kill9()
     await broker.start()
     async with Lines(*mosquitto("sub", broker, pump, "-c", "-q", "1", "-t", topics, "-F", "got %p")) as lines:
         for n in range(20):
             await lines.until(f"got number {n}")
-    got = await run(mosquitto("sub", broker, pump, "-t", f"d/{pump.id}/up/t", "-C", "1", "-W", "10"))
+    got = await run(mosquitto("sub", broker, valve, "-t", f"d/{valve.id}/up/t", "-C", "1", "-W", "10"))
     expect(got.strip() == "21.5", got)
 
 

@@ -7,7 +7,11 @@ use std::{
     io::Write,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::Path,
+    time::{Duration, Instant},
 };
+
+/// How long a lock is waited for.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Held while a broker or a command works on the folder; the kernel gives it back when the process ends.
 pub struct Lock(#[expect(dead_code, reason = "the open file is the lock")] File);
@@ -18,13 +22,24 @@ pub fn lock(data: &Path) -> Result<Lock> {
     let path = data.join("lock");
     let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
     let file = file.with_context(|| format!("cannot open {}", path.display()))?;
-    match file.try_lock() {
+    match patiently(|| file.try_lock()) {
         Ok(()) => Ok(Lock(file)),
         Err(TryLockError::WouldBlock) => bail!(
             "another broker or command is using the data folder {}. Stop it first, or use another folder with --data DIR",
             data.display()
         ),
         Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+    }
+}
+
+/// Tries for a moment: the system may still be clearing away a broker that was killed.
+fn patiently(try_lock: impl Fn() -> std::result::Result<(), TryLockError>) -> std::result::Result<(), TryLockError> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match try_lock() {
+            Err(TryLockError::WouldBlock) if Instant::now() < until => std::thread::sleep(Duration::from_millis(20)),
+            decided => return decided,
+        }
     }
 }
 
