@@ -13,6 +13,8 @@ use crate::{
 use rhai::{Dynamic, Engine, FnPtr, ImmutableString, Map, NativeCallContext};
 use std::collections::HashSet;
 
+/// At most this many commands and topic handlers in one script.
+const MAX_DECLARED: usize = 100;
 /// The longest time that a question can wait: a year.
 const MAX_TIMEOUT_MS: u64 = 365 * 24 * 3_600_000;
 
@@ -136,6 +138,9 @@ fn on_topic(ctx: NativeCallContext<'_>, filter: Dynamic, function: Dynamic) -> O
 fn declare(ctx: &NativeCallContext<'_>, add: impl FnOnce(&mut run::Declared, rhai::Position)) -> Outcome<()> {
     let (name, at) = (ctx.fn_name(), ctx.call_position());
     let done = run::with(|run| match &mut run.phase {
+        Phase::Loading(declared) if declared.commands.len() + declared.topics.len() >= MAX_DECLARED => {
+            raise(format!("a script has at most {MAX_DECLARED} commands and topics"))
+        }
         Phase::Loading(declared) => {
             add(declared, at);
             Ok(())

@@ -6,7 +6,10 @@ use super::{
     run::Declared,
 };
 use rhai::{AST, ASTNode, Dynamic, Engine, Expr, FnCallExpr, FnPtr, Position, Stmt};
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::{
+    cell::OnceCell,
+    collections::{BTreeMap, BTreeSet, HashSet},
+};
 
 /// Function names with the numbers of values that they take.
 pub type Arities = BTreeMap<String, BTreeSet<usize>>;
@@ -64,11 +67,13 @@ pub struct Checker<'a> {
     pub ast: &'a AST,
     /// The language's functions.
     pub builtins: &'a Arities,
+    /// What each function calls and touches, found when it is first asked for.
+    pub uses: OnceCell<BTreeMap<String, Uses>>,
 }
 
 /// What one function calls and touches.
 #[derive(Debug, Default)]
-struct Uses {
+pub struct Uses {
     calls: BTreeSet<String>,
     variables: BTreeSet<String>,
 }
@@ -97,7 +102,7 @@ impl Checker<'_> {
         errors
     }
 
-    /// Handlers that the top level names: each must exist and take at most `most` values.
+    /// Handlers that the top level names: each must exist, and a topic's must not ask.
     pub fn handlers(&self, declared: &Declared) -> Vec<ScriptError> {
         let commands = declared.commands.iter().map(|(c, at)| ("command", c.name.as_str(), c.function.as_str(), *at));
         let topics = declared.topics.iter().map(|(t, at)| ("on_topic", t.filter.as_str(), t.function.as_str(), *at));
@@ -195,18 +200,15 @@ impl Checker<'_> {
 
     /// Everything that `function` and the functions below it call and touch.
     fn reached(&self, function: &str) -> Uses {
-        let own = self.functions();
+        let own = self.uses.get_or_init(|| self.functions().into_keys().map(|f| (f.clone(), self.uses(&f))).collect());
         let mut all = Uses::default();
-        let mut todo = vec![function.to_owned()];
+        let mut todo = vec![function];
         let mut visited = HashSet::new();
         while let Some(name) = todo.pop() {
-            if !visited.insert(name.clone()) {
-                continue;
-            }
-            let uses = self.uses(&name);
-            todo.extend(uses.calls.iter().filter(|call| own.contains_key(*call)).cloned());
-            all.calls.extend(uses.calls);
-            all.variables.extend(uses.variables);
+            let Some(uses) = own.get(name).filter(|_| visited.insert(name)) else { continue };
+            todo.extend(uses.calls.iter().map(String::as_str));
+            all.calls.extend(uses.calls.iter().cloned());
+            all.variables.extend(uses.variables.iter().cloned());
         }
         all
     }

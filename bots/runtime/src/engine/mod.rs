@@ -75,7 +75,8 @@ impl Engine {
             return Err(vec![ScriptError::of_file(&file, message)]);
         }
         let ast = self.compile(&file, source).map_err(|e| vec![e])?;
-        let checker = check::Checker { file: &file, source, ast: &ast, builtins: &self.builtins };
+        let checker =
+            check::Checker { file: &file, source, ast: &ast, builtins: &self.builtins, uses: Default::default() };
         none(checker.calls())?;
         let (declared, constants) = self.declare(&file, source, &ast).map_err(|e| vec![e])?;
         none(checker.handlers(&declared))?;
