@@ -224,8 +224,11 @@ impl Worker {
 
     /// Writes a batch and makes it durable.
     fn land(&mut self, finished: Finished) -> Result<(), StoreError> {
+        if let Some(error) = &self.broken {
+            return Err(error.clone());
+        }
         if finished.rows.len() == 0 {
-            return self.broken.clone().map_or(Ok(()), Err);
+            return Ok(());
         }
         let done = self.kv.write(finished.rows).and_then(|()| self.kv.sync());
         if let Err(error) = &done {
@@ -301,5 +304,117 @@ impl Shared {
         remembered.extend(purged);
         let over = remembered.len().saturating_sub(REMEMBERED);
         remembered.drain(..over);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        keys,
+        kv::{Family, Rows, Span, Visit},
+    };
+    use bytes::Bytes;
+    use std::{collections::BTreeMap, thread};
+    use tavi_store::conformance::{body, wait};
+
+    /// An engine in memory whose disk can be made to fail.
+    #[derive(Default)]
+    struct Fake {
+        rows: Mutex<BTreeMap<(Family, Vec<u8>), Vec<u8>>>,
+        failing: AtomicBool,
+    }
+
+    impl Fake {
+        fn count(&self, family: Family) -> usize {
+            self.rows.lock().keys().filter(|(of, _)| *of == family).count()
+        }
+    }
+
+    impl Kv for Fake {
+        fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+            Ok(self.rows.lock().get(&(family, key.to_vec())).cloned())
+        }
+
+        fn range(&self, family: Family, span: Span<'_>, visit: &mut Visit<'_>) -> Result<(), StoreError> {
+            let whole = |bound: std::ops::Bound<&[u8]>| bound.map(|key| (family, key.to_vec()));
+            let rows: Vec<_> =
+                self.rows.lock().range((whole(span.0), whole(span.1))).map(|(k, v)| (k.clone(), v.clone())).collect();
+            let rows = rows.iter().filter(|((of, _), _)| *of == family);
+            let _ = rows.into_iter().try_for_each(|((_, key), row)| visit(key, row));
+            Ok(())
+        }
+
+        fn range_back(&self, _: Family, _: Span<'_>, _: &mut Visit<'_>) -> Result<(), StoreError> {
+            Err(StoreError::Unavailable("the committer walks forth only".into()))
+        }
+
+        fn write(&self, mut batch: Rows) -> Result<(), StoreError> {
+            let mut rows = self.rows.lock();
+            for family in Family::ALL {
+                for (key, value) in batch.take(family) {
+                    match value {
+                        Some(value) => drop(rows.insert((family, key), value)),
+                        None => drop(rows.remove(&(family, key))),
+                    }
+                }
+            }
+            Ok(())
+        }
+
+        fn sync(&self) -> Result<(), StoreError> {
+            match self.failing.load(Ordering::Acquire) {
+                true => Err(StoreError::Unavailable("no space left".into())),
+                false => Ok(()),
+            }
+        }
+    }
+
+    fn started(kv: &Arc<Fake>) -> Committer {
+        let marks = Marks { next: 1, ..Marks::default() };
+        Committer::start(kv.clone(), marks, Bounds { commits: 1_000, bytes: 1 << 30 }).unwrap()
+    }
+
+    fn push(id: u64) -> Vec<Op> {
+        vec![Op::QueuePush { id, value: Bytes::from_static(b"x") }]
+    }
+
+    #[test]
+    fn after_a_failed_flush_nothing_is_acknowledged_any_more() {
+        let kv = Arc::new(Fake::default());
+        let committer = started(&kv);
+        let owner = Owner::topic("t");
+        assert_eq!(wait(committer.commit(&owner, push(1))), Ok(()));
+        kv.failing.store(true, Ordering::Release);
+        let failed = Err(StoreError::Unavailable("no space left".into()));
+        assert_eq!(wait(committer.commit(&owner, push(2))), failed);
+        // The disk seems to work again, but nobody knows what became of the write before.
+        kv.failing.store(false, Ordering::Release);
+        assert_eq!(wait(committer.commit(&owner, push(3))), failed);
+        assert_eq!(committer.expire(vec![(1, 1)]), Err(StoreError::Unavailable("no space left".into())));
+        assert_eq!(committer.shared.last.load(Ordering::Acquire), 1);
+        assert_eq!(committer.shared.counters.snapshot().failed, 2);
+    }
+
+    #[test]
+    fn the_rows_of_a_purged_owner_are_swept_and_nobody_elses() {
+        let kv = Arc::new(Fake::default());
+        let committer = started(&kv);
+        let fill = |owner: &Owner, first: u64| {
+            let rows = (first..first + 1_500).map(|id| Op::Archive { id, with: "w".into(), value: body(id, 10) });
+            let large = [Op::QueuePush { id: 1, value: body(1, 50_000) }, Op::Outbox { id: 1 }];
+            let inbox = Op::Inbox { with: "w".into(), last: 1, unread: Some(1), preview: "p".into() };
+            wait(committer.commit(owner, rows.chain(large).chain([inbox]).collect())).unwrap();
+        };
+        fill(&Owner::topic("kept"), 1);
+        fill(&Owner::topic("gone"), 1);
+        assert_eq!((kv.count(Family::Archive), kv.count(Family::Chunk)), (3_000, 26));
+        let number = crate::names::number_of(&*kv, keys::Kind::Owner, "t:gone").unwrap().unwrap();
+        wait(committer.commit(&Owner::topic("gone"), vec![Op::Purge])).unwrap();
+        while kv.get(Family::System, &keys::dead(number)).unwrap().is_some() {
+            thread::yield_now();
+        }
+        let left = [Family::Archive, Family::ArchiveWith, Family::Chunk, Family::Queue, Family::Outbox, Family::Inbox];
+        assert_eq!(left.map(|family| kv.count(family)), [1_500, 1_500, 13, 1, 1, 1]);
     }
 }

@@ -10,7 +10,14 @@ use sled::{
         ConflictableTransactionError, TransactionError, Transactional, TransactionalTree, UnabortableTransactionError,
     },
 };
-use std::{fs::File, ops::ControlFlow, path::Path, thread, time::Duration};
+use std::{
+    fs::File,
+    ops::ControlFlow,
+    panic::{self, AssertUnwindSafe},
+    path::Path,
+    thread,
+    time::Duration,
+};
 
 /// How long to wait for sled's threads to let its lock go.
 const LOCK_TRIES: u32 = 500;
@@ -34,7 +41,7 @@ impl Sled {
             .flush_every_ms(None)
             .use_compression(false);
         await_unlocked(&folder.join("db"));
-        let db = config.open().map_err(fault)?;
+        let db = open_caught(&config)?;
         let trees = Family::ALL.iter().map(|family| db.open_tree(family.name())).collect::<Result<_, _>>();
         let file = File::options().write(true).open(folder.join("db")).map_err(|error| fault(error.into()))?;
         let sled = Sled { trees: trees.map_err(fault)?, db, file };
@@ -86,6 +93,12 @@ fn await_unlocked(db: &Path) {
     let Ok(file) = File::open(db) else { return };
     // Dropping the file gives our own trial lock back.
     while_busy(|| file.try_lock().is_err());
+}
+
+/// sled meets some damage with a panic; to us that is an error like the others.
+fn open_caught(config: &sled::Config) -> Result<Db, StoreError> {
+    let opened = panic::catch_unwind(AssertUnwindSafe(|| config.open()));
+    opened.unwrap_or_else(|_| Err(Error::ReportableBug("sled panicked while it opened".into()))).map_err(fault)
 }
 
 fn while_busy(busy: impl Fn() -> bool) {

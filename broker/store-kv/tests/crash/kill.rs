@@ -51,7 +51,7 @@ fn run(job: &Job, acks: usize, said: &mut Said) {
     running.child.kill().unwrap();
     running.child.wait().unwrap();
     // What was said before the kill counts, though it is heard only now.
-    running.lines.map_while(Result::ok).for_each(|line| drop(said.hear(&line)));
+    running.lines.map_while(Result::ok).for_each(|line| _ = said.hear(&line));
 }
 
 /// A small generator; its seed is printed so that a failing run can be looked at.

@@ -84,7 +84,7 @@ fn run(job: &Job, places: &Places, (acks, said): (usize, &mut Said)) {
     }
     running.child.kill().unwrap();
     running.child.wait().unwrap();
-    running.lines.map_while(Result::ok).for_each(|line| drop(said.hear(&line)));
+    running.lines.map_while(Result::ok).for_each(|line| _ = said.hear(&line));
 }
 
 /// Where the child writes, and what the disk has of it.

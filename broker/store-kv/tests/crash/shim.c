@@ -21,10 +21,12 @@
 
 struct range { off_t from, to; };
 
-/* A followed file, by inode: several descriptors may stand for one file. */
+/* Which file it is, whatever its name: inode numbers are used again, so the moment of birth belongs to it. */
+struct identity { unsigned long long ino; long long seconds; unsigned nanos; };
+
+/* A followed file: several descriptors may stand for one. */
 struct file {
-    dev_t dev;
-    ino_t ino;
+    struct identity id;
     char shadow[PATH_MAX];
     struct range *dirty;
     size_t count, room;
@@ -56,14 +58,24 @@ static int place(const char *path, char *out) {
     return snprintf(out, PATH_MAX, "%s%s", shadow, path + root_len) < PATH_MAX;
 }
 
-static struct file **bucket(ino_t ino) { return &files[ino % 4096]; }
+static int identify(int dir, const char *path, int flags, struct identity *id) {
+    struct statx st;
+    if (statx(dir, path, flags, STATX_INO | STATX_BTIME | STATX_TYPE, &st) != 0 || !S_ISREG(st.stx_mode)) return 0;
+    *id = (struct identity){st.stx_ino, st.stx_btime.tv_sec, st.stx_btime.tv_nsec};
+    return 1;
+}
+
+static struct file **bucket(struct identity id) { return &files[id.ino % 4096]; }
+
+static struct file *known(struct identity id) {
+    for (struct file *f = *bucket(id); f; f = f->next)
+        if (f->id.ino == id.ino && f->id.seconds == id.seconds && f->id.nanos == id.nanos) return f;
+    return NULL;
+}
 
 static struct file *find(int fd) {
-    struct stat st;
-    if (!root || fstat(fd, &st) != 0) return NULL;
-    for (struct file *f = *bucket(st.st_ino); f; f = f->next)
-        if (f->ino == st.st_ino && f->dev == st.st_dev) return f;
-    return NULL;
+    struct identity id;
+    return root && identify(fd, "", AT_EMPTY_PATH, &id) ? known(id) : NULL;
 }
 
 /* The file stands under another name than we know: it was renamed by a system call that passed us by. */
@@ -99,31 +111,35 @@ static void names_synced(int fd) {
     DIR *dir = place(path, to) ? opendir(path) : NULL;
     if (!dir) return;
     pthread_mutex_lock(&lock);
-    for (struct dirent *entry; (entry = readdir(dir));)
-        for (struct file *f = *bucket(entry->d_ino); f; f = f->next)
-            if (f->ino == entry->d_ino && strlen(to) + strlen(entry->d_name) + 2 < sizeof to) {
-                size_t end = strlen(to);
-                sprintf(to + end, "/%s", entry->d_name);
-                moved(f, to);
-                to[end] = 0;
-            }
+    for (struct dirent *entry; (entry = readdir(dir));) {
+        struct identity id;
+        size_t end = strlen(to);
+        struct file *f = identify(dirfd(dir), entry->d_name, AT_SYMLINK_NOFOLLOW, &id) ? known(id) : NULL;
+        if (!f || end + strlen(entry->d_name) + 2 >= sizeof to) continue;
+        sprintf(to + end, "/%s", entry->d_name);
+        moved(f, to);
+        to[end] = 0;
+    }
     pthread_mutex_unlock(&lock);
     closedir(dir);
 }
 
 static void opened(int fd, const char *path, int flags) {
     char to[PATH_MAX];
-    struct stat st;
-    if (fd < 0 || !place(path, to) || fstat(fd, &st) != 0 || !S_ISREG(st.st_mode)) return;
+    struct identity id;
+    if (fd < 0 || !place(path, to)) return;
     int saved = errno;
+    if (!identify(fd, "", AT_EMPTY_PATH, &id)) {
+        errno = saved;
+        return;
+    }
     pthread_mutex_lock(&lock);
-    struct file *f = find(fd);
+    struct file *f = known(id);
     if (!f) {
         f = calloc(1, sizeof *f);
-        f->dev = st.st_dev;
-        f->ino = st.st_ino;
-        f->next = *bucket(st.st_ino);
-        *bucket(st.st_ino) = f;
+        f->id = id;
+        f->next = *bucket(id);
+        *bucket(id) = f;
     }
     moved(f, to);
     if (flags & O_TRUNC) f->count = 0;
