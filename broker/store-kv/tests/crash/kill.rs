@@ -4,7 +4,10 @@ use crate::{
     judge::{Said, judge, reopen},
     writer::{Job, Writer},
 };
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    env,
+    time::{SystemTime, UNIX_EPOCH},
+};
 use tavi_store_kv::Engine;
 
 const ROUNDS: usize = 20;
@@ -26,7 +29,7 @@ fn rounds(engine: Engine) {
         let dir = tempfile::tempdir().unwrap();
         let (mut said, mut first) = (Said::default(), 1);
         for round in 0..ROUNDS / 2 {
-            let acks = random.below(if size > 4_096 { 300 } else { 3_000 });
+            let acks = scale() * random.below(if size > 4_096 { 300 } else { 3_000 });
             let job = Job { writer: Writer::Store(engine), folder: dir.path().join("store"), size, first };
             run(&job, acks as usize, &mut said);
             let store = reopen(&job.folder, engine);
@@ -52,6 +55,11 @@ fn run(job: &Job, acks: usize, said: &mut Said) {
     running.child.wait().unwrap();
     // What was said before the kill counts, though it is heard only now.
     running.lines.map_while(Result::ok).for_each(|line| _ = said.hear(&line));
+}
+
+/// How much longer than usual the rounds are: for a night's run, `CRASH_SCALE=50`.
+pub fn scale() -> u64 {
+    env::var("CRASH_SCALE").ok().and_then(|scale| scale.parse().ok()).unwrap_or(1)
 }
 
 /// A small generator; its seed is printed so that a failing run can be looked at.
