@@ -73,7 +73,7 @@ pub(crate) fn element<'a>(
     outer: &'a [(Box<str>, Box<str>)],
     limits: &Limits,
 ) -> Result<Checked<'a>, StreamError> {
-    let mut pass = Pass::new(frame, outer, limits)?;
+    let mut pass = Pass::new(utf8(frame)?, outer, limits);
     let checked = pass.root()?;
     pass.at_end()?;
     Ok(checked)
@@ -81,8 +81,8 @@ pub(crate) fn element<'a>(
 
 /// Checks a stream header: a start tag alone. Gives the tag, its namespace, attributes and declarations.
 pub(crate) fn header<'a>(frame: &'a [u8], limits: &Limits) -> Result<Checked<'a>, StreamError> {
-    let mut pass = Pass::new(frame, &[], limits)?;
-    pass.take(b"<")?;
+    let mut pass = Pass::new(utf8(frame)?, &[], limits);
+    pass.take_byte(b'<')?;
     let tag = pass.start_tag()?;
     pass.at_end()?;
     Ok(pass.finish(tag, frame.len()..frame.len()))
@@ -90,18 +90,18 @@ pub(crate) fn header<'a>(frame: &'a [u8], limits: &Limits) -> Result<Checked<'a>
 
 /// The name in an end tag that has no start tag in the frame.
 pub(crate) fn end_tag(frame: &[u8]) -> Result<&str, StreamError> {
-    let mut pass = Pass::new(frame, &[], &Limits::BEFORE_LOGIN)?;
+    let mut pass = Pass::new(utf8(frame)?, &[], &Limits::BEFORE_LOGIN);
     pass.take(b"</")?;
     let name = pass.qualified_name()?;
     pass.white_space();
-    pass.take(b">")?;
+    pass.take_byte(b'>')?;
     pass.at_end()?;
     Ok(&pass.text[name.0..name.2])
 }
 
 /// The attributes of `<?xml …?>`, XML 1.0 §2.8.
 pub(crate) fn declaration(frame: &[u8]) -> Result<SmallVec<[RawAttr<'_>; 8]>, StreamError> {
-    let mut pass = Pass::new(frame, &[], &Limits::BEFORE_LOGIN)?;
+    let mut pass = Pass::new(utf8(frame)?, &[], &Limits::BEFORE_LOGIN);
     pass.take(b"<?xml")?;
     while pass.attribute()? {}
     pass.take(b"?>")?;
@@ -224,16 +224,22 @@ struct Pass<'a> {
     declared_default: bool,
 }
 
+/// RFC 6120 §4.9.3.22: a violation of UTF-8 is an unsupported encoding.
+fn utf8(frame: &[u8]) -> Result<&str, StreamError> {
+    std::str::from_utf8(frame).map_err(|_| StreamCondition::UnsupportedEncoding.into())
+}
+
+#[cold]
 fn malformed() -> StreamError {
     StreamCondition::NotWellFormed.into()
 }
 
 impl<'a> Pass<'a> {
-    fn new(frame: &'a [u8], outer: &'a [(Box<str>, Box<str>)], limits: &Limits) -> Result<Pass<'a>, StreamError> {
-        // RFC 6120 §4.9.3.22: a violation of UTF-8 is an unsupported encoding.
-        let text = std::str::from_utf8(frame).map_err(|_| StreamCondition::UnsupportedEncoding)?;
+    // Inlined, like the other two that make or move large values once a stanza.
+    #[inline(always)]
+    fn new(text: &'a str, outer: &'a [(Box<str>, Box<str>)], limits: &Limits) -> Pass<'a> {
         let outer = outer.iter().map(|(prefix, uri)| Binding { prefix, uri: Cow::Borrowed(uri), depth: 0 });
-        Ok(Pass {
+        Pass {
             text,
             at: 0,
             limits: *limits,
@@ -244,11 +250,12 @@ impl<'a> Pass<'a> {
             borrowed: SmallVec::new(),
             outside: SmallVec::new(),
             declared_default: false,
-        })
+        }
     }
 
+    #[inline(always)]
     fn root(&mut self) -> Result<Checked<'a>, StreamError> {
-        self.take(b"<")?;
+        self.take_byte(b'<')?;
         let tag = self.start_tag()?;
         let start = self.at;
         // The root's attributes and namespace must not be overwritten by its children's.
@@ -260,6 +267,7 @@ impl<'a> Pass<'a> {
         Ok(checked)
     }
 
+    #[inline(always)]
     fn finish(&mut self, tag: Tag<'a>, inner: Range<usize>) -> Checked<'a> {
         Checked {
             tag,
@@ -278,7 +286,7 @@ impl<'a> Pass<'a> {
         loop {
             self.character_data()?;
             let start = self.at;
-            self.take(b"<")?;
+            self.take_byte(b'<')?;
             match self.peek() {
                 Some(b'/') => {
                     self.close()?;
@@ -340,7 +348,10 @@ impl<'a> Pass<'a> {
         let (start, colon, end) = self.qualified_name()?;
         while self.attribute()? {}
         let empty = self.peek() == Some(b'/');
-        self.take(if empty { b"/>" } else { b">" })?;
+        if empty {
+            self.at += 1;
+        }
+        self.take_byte(b'>')?;
         let depth = self.open.len() + 1;
         if depth > self.limits.depth {
             return Err(StreamError::new(StreamCondition::PolicyViolation).text("elements are nested too deep"));
@@ -365,7 +376,7 @@ impl<'a> Pass<'a> {
         }
         let (start, colon, end) = self.qualified_name()?;
         self.white_space();
-        self.take(b"=")?;
+        self.take_byte(b'=')?;
         self.white_space();
         let value = self.value()?;
         let (prefix, local) = split_name(&self.text[start..end], colon - start);
@@ -440,10 +451,10 @@ impl<'a> Pass<'a> {
     /// An end tag must name the element that is open. The `<` was taken.
     fn close(&mut self) -> Result<(), StreamError> {
         let (start, end) = self.open.pop().ok_or_else(malformed)?;
-        self.take(b"/")?;
+        self.take_byte(b'/')?;
         self.take(&self.text.as_bytes()[start..end])?;
         self.white_space();
-        self.take(b">")?;
+        self.take_byte(b'>')?;
         self.closed(self.open.len() + 1);
         Ok(())
     }
@@ -469,8 +480,9 @@ impl<'a> Pass<'a> {
             _ => return Err(malformed()),
         }
         loop {
+            let rest = &self.text.as_bytes()[self.at..];
+            self.at += rest.iter().position(|&byte| CLASS[byte as usize] & NAME_CHAR == 0).unwrap_or(rest.len());
             match self.peek() {
-                Some(byte) if CLASS[byte as usize] & NAME_CHAR != 0 => self.at += 1,
                 Some(0x80..) => self.wide_name_char(is_wide_name_char)?,
                 _ => return Ok(()),
             }
@@ -562,8 +574,18 @@ impl<'a> Pass<'a> {
         }
     }
 
+    #[inline]
     fn peek(&self) -> Option<u8> {
         self.text.as_bytes().get(self.at).copied()
+    }
+
+    #[inline]
+    fn take_byte(&mut self, expected: u8) -> Result<(), StreamError> {
+        if self.peek() != Some(expected) {
+            return Err(malformed());
+        }
+        self.at += 1;
+        Ok(())
     }
 
     fn take(&mut self, expected: &[u8]) -> Result<(), StreamError> {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::element::Element;
+use crate::element::{Element, Name};
 use crate::ns;
 
 /// Declares an enum of conditions, each with its element name (and what else a condition carries).
@@ -195,28 +195,36 @@ pub struct StreamError {
     /// What was wrong.
     pub condition: StreamCondition,
     /// A sentence that a person can act on.
-    pub text: Option<std::borrow::Cow<'static, str>>,
+    pub text: Option<Name>,
+    /// A condition defined by a XEP, beside the general one (RFC 6120 §4.9.4).
+    pub specific: Option<Box<Element>>,
 }
 
 impl StreamError {
     /// An error without a text.
     pub fn new(condition: StreamCondition) -> StreamError {
-        StreamError { condition, text: None }
+        StreamError { condition, text: None, specific: None }
     }
 
     /// The same with a text for a person.
-    pub fn text(mut self, text: impl Into<std::borrow::Cow<'static, str>>) -> StreamError {
+    pub fn text(mut self, text: impl Into<Name>) -> StreamError {
         self.text = Some(text.into());
+        self
+    }
+
+    /// The same with a condition of a XEP.
+    pub fn specific(mut self, element: Element) -> StreamError {
+        self.specific = Some(Box::new(element));
         self
     }
 
     /// The `<stream:error/>` element, RFC 6120 §4.9.2.
     pub fn to_element(&self) -> Element {
-        let error = Element::new(ns::STREAM, "error").child(Element::new(ns::STREAM_ERRORS, self.condition.name()));
-        match &self.text {
-            Some(text) => error.child(Element::new(ns::STREAM_ERRORS, "text").attr("xml:lang", "en").text(text.clone())),
-            None => error,
-        }
+        let text = |text: &Name| Element::new(ns::STREAM_ERRORS, "text").attr("xml:lang", "en").text(text.clone());
+        Element::new(ns::STREAM, "error")
+            .child(Element::new(ns::STREAM_ERRORS, self.condition.name()))
+            .child_opt(self.text.as_ref().map(text))
+            .child_opt(self.specific.as_deref().cloned())
     }
 }
 

@@ -185,8 +185,14 @@ mod tests {
     const PIECE: &str = "(<message>|</message>|<message to='a@b'|<iq type='set' id='i'>|</iq>|<presence/>|<a|<a>|</a>|<p:a>|</p:a>|/>|>|<|&|;|&amp;|&#|&#x41;|\
         x|\u{e9}|\u{ffff}| xmlns='u'| xmlns=''| xmlns:p='v'| xmlns:xml='w'| p:b='1'| b='2'| xml:lang=\"e\"|'|\"|=| |\r|\n|\t|\u{0}|\\]|\\]\\]>|<!\\[CDATA\\[|<!--|<\\?xml version='1.0'\\?>|:|\\.|-|7|\u{b7}|\u{300})";
 
+    /// Four hundred cases each, or more when the environment's `PROPTEST_CASES` says so.
+    fn config() -> ProptestConfig {
+        let config = ProptestConfig::default();
+        ProptestConfig { cases: config.cases.max(400), failure_persistence: None, ..config }
+    }
+
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(4000))]
+        #![proptest_config(config())]
 
         #[test]
         fn random_documents(selector in any::<u8>(), pieces in prop::collection::vec(PIECE, 0..25)) {

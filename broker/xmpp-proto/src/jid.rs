@@ -50,6 +50,9 @@ impl Jid {
     /// # Errors
     /// The part that is wrong.
     pub fn parse(text: &str) -> Result<Jid, JidError> {
+        if let Some(jid) = Jid::parse_plain(text) {
+            return Ok(jid);
+        }
         let (bare, resource) = match text.split_once('/') {
             Some((bare, resource)) => (bare, Some(resource)),
             None => (text, None),
@@ -59,6 +62,18 @@ impl Jid {
             None => (None, bare),
         };
         Jid::from_parts(local, domain, resource)
+    }
+
+    /// The common case: an address in ASCII that is its own normal form.
+    fn parse_plain(text: &str) -> Option<Jid> {
+        let bytes = text.as_bytes();
+        let end = memchr::memchr(b'/', bytes).unwrap_or(bytes.len());
+        let at = memchr::memchr(b'@', &bytes[..end]);
+        let plain = at.is_none_or(|at| is_normal_local(&bytes[..at]))
+            && is_normal_domain(&text[at.map_or(0, |at| at + 1)..end])
+            && (end == bytes.len() || is_normal_resource(&bytes[end + 1..]));
+        // Each part is at most MAX_PART long, so offsets fit into 16 bits.
+        plain.then(|| Jid { text: text.into(), at: at.unwrap_or(0) as u16, end: end as u16 })
     }
 
     /// Puts a JID together from raw parts, normalising each.
@@ -193,7 +208,7 @@ fn part_len(part: Option<&str>) -> usize {
 
 /// RFC 7622 §3.3: UsernameCaseMapped without the eight characters of §3.3.1.
 fn normal_local(local: &str) -> Result<Cow<'_, str>, JidError> {
-    if !local.is_empty() && local.len() <= MAX_PART && local.bytes().all(is_plain_local) {
+    if is_normal_local(local.as_bytes()) {
         return Ok(Cow::Borrowed(local));
     }
     let normal = stable(local, |text| UsernameCaseMapped::enforce(text).ok().map(Cow::into_owned)).ok_or(JidError::Local)?;
@@ -206,8 +221,7 @@ fn normal_local(local: &str) -> Result<Cow<'_, str>, JidError> {
 /// RFC 7622 §3.2: a domain name in Unicode form, or an IP address; a final dot is removed.
 fn normal_domain(domain: &str) -> Result<Cow<'_, str>, JidError> {
     let domain = domain.strip_suffix('.').unwrap_or(domain);
-    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
-    if !domain.is_empty() && domain.len() <= MAX_PART && domain.bytes().all(plain) && legal_labels(domain) && !domain.contains("xn--") {
+    if is_normal_domain(domain) {
         return Ok(Cow::Borrowed(domain));
     }
     if let Some(address) = domain.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
@@ -233,8 +247,7 @@ fn legal_labels(domain: &str) -> bool {
 
 /// RFC 7622 §3.4: OpaqueString.
 fn normal_resource(resource: &str) -> Result<Cow<'_, str>, JidError> {
-    let plain = |byte: u8| matches!(byte, b' '..=b'~');
-    if !resource.is_empty() && resource.len() <= MAX_PART && resource.bytes().all(plain) {
+    if is_normal_resource(resource.as_bytes()) {
         return Ok(Cow::Borrowed(resource));
     }
     stable(resource, |text| OpaqueString::enforce(text).ok().map(Cow::into_owned)).map(Cow::Owned).ok_or(JidError::Resource)
@@ -258,8 +271,23 @@ fn stable(text: &str, rule: impl Fn(&str) -> Option<String>) -> Option<String> {
 }
 
 /// ASCII that UsernameCaseMapped leaves alone and RFC 7622 §3.3.1 does not exclude.
-fn is_plain_local(byte: u8) -> bool {
-    matches!(byte, b'!'..=b'~') && !byte.is_ascii_uppercase() && !matches!(byte, b'"' | b'&' | b'\'' | b'/' | b':' | b'<' | b'>' | b'@')
+fn is_normal_local(local: &[u8]) -> bool {
+    let excluded = |byte: u8| matches!(byte, b'"' | b'&' | b'\'' | b'/' | b':' | b'<' | b'>' | b'@' | b'A'..=b'Z');
+    (1..=MAX_PART).contains(&local.len()) && local.iter().all(|&byte| matches!(byte, b'!'..=b'~') && !excluded(byte))
+}
+
+/// Lower-case ASCII labels, none of them in Punycode (RFC 5890 §2.3.1: its third and fourth characters are hyphens).
+fn is_normal_domain(domain: &str) -> bool {
+    let plain = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-');
+    let legal = |label: &[u8]| {
+        (1..=63).contains(&label.len()) && label.iter().all(|&byte| plain(byte)) && !label.starts_with(b"xn--")
+    };
+    domain.len() <= MAX_PART && domain.as_bytes().split(|&byte| byte == b'.').all(legal)
+}
+
+/// Printable ASCII, which OpaqueString leaves alone.
+fn is_normal_resource(resource: &[u8]) -> bool {
+    (1..=MAX_PART).contains(&resource.len()) && resource.iter().all(|byte| matches!(byte, b' '..=b'~'))
 }
 
 impl FromStr for Jid {

@@ -80,8 +80,11 @@ impl<T> StreamManagement<T> {
     pub fn acknowledge(&mut self, h: u32) -> Result<impl Iterator<Item = T> + '_, StreamError> {
         let new = h.wrapping_sub(self.acknowledged) as usize;
         if new > self.unacknowledged.len() {
-            let text = format!("handled-count-too-high: {h}, but only {} were sent", self.sent_count());
-            return Err(StreamError::new(StreamCondition::UndefinedCondition).text(text));
+            let too_high = Element::new(ns::SM, "handled-count-too-high")
+                .attr("h", h.to_string())
+                .attr("send-count", self.sent_count().to_string());
+            let text = "you acknowledged stanzas that were not sent";
+            return Err(StreamError::new(StreamCondition::UndefinedCondition).text(text).specific(too_high));
         }
         self.acknowledged = h;
         self.asked = false;

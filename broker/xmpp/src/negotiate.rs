@@ -111,7 +111,8 @@ impl Talk {
     }
 
     async fn work(&mut self, port: Port) -> Result<(Bound, Attached), Stop> {
-        if let (Port::DirectTls, Some(tls)) = (port, self.shared.tls.clone()) {
+        if port == Port::DirectTls {
+            let tls = self.shared.tls.clone().ok_or(Stop::Gone)?;
             self.handshake(TlsAcceptor::from(tls.direct.load_full())).await?;
         }
         let mut state = Negotiation::default();
