@@ -2,7 +2,7 @@
 
 import asyncio
 
-from harness import Broker, Lines, check, eventually, mosquitto, run, expect
+from harness import Broker, Failure, Lines, check, eventually, expect, mosquitto, run
 from people import Person
 
 BOT = """

@@ -40,7 +40,7 @@ async def things(broker: Broker):
     await run(mosquitto("pub", broker, valve, "-t", f"d/{valve.id}/up/t", "-m", "21.5", "-q", "2", "-r"))
     await broker.kill9()
     await broker.start()
-    async with Lines(*mosquitto("sub", broker, pump, "-c", "-q", "1", "-t", topics, "-F", "got %p")) as lines:
+    async with Lines(*mosquitto("sub", broker, pump, "-c", "-q", "1", "-t", topics, "-d", "-F", "got %p")) as lines:
         for n in range(20):
             await lines.until(f"got number {n}")
     got = await run(mosquitto("sub", broker, valve, "-t", f"d/{valve.id}/up/t", "-C", "1", "-W", "10"))

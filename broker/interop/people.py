@@ -35,10 +35,10 @@ class Person(slixmpp.ClientXMPP):
     def note(self, event, stanza):
         self.seen.append((event, stanza))
 
-    async def wait(self, event, fits=lambda stanza: True):
+    async def wait(self, event, fits=lambda stanza: True, patience=PATIENCE):
         """Takes the first thing of this kind that fits."""
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(patience):
                 while True:
                     for at, (kind, stanza) in enumerate(self.seen):
                         if kind == event and fits(stanza):

@@ -7,9 +7,11 @@ use anyhow::{Context, bail};
 use clap::Args;
 use memchr::memmem;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::task::JoinSet;
 
 use crate::Target;
 use crate::meter::{Cost, Meter};
+use crate::told;
 use crate::window::Window;
 use crate::xmpp_client::{Login, Wire, XmppClient};
 
@@ -60,7 +62,8 @@ struct Pair {
     to: String,
 }
 
-type Ends = (WriteHalf<Pin<Box<dyn Wire>>>, tokio::task::AbortHandle, tokio::task::AbortHandle);
+/// What keeps a pair's connections open; dropping it ends both.
+type Ends = (WriteHalf<Pin<Box<dyn Wire>>>, JoinSet<()>);
 
 impl Pair {
     async fn connect(target: &Target, plan: &Plan, n: u32) -> anyhow::Result<Self> {
@@ -73,9 +76,10 @@ impl Pair {
     async fn talk(self, plan: Plan) -> anyhow::Result<Ends> {
         let window = Window::new(plan.in_flight, 1);
         let (read, mut write) = tokio::io::split(self.sender);
-        let errors = tokio::spawn(watch(read)).abort_handle();
         let (receiver, answers) = tokio::io::split(self.receiver);
-        let receiving = tokio::spawn(receive(receiver, answers, Arc::clone(&window))).abort_handle();
+        let mut readers = JoinSet::new();
+        readers.spawn(told("a sender", watch(read)));
+        readers.spawn(told("a receiver", receive(receiver, answers, Arc::clone(&window))));
         let message = Message::new(&self.to, plan.body);
         let (mut sent, mut batch) = (0, Vec::new());
         while sent < plan.messages {
@@ -89,7 +93,7 @@ impl Pair {
             sent += room;
         }
         window.drained(plan.messages).await?;
-        Ok((write, errors, receiving))
+        Ok((write, readers))
     }
 }
 
@@ -130,8 +134,7 @@ async fn watch(mut read: ReadHalf<Pin<Box<dyn Wire>>>) -> anyhow::Result<()> {
     loop {
         let length = read.read(&mut buffer).await?;
         if length == 0 || memmem::find(&buffer[..length], b"<error").is_some() {
-            eprintln!("the sender was told: {}", String::from_utf8_lossy(&buffer[..length.min(500)]));
-            bail!("the sender was refused");
+            bail!("it was told {:?}", String::from_utf8_lossy(&buffer[..length.min(500)]));
         }
     }
 }

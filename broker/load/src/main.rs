@@ -110,3 +110,10 @@ fn checked(target: Target) -> anyhow::Result<Target> {
     anyhow::ensure!(target.address.ip().is_loopback(), "only servers on loopback are put under load");
     Ok(target)
 }
+
+/// Runs a reader; what ends it is said on stderr, because the sender only sees that nothing comes any more.
+async fn told(who: &str, reader: impl Future<Output = anyhow::Result<()>>) {
+    if let Err(error) = reader.await {
+        eprintln!("{who}: {error:#}");
+    }
+}

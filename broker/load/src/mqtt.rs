@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 use crate::Target;
 use crate::meter::{Cost, Meter};
 use crate::mqtt_client::{self as client, Login, Packets, Template, kind};
+use crate::told;
 use crate::window::Window;
 
 /// The account that all clients use.
@@ -50,12 +51,15 @@ pub async fn fan_in(target: &Target, plan: &Plan) -> anyhow::Result<Cost> {
     let (read, write) = subscriber.into_split();
     let credit = windows.clone();
     // The first four bytes of a payload name its publisher.
-    let receiving = tokio::spawn(receive(read, write, move |payload| {
-        let number = payload.first_chunk().map_or(usize::MAX, |bytes| u32::from_be_bytes(*bytes) as usize);
-        if let Some(window) = credit.get(number) {
-            window.deliver(0, 1);
-        }
-    }));
+    let receiving = tokio::spawn(told(
+        "the subscriber",
+        receive(read, write, move |payload| {
+            let number = payload.first_chunk().map_or(usize::MAX, |bytes| u32::from_be_bytes(*bytes) as usize);
+            if let Some(window) = credit.get(number) {
+                window.deliver(0, 1);
+            }
+        }),
+    ));
     let publishing = publishers.into_iter().zip(windows).enumerate().map(|(n, (stream, window))| {
         let topic = format!("u/load/in/{n}");
         tokio::spawn(publish(stream, Template::new(&topic, &payload(n, plan.payload), plan.qos), window, plan.clone()))
@@ -78,7 +82,7 @@ pub async fn fan_out(target: &Target, plan: &Plan) -> anyhow::Result<Cost> {
     let receiving = subscribers.into_iter().enumerate().map(|(n, stream)| {
         let (read, write) = stream.into_split();
         let credit = Arc::clone(&window);
-        tokio::spawn(receive(read, write, move |_| credit.deliver(n, 1)))
+        tokio::spawn(told("a subscriber", receive(read, write, move |_| credit.deliver(n, 1))))
     });
     let receiving: Vec<_> = receiving.collect();
     let template = Template::new("u/load/out", &payload(0, plan.payload), plan.qos);
@@ -99,7 +103,7 @@ fn payload(number: usize, length: u32) -> Vec<u8> {
 /// Waits for the publishers. The halves that they return stay open until all are done: closing costs, too.
 async fn finish(
     publishing: Vec<JoinHandle<anyhow::Result<OwnedWriteHalf>>>,
-    receiving: &[JoinHandle<anyhow::Result<()>>],
+    receiving: &[JoinHandle<()>],
 ) -> anyhow::Result<()> {
     let mut open = Vec::new();
     for task in publishing {
@@ -117,7 +121,7 @@ async fn publish(
 ) -> anyhow::Result<OwnedWriteHalf> {
     let (read, mut write) = stream.into_split();
     let acked = Window::new(plan.in_flight, 1);
-    let acks = tokio::spawn(count_acks(read, Arc::clone(&acked)));
+    let acks = tokio::spawn(told("a publisher", count_acks(read, Arc::clone(&acked))));
     let (mut sent, mut batch) = (0, Vec::new());
     while sent < plan.messages {
         let mut room = window.room(sent).await?.min(plan.messages - sent);

@@ -67,7 +67,7 @@ pub async fn ejabberd(accounts: &[String]) -> anyhow::Result<Server> {
     command.arg(format!("{:?}", folder.path().join("mnesia")));
     command.args(["-s", "ejabberd"]).current_dir(folder.path()).env("HOME", folder.path());
     command.env("ERL_LIBS", erlang_libraries()?).env("EJABBERD_CONFIG_PATH", &config);
-    command.env("EJABBERD_LOG_PATH", folder.path().join("ejabberd.log"));
+    command.env("EJABBERD_LOG_PATH", folder.path().join("ejabberd.log")).stdout(Stdio::null());
     let mut server = start(command, folder, &[("xmpp", port)])?;
     server.wait_for("xmpp").context("ejabberd")?;
     register(&server, accounts).await?;
@@ -92,15 +92,19 @@ fn erlang_libraries() -> anyhow::Result<PathBuf> {
     folders.into_iter().find(|folder| has_ejabberd(folder).is_some()).context("ejabberd is not installed")
 }
 
-/// mosquitto as Debian configures it, without log and persistence on disk.
+/// mosquitto as Debian configures it, without log and persistence on disk. With its default limit on queued messages
+/// version 2.0.11 loses some long before the limit, so that a load would never end.
 pub fn mosquitto() -> anyhow::Result<Server> {
     let folder = TempDir::with_prefix("tavi-load")?;
     let port = free_port()?;
     let config = folder.path().join("mosquitto.conf");
-    fs::write(&config, format!("listener {port} 127.0.0.1\nallow_anonymous true\nlog_dest none\n"))?;
+    fs::write(
+        &config,
+        format!("listener {port} 127.0.0.1\nallow_anonymous true\nlog_dest none\nmax_queued_messages 0\n"),
+    )?;
     let mut command =
         Command::new(["/usr/sbin/mosquitto", "mosquitto"][usize::from(!Path::new("/usr/sbin/mosquitto").is_file())]);
-    command.arg("-c").arg(config);
+    command.arg("-c").arg(config).stdout(Stdio::null());
     let mut server = start(command, folder, &[("mqtt", port)])?;
     server.wait_for("mqtt").context("mosquitto")?;
     Ok(server)
