@@ -63,7 +63,7 @@ impl SessionRecord {
 
     /// When it ends, milliseconds since 1970; `None`: never, or not while it is connected.
     pub fn ends_ms(self) -> Option<u64> {
-        (self.left_ms > 0 && self.expiry < u32::MAX).then(|| self.left_ms + u64::from(self.expiry) * 1000)
+        (self.left_ms > 0 && self.expiry < u32::MAX).then(|| self.left_ms.saturating_add(u64::from(self.expiry) * 1000))
     }
 }
 
