@@ -46,6 +46,9 @@ pub struct Meta {
     pub origin: Origin,
     /// When it entered, milliseconds since 1970.
     pub time_ms: u64,
+    /// Its place among the recipient's messages, drawn when sessions were first chosen for it: whenever it is kept,
+    /// its row has this id. 0 before.
+    pub place: u64,
     /// Its row in the recipient's queue, if it has one.
     pub queued: Option<u64>,
     /// Who else got it.

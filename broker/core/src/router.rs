@@ -11,7 +11,12 @@ use crate::{
     ticket::Ticket,
 };
 use parking_lot::MutexGuard;
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    task::{Context, Waker},
+    time::Duration,
+};
 use tavi_store::{Op, StoreError, id::time_of};
 use tavi_xmpp_proto::{
     error::{Condition, StanzaError},
@@ -134,7 +139,8 @@ impl Router {
             }
             Some(host) => match self.registry.services.get(&host) {
                 Some(service) => run.take(service.serve(env).await),
-                None if is_request => self.ask(env, run).await,
+                None if is_request && answers(host) => self.ask(env, run).await,
+                None if is_request => run.reply(env.refuse(&Condition::ServiceUnavailable.into())),
                 // A host is no recipient of messages and presence.
                 None => {}
             },
@@ -218,12 +224,16 @@ impl Router {
     /// RFC 6121 §8.5.2 and §8.5.3: which sessions get it.
     fn choose(
         self: &Arc<Self>,
-        env: Envelope,
+        mut env: Envelope,
         to: &Jid,
         (account, state): (&Arc<Account>, &mut AccountState),
         fx: &mut Effects,
         run: &mut Run,
     ) {
+        if is_lasting(&env) && env.meta.place == 0 {
+            // Under the account's lock: so it stays in order, however it goes on.
+            env.meta.place = self.parts.ids.next(self.parts.clock.now_ms());
+        }
         let exact = state.sessions.iter().find(|s| s.jid == *to && s.inbox.closed().is_none());
         let inboxes: Vec<Arc<Inbox>> = match (exact, env.head().type_) {
             (Some(session), _) => vec![session.inbox.clone()],
@@ -254,11 +264,10 @@ impl Router {
 
     /// A message from a sender with stream management gets a row before it counts as handled (semantics.md).
     fn keep_row(&self, mut env: Envelope, (account, state): (&Arc<Account>, &mut AccountState), run: &mut Run) -> Envelope {
-        let lasting = matches!(env.head().type_, StanzaType::Message(MessageType::Chat | MessageType::Normal));
-        if !lasting || env.meta.origin != Origin::Managed || env.meta.queued.is_some() || env.has(ns::HINTS, "no-store") {
+        if !is_lasting(&env) || env.meta.origin != Origin::Managed || env.meta.queued.is_some() || env.has(ns::HINTS, "no-store") {
             return env;
         }
-        let id = self.parts.ids.next(self.parts.clock.now_ms());
+        let id = env.meta.place;
         let op = Op::QueuePush { id, value: env.to_bytes() };
         run.ticket.wait_for(self.parts.store.commit(&account.owner, vec![op]));
         state.in_flight.insert(id);
@@ -316,47 +325,52 @@ impl Router {
         }));
     }
 
-    /// A session ended between choice and delivery: choose again.
+    /// A session ended between choice and delivery: choose again, at once, so that the order stays.
     fn bounce(self: &Arc<Self>, env: Envelope) {
-        if env.stanza.kind() != Kind::Message || env.meta.reach == Reach::Copy {
+        let Some(account) = env.to().and_then(|to| self.parts.sessions.known(&to.to_bare())) else { return };
+        let mut run = Run::default();
+        let mut fx = Effects::default();
+        self.again(env, (&account, &mut account.lock()), &mut fx, &mut run);
+        run.take(fx);
+        if run.fresh.is_empty() && run.ticket.is_ready() {
+            // With nothing to wait for, the first poll delivers.
+            let _ = run.ticket.poll_done(&mut Context::from_waker(Waker::noop()));
             return;
         }
         let router = self.clone();
         tokio::spawn(async move {
-            let ticket = router.again(vec![env]).await;
-            if let Err(error) = ticket.complete().await {
+            if let Err(error) = router.finish(run).await.complete().await {
                 tracing::error!(%error, "a message for a session that went away could not be kept");
             }
         });
     }
 
-    /// Gives messages that a session did not take, in order, to another session or keeps them.
-    async fn again(self: &Arc<Self>, envelopes: Vec<Envelope>) -> Ticket {
-        let mut run = Run::default();
-        let lasting = |env: &Envelope| env.stanza.kind() == Kind::Message && env.meta.reach != Reach::Copy;
-        for env in envelopes.into_iter().filter(lasting) {
-            let Some(to) = env.to().cloned() else { continue };
-            self.to_session_again(env, to, &mut run).await;
+    /// What a session did not take goes to another session, is kept or is answered. The hooks have seen it.
+    fn again(
+        self: &Arc<Self>,
+        env: Envelope,
+        (account, state): (&Arc<Account>, &mut AccountState),
+        fx: &mut Effects,
+        run: &mut Run,
+    ) {
+        let Some(to) = env.to().cloned() else { return };
+        match env.head().type_ {
+            // RFC 6121 §8.5.3.2.3: the resource is gone.
+            StanzaType::Iq(_) => run.reply(env.refuse(&Condition::ServiceUnavailable.into())),
+            StanzaType::Presence(_) => {}
+            StanzaType::Message(_) if env.meta.reach == Reach::Copy => {}
+            // Whoever else got it still has it.
+            StanzaType::Message(_) if env.meta.reach == Reach::Shared && state.receivers().next().is_some() => {}
+            StanzaType::Message(_) => self.choose(env, &to, (account, state), fx, run),
         }
-        self.finish(run).await
-    }
-
-    async fn to_session_again(self: &Arc<Self>, env: Envelope, to: Jid, run: &mut Run) {
-        // The hooks have seen it; only the choice is made again.
-        let Ok(Some(account)) = self.parts.sessions.account(&to.to_bare()).await else { return };
-        let mut fx = Effects::default();
-        let mut state = account.lock();
-        // Whoever else got it still has it.
-        if env.meta.reach == Reach::Sole || state.receivers().next().is_none() {
-            self.choose(env, &to, (&account, &mut state), &mut fx, run);
-        }
-        drop(state);
-        run.take(fx);
     }
 
     /// Keeps a message for an account that is away (XEP-0160).
     fn keep(self: &Arc<Self>, account: Arc<Account>, mut env: Envelope, run: &mut Run) {
-        let id = self.parts.ids.next(self.parts.clock.now_ms());
+        if env.meta.place == 0 {
+            env.meta.place = self.parts.ids.next(self.parts.clock.now_ms());
+        }
+        let id = env.meta.place;
         env.meta.queued = Some(id);
         account.lock().stored += 1;
         run.ticket.wait_for(self.parts.store.commit(&account.owner, vec![Op::QueuePush { id, value: env.to_bytes() }]));
@@ -394,7 +408,7 @@ impl Router {
 
     fn kept_envelope(&self, id: u64, stanza: Stanza) -> Envelope {
         let mut env: Envelope = stanza.into();
-        env.meta.queued = Some(id);
+        (env.meta.place, env.meta.queued) = (id, Some(id));
         if !env.has(ns::DELAY, "delay") {
             env.add_delay(self.parts.sessions.domain(), time_of(id));
         }
@@ -446,12 +460,15 @@ impl Router {
                 }
                 state.sessions.retain(|session| session.id != bound.id);
             }
+            // Nothing is kept anew for an account that was removed.
+            if bound.inbox.closed() != Some(Closed::Revoked) {
+                for env in unacknowledged.into_iter().chain(bound.inbox.take()) {
+                    self.again(env, (&bound.account, &mut state), &mut fx, &mut run);
+                }
+            }
         }
         run.take(fx);
-        let mut ticket = self.finish(run).await;
-        let left = unacknowledged.into_iter().chain(bound.inbox.take()).collect();
-        ticket.join(self.again(left).await);
-        ticket
+        self.finish(run).await
     }
 
     /// Runs the session hooks for an event; their effects are in the ticket.
@@ -493,6 +510,16 @@ impl Router {
     pub fn principal(&self, jid: &BareJid) -> Option<crate::principal::Principal> {
         self.parts.hosts.principal(jid)
     }
+}
+
+/// The hosts for which the server itself answers requests; the others belong to services, if there are any.
+fn answers(host: Host) -> bool {
+    matches!(host, Host::Main | Host::Things | Host::Bots)
+}
+
+/// Messages that are handed on or kept when they cannot be delivered.
+fn is_lasting(env: &Envelope) -> bool {
+    matches!(env.head().type_, StanzaType::Message(MessageType::Chat | MessageType::Normal))
 }
 
 fn inbox(session: &SessionEntry) -> Arc<Inbox> {

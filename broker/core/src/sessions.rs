@@ -253,9 +253,8 @@ impl Sessions {
     /// Closes all sessions of an account and forgets it: it was removed, or its rights were revoked.
     pub fn expel(&self, jid: &BareJid) {
         let account = self.shard(jid).lock().remove(jid);
-        for session in account.iter().flat_map(|a| a.lock().sessions.drain(..).collect::<Vec<_>>()) {
-            session.inbox.close(Closed::Revoked);
-        }
+        // The front ends end the sessions: so whoever saw them hears that they are gone.
+        account.iter().for_each(|a| a.lock().sessions.iter().for_each(|session| session.inbox.close(Closed::Revoked)));
     }
 
     /// The bots that have a seat, in order; at most `limit` from behind `after`.

@@ -202,7 +202,9 @@ mod tests {
         juliet.sends("<message to='romeo@localhost' type='chat'><body>All of you</body></message>").await;
         romeo.sees("<message><body>All of you</body></message>");
         home.sees("<message><body>All of you</body></message>");
-        (romeo.sees_nothing(), home.sees_nothing(), juliet.sees_nothing());
+        romeo.sees_nothing();
+        home.sees_nothing();
+        juliet.sees_nothing();
     }
 
     #[tokio::test]
@@ -237,7 +239,8 @@ mod tests {
         romeo.sees_nothing();
         juliet.skip();
         let mut home = world.online("romeo/home").await;
-        (romeo.skip(), home.skip());
+        romeo.skip();
+        home.skip();
         home.sends("<iq type='set' id='c'><disable xmlns='urn:xmpp:carbons:2'/></iq>").await;
         home.sees("<iq type='result' id='c'/>");
         romeo.sends("<message to='juliet@localhost/balcony' type='chat'><body>2</body></message>").await;

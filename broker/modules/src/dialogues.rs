@@ -15,7 +15,8 @@ async fn two_people_chat_and_receipts_pass() {
     );
     juliet.sends("<message to='romeo@localhost/orchard' id='r1'><received xmlns='urn:xmpp:receipts' id='m1'/></message>").await;
     romeo.sees("<message from='juliet@localhost/balcony' id='r1'><received xmlns='urn:xmpp:receipts' id='m1'/></message>");
-    (romeo.sees_nothing(), juliet.sees_nothing());
+    romeo.sees_nothing();
+    juliet.sees_nothing();
 }
 
 #[tokio::test]
@@ -62,13 +63,15 @@ async fn a_dead_session_s_messages_go_to_another_one_in_order() {
     let mut chamber = world.online("juliet/chamber").await;
     chamber.skip();
     balcony.ends().await;
-    chamber.sees("<presence from='juliet@localhost/balcony' type='unavailable'/>");
     for body in ["1", "p1", "2", "p2", "3", "p3"] {
         chamber.sees(&format!("<message><body>{body}</body></message>"));
     }
+    chamber.sees("<presence from='juliet@localhost/balcony' type='unavailable'/>");
     chamber.ends().await;
     let mut chamber = world.online("juliet/chamber").await;
-    assert!(chamber.takes(6).iter().all(|text| text.contains("<delay")), "nobody acknowledged them: they were kept");
+    for body in ["1", "p1", "2", "p2", "3", "p3"] {
+        chamber.sees(&format!("<message><body>{body}</body><delay xmlns='urn:xmpp:delay'/></message>"));
+    }
     chamber.sees("<presence from='romeo@localhost/orchard'/>");
 }
 
@@ -77,7 +80,8 @@ async fn what_two_sessions_got_is_not_given_again_to_the_one_that_lives() {
     let world = World::new().await;
     let (mut romeo, mut balcony) = world.friends().await;
     let mut chamber = world.online("juliet/chamber").await;
-    (chamber.skip(), balcony.skip());
+    chamber.skip();
+    balcony.skip();
     romeo.sends("<message to='juliet@localhost' type='chat'><body>Both of you</body></message>").await;
     chamber.sees("<message><body>Both of you</body></message>");
     balcony.sees("<message><body>Both of you</body></message>");
@@ -89,4 +93,81 @@ async fn what_two_sessions_got_is_not_given_again_to_the_one_that_lives() {
     balcony.sees("<message><body>Both of you</body></message>");
     balcony.sees("<presence from='romeo@localhost/orchard'/>");
     balcony.sees_nothing();
+}
+
+#[tokio::test]
+async fn a_session_that_does_not_read_is_cut_off_and_loses_nothing() {
+    let world = World::with_inboxes_of(3).await;
+    let mut romeo = world.online("romeo/orchard").await;
+    let mut paris = world.online("paris/street").await.plain();
+    let juliet = world.online("juliet/balcony").await;
+    for n in 1..=3 {
+        romeo.sends(&format!("<message to='juliet@localhost' type='chat'><body>{n}</body></message>")).await;
+        paris.sends(&format!("<message to='juliet@localhost' type='chat'><body>p{n}</body></message>")).await;
+    }
+    assert_eq!(juliet.bound.inbox.closed(), Some(tavi_core::Closed::Overflow));
+    juliet.ends().await;
+    romeo.sees_nothing();
+    paris.sees_nothing();
+    let world = world.restart().await;
+    let mut juliet = world.online("juliet/balcony").await;
+    for body in ["1", "p1", "2", "p2", "3", "p3"] {
+        juliet.sees(&format!("<message><body>{body}</body></message>"));
+    }
+}
+
+#[tokio::test]
+async fn a_request_to_a_session_that_went_away_is_answered() {
+    let world = World::new().await;
+    let mut romeo = world.online("romeo/orchard").await;
+    let juliet = world.online("juliet/balcony").await;
+    romeo.sends("<iq type='get' to='juliet@localhost/balcony' id='1'><query xmlns='jabber:iq:version'/></iq>").await;
+    romeo.sees_nothing();
+    juliet.ends().await;
+    romeo.sees_error("service-unavailable");
+    romeo.sends("<iq type='get' to='juliet@localhost/balcony' id='2'><query xmlns='jabber:iq:version'/></iq>").await;
+    romeo.sees_error("service-unavailable");
+}
+
+#[tokio::test]
+async fn a_new_session_with_the_same_resource_takes_the_place_of_the_old_one() {
+    let world = World::new().await;
+    let (mut romeo, old) = world.friends().await;
+    romeo.sends("<message to='juliet@localhost/balcony' type='chat'><body>1</body></message>").await;
+    let mut new = world.online("juliet/balcony").await;
+    romeo.skip();
+    new.skip();
+    assert_eq!(old.bound.inbox.closed(), Some(tavi_core::Closed::Replaced));
+    old.ends().await;
+    new.sees("<message><body>1</body></message>");
+    romeo.sends("<message to='juliet@localhost/balcony' type='chat'><body>2</body></message>").await;
+    new.sees("<message><body>2</body></message>");
+    romeo.sees_nothing();
+}
+
+#[tokio::test]
+async fn a_removed_account_is_seen_to_go_and_gets_nothing_more() {
+    let world = World::new().await;
+    let (mut romeo, juliet) = world.friends().await;
+    world.node.parts.accounts.remove(&juliet.bound.account.jid).await.unwrap();
+    world.node.parts.revoke(&juliet.bound.account.jid);
+    juliet.ends().await;
+    romeo.sees("<presence from='juliet@localhost/balcony' type='unavailable'/>");
+    romeo.sends("<message to='juliet@localhost' type='chat'><body>Hello?</body></message>").await;
+    romeo.sees_error("service-unavailable");
+}
+
+#[tokio::test]
+async fn a_message_counts_only_when_it_is_durable() {
+    let (world, store) = World::delayed().await;
+    let mut romeo = world.bind("romeo/orchard").await;
+    let mut home = world.bind("romeo/home").await;
+    home.begins("<presence/>").await.complete().await.unwrap();
+    home.skip();
+    let ticket = romeo.begins("<message to='romeo@localhost' type='chat'><body>1</body></message>").await;
+    assert_eq!(store.waiting(), 1);
+    home.sees_nothing();
+    store.release_all();
+    ticket.complete().await.unwrap();
+    home.sees("<message><body>1</body></message>");
 }

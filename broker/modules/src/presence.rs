@@ -99,7 +99,8 @@ fn went(ev: &mut Ev<'_>, id: u64) -> Flow {
 fn directed(ev: &mut Ev<'_>, id: u64, to: Jid) -> Flow {
     let subscribed = sees(ev.state, &to.to_bare());
     let Some(session) = ev.state.session(id) else { return Flow::Continue };
-    if !(subscribed && session.available) && !session.directed.contains(&to) {
+    let told_anyway = subscribed && session.available;
+    if !told_anyway && !session.directed.contains(&to) {
         if session.directed.len() >= MAX_DIRECTED {
             let error = StanzaError::new(Condition::ResourceConstraint).text("directed presence to too many");
             return Flow::Refuse(error);
@@ -218,6 +219,11 @@ fn ended(id: u64, at: &mut Place<'_>) {
     let was_available = std::mem::take(&mut session.available);
     let directed = std::mem::take(&mut session.directed);
     let env: Envelope = Stanza::new(gone(session), None).into();
+    let jid = session.jid.clone();
+    // RFC 6120 §7.7.2.2: a session with the same resource took its place; to others nothing has ended.
+    if at.state.available().any(|other| other.jid == jid && other.id != id) {
+        return;
+    }
     if was_available {
         broadcast(&env, at.state, at.fx);
     }

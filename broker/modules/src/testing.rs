@@ -21,7 +21,13 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) async fn new() -> World {
-        World::over(Arc::new(MemoryStore::default()), Arc::new(FakeClock::at(NOW))).await
+        World::over(Arc::new(MemoryStore::default()), Arc::new(FakeClock::at(NOW)), SessionLimits::default()).await
+    }
+
+    /// A world in which at most `items` stanzas wait for a session.
+    pub(crate) async fn with_inboxes_of(items: usize) -> World {
+        let limits = SessionLimits { inbox_items: items, ..SessionLimits::default() };
+        World::over(Arc::new(MemoryStore::default()), Arc::new(FakeClock::at(NOW)), limits).await
     }
 
     /// A world whose commits wait until the test lets them land; Romeo has an account already.
@@ -30,17 +36,17 @@ impl World {
         let account = Op::Put { table: Table::Account, item: "".into(), value: "x".into(), expect: Expect::Any };
         drop(store.commit(&Owner::account("romeo@localhost"), vec![account]));
         store.release_all();
-        (World::over(store.clone(), Arc::new(FakeClock::at(NOW))).await, store)
+        (World::over(store.clone(), Arc::new(FakeClock::at(NOW)), SessionLimits::default()).await, store)
     }
 
     /// The same store after the broker was cut off and started again.
     pub(crate) async fn restart(&self) -> World {
-        World::over(self.store.clone(), self.clock.clone()).await
+        World::over(self.store.clone(), self.clock.clone(), SessionLimits::default()).await
     }
 
-    async fn over(store: SharedStore, clock: Arc<FakeClock>) -> World {
+    async fn over(store: SharedStore, clock: Arc<FakeClock>, limits: SessionLimits) -> World {
         let hosts = Hosts::new("localhost").unwrap();
-        let parts = Parts::load(hosts, store.clone(), clock.clone(), SessionLimits::default()).await.unwrap();
+        let parts = Parts::load(hosts, store.clone(), clock.clone(), limits).await.unwrap();
         let mut registry = Registry::default();
         crate::register(&mut registry, &parts).unwrap();
         let node = Node::new(parts, registry);
@@ -101,7 +107,8 @@ impl World {
         juliet.sends("<presence to='romeo@localhost' type='subscribed'/>").await;
         juliet.sends("<presence to='romeo@localhost' type='subscribe'/>").await;
         romeo.sends("<presence to='juliet@localhost' type='subscribed'/>").await;
-        (romeo.skip(), juliet.skip());
+        romeo.skip();
+        juliet.skip();
         (romeo, juliet)
     }
 

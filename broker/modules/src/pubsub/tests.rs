@@ -132,7 +132,8 @@ async fn events_are_not_kept_and_a_full_jid_gets_its_own() {
     let world = World::new().await;
     let mut orchard = world.online("romeo/orchard").await;
     let mut home = world.online("romeo/home").await;
-    (orchard.skip(), home.skip());
+    orchard.skip();
+    home.skip();
     home.sends(&set("<subscribe node='u/romeo/a' jid='romeo@localhost/home'/>")).await;
     home.skip();
     publishes(&mut orchard, "u/romeo/a", "<item id='1'><on xmlns='urn:x'/></item>").await;

@@ -66,7 +66,8 @@ async fn two_people_come_to_see_each_other() {
     let mut juliet = world.online("juliet/balcony").await;
     romeo.sends(ROSTER).await;
     juliet.sends(ROSTER).await;
-    (romeo.skip(), juliet.skip());
+    romeo.skip();
+    juliet.skip();
 
     romeo.sends("<presence to='juliet@localhost' type='subscribe'><status>It is I</status></presence>").await;
     romeo.sees_push("<item jid='juliet@localhost' subscription='none' ask='subscribe'/>");
