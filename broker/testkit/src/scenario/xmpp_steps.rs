@@ -140,6 +140,8 @@ async fn perform(stage: &Stage, key: &Key, verb: Verb, words: Vec<String>) -> an
     let first = words.first().map_or("", String::as_str);
     match verb {
         Verb::Available => {
+            // RFC 6121 §2.2: as clients do, the roster first; only then does the session hear of subscriptions.
+            client.request(None, "get", Element::new(ROSTER, "query")).await?;
             client.send(&Element::new(CLIENT, "presence"))?;
             client.settle().await
         }
