@@ -318,10 +318,12 @@ mod tests {
     use std::{collections::BTreeMap, thread};
     use tavi_store::conformance::{body, wait};
 
+    type Held = BTreeMap<(Family, Vec<u8>), Vec<u8>>;
+
     /// An engine in memory whose disk can be made to fail.
     #[derive(Default)]
     struct Fake {
-        rows: Mutex<BTreeMap<(Family, Vec<u8>), Vec<u8>>>,
+        rows: Mutex<Held>,
         failing: AtomicBool,
     }
 

@@ -3,7 +3,7 @@
 use crate::{
     StoreError,
     keys::{self, Kind, Number},
-    kv::{Family, Key, Kv, Rows},
+    kv::{Family, Key, Kv, Replaced, Rows},
     names::NameCache,
     value::{self, Body, CHUNK, Cell, InboxCell},
 };
@@ -30,7 +30,7 @@ pub(crate) struct Group<'a> {
     marks: &'a mut Marks,
     rows: Rows,
     /// How to take the commit in progress back.
-    undo: Vec<(Family, Key, Option<Option<Vec<u8>>>)>,
+    undo: Vec<(Family, Key, Replaced)>,
     next: Number,
     last: u64,
     purged: Vec<(Owner, Number)>,

@@ -73,6 +73,9 @@ pub(crate) const MAX_ROW: usize = 4_096;
 /// The key of a row.
 pub(crate) type Key = Vec<u8>;
 
+/// What a batch held for a row before: nothing, a deletion, or a value.
+pub(crate) type Replaced = Option<Option<Vec<u8>>>;
+
 /// The rows that one batch writes (`Some`) and deletes (`None`).
 #[derive(Default)]
 pub(crate) struct Rows {
@@ -91,7 +94,7 @@ impl Rows {
     }
 
     /// Sets a row; gives what the batch held for it before.
-    pub fn set(&mut self, family: Family, key: Key, value: Option<Vec<u8>>) -> Option<Option<Vec<u8>>> {
+    pub fn set(&mut self, family: Family, key: Key, value: Option<Vec<u8>>) -> Replaced {
         assert!(value.as_ref().is_none_or(|value| value.len() <= MAX_ROW), "larger values are chunked");
         match self.families[family as usize].entry(key) {
             Entry::Occupied(mut row) => Some(row.insert(value)),
@@ -103,7 +106,7 @@ impl Rows {
     }
 
     /// Puts back what [`Rows::set`] gave.
-    pub fn unset(&mut self, family: Family, key: Key, before: Option<Option<Vec<u8>>>) {
+    pub fn unset(&mut self, family: Family, key: Key, before: Replaced) {
         match before {
             Some(value) => drop(self.families[family as usize].insert(key, value)),
             None => drop(self.families[family as usize].remove(&key)),

@@ -109,10 +109,11 @@ impl<'a> Making<'a> {
 impl Drop for Making<'_> {
     fn drop(&mut self) {
         let path = self.folder.inside(&self.current.folder);
-        if !self.finished && path.exists() {
-            if let Err(error) = fs::remove_dir_all(&path) {
-                tracing::warn!(%error, path = %path.display(), "an unfinished copy could not be removed");
-            }
+        if self.finished || !path.exists() {
+            return;
+        }
+        if let Err(error) = fs::remove_dir_all(&path) {
+            tracing::warn!(%error, path = %path.display(), "an unfinished copy could not be removed");
         }
     }
 }

@@ -30,6 +30,9 @@ struct Whole {
     value: Bytes,
 }
 
+/// Old stanzas by owner and id, and the owner to go on with; `None` behind the last.
+pub(crate) type Old = (Vec<(Number, u64)>, Option<Number>);
+
 /// In which direction a range is walked.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {
@@ -179,14 +182,8 @@ impl Reader {
         names::number_of(&*self.kv, Kind::Owner, owner.as_str())
     }
 
-    /// Archived stanzas older than id `before`, at most `limit`, looking at owners from number `from` on. Gives them,
-    /// and the owner to go on with; `None` behind the last owner.
-    pub fn older_than(
-        &self,
-        before: u64,
-        from: Number,
-        limit: usize,
-    ) -> Result<(Vec<(Number, u64)>, Option<Number>), StoreError> {
+    /// Archived stanzas older than id `before`, at most `limit`, looking at owners from number `from` on.
+    pub fn older_than(&self, before: u64, from: Number, limit: usize) -> Result<Old, StoreError> {
         let mut found = Vec::new();
         let mut at = keys::dated(from, 0);
         loop {

@@ -135,9 +135,11 @@ pub(crate) fn marks(kv: &dyn Kv) -> Result<Marks, OpenError> {
             kv.sync()?;
         }
     }
-    let mut marks = Marks::default();
-    marks.next = system(kv, keys::NEXT)?.unwrap_or(1);
-    marks.last = system(kv, keys::LAST)?.unwrap_or(0);
+    let mut marks = Marks {
+        next: system(kv, keys::NEXT)?.unwrap_or(1),
+        last: system(kv, keys::LAST)?.unwrap_or(0),
+        ..Marks::default()
+    };
     let end = keys::end_of(keys::DEAD);
     kv.range(Family::System, keys::span(keys::DEAD, end.as_deref()), &mut |key, _| {
         marks.dead.extend(keys::number_at(key, keys::DEAD.len()));

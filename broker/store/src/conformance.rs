@@ -331,7 +331,7 @@ pub fn archives_are_paged_from_both_ends(backend: &dyn Backend) {
 /// The index by correspondent pages as the archive does.
 pub fn archives_are_paged_by_correspondent(backend: &dyn Backend) {
     let store = backend.fresh();
-    let with = |id: u64| if id % 2 == 0 { "even@example.org" } else { "odd@example.org" };
+    let with = |id: u64| if id.is_multiple_of(2) { "even@example.org" } else { "odd@example.org" };
     must(&store, &juliet(), (1..=20).map(|id| archive(id, with(id), "m")));
     must(&store, &romeo(), [archive(30, "even@example.org", "other")]);
     let page = |with: &str, after, before, newest| {

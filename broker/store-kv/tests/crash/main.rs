@@ -1,5 +1,6 @@
 //! The crash suites: what was acknowledged survives SIGKILL at any moment, and a power loss in which only synced
 //! bytes survive. Both run [`writer`] as a child process, this same program, and judge what they find.
+#![allow(clippy::print_stdout, reason = "a failing run is told by its rounds and its seed")]
 
 mod judge;
 mod kill;
