@@ -89,12 +89,17 @@ fn switch<T>(iq: &Iq<T>, copies: Copies) -> Result<Reply, StanzaError> {
 
 impl OnSent for Carbons {
     fn on_sent(&self, ev: &mut Ev<'_>) -> Flow {
-        if eligible(ev.env) {
+        if wanted(ev.state) && eligible(ev.env) {
+            let own: Jid = (&ev.account.jid).into();
+            // RFC 6120 §10.3.1: without a recipient, one's own account is meant.
+            let to = Some(ev.env.to().cloned().unwrap_or_else(|| own.clone()));
+            let to_self = to.as_ref().is_some_and(|to| to.bare() == own.bare());
             let from = ev.env.from().cloned();
-            let others = |jid: &Jid, _: &AccountState| Some(jid) != from.as_ref();
+            let others = |jid: &Jid, state: &AccountState| {
+                Some(jid) != from.as_ref() && !(to_self && gets_it(jid, to.as_ref(), state))
+            };
             copy_to("sent", ev, others);
         }
-        // XEP-0280 §9: it stays in what the recipient's server gets; that one removes it.
         Flow::Continue
     }
 }
@@ -103,7 +108,7 @@ impl OnReceived for Carbons {
     fn on_received(&self, ev: &mut Ev<'_>) -> Flow {
         let own = ev.env.from().is_some_and(|from| from.bare() == ev.account.jid.as_str());
         // XEP-0280 §7: what one sends to oneself was copied as sent already.
-        if !own && eligible(ev.env) {
+        if !own && wanted(ev.state) && eligible(ev.env) {
             let to = ev.env.to().cloned();
             let others = |jid: &Jid, state: &AccountState| !gets_it(jid, to.as_ref(), state);
             copy_to("received", ev, others);
@@ -112,6 +117,11 @@ impl OnReceived for Carbons {
         ev.env.drop_children(|child| child.is(ns::CARBONS, "private"));
         Flow::Continue
     }
+}
+
+/// Most accounts have no session that wants copies.
+fn wanted(state: &AccountState) -> bool {
+    state.sessions.iter().any(|session| session.carbons)
 }
 
 /// Whether the router gives the message itself to the session at `jid`.
@@ -205,6 +215,19 @@ mod tests {
         romeo.sees_nothing();
         home.sees_nothing();
         juliet.sees_nothing();
+    }
+
+    #[tokio::test]
+    async fn who_writes_to_oneself_is_heard_once() {
+        let world = World::new().await;
+        let (mut romeo, mut home, _juliet) = three(&world).await;
+        for to in ["to='romeo@localhost'", ""] {
+            romeo.sends(&format!("<message {to} type='chat'><body>Remember</body></message>")).await;
+            home.sees("<message from='romeo@localhost/orchard'><body>Remember</body></message>");
+            home.sees_nothing();
+            romeo.sees("<message from='romeo@localhost/orchard'><body>Remember</body></message>");
+            romeo.sees_nothing();
+        }
     }
 
     #[tokio::test]

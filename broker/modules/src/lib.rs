@@ -77,3 +77,13 @@ pub fn register(registry: &mut Registry, parts: &Parts) -> Result<(), TwoOwners>
 pub async fn start(node: &Node) -> Result<(), StoreError> {
     node.router.registry().start().await
 }
+
+#[cfg(test)]
+mod tests {
+    use super::XEPS;
+
+    #[test]
+    fn the_table_is_in_order() {
+        assert!(XEPS.windows(2).all(|pair| pair[0].number < pair[1].number));
+    }
+}

@@ -13,6 +13,9 @@ use tavi_xmpp_proto::{
 /// Recipients of directed presence that a session may have.
 const MAX_DIRECTED: usize = 1000;
 
+/// The largest presence in bytes: it is kept for each session and sent to each contact.
+const MAX_BYTES: usize = 32 * 1024;
+
 /// Registers it.
 pub fn register(registry: &mut Registry) {
     registry.on_sent(Phase::Filter, Arc::new(Presence));
@@ -43,6 +46,9 @@ fn came(ev: &mut Ev<'_>, id: u64) -> Flow {
         Ok(priority) => priority,
         Err(error) => return Flow::Refuse(error),
     };
+    if ev.env.stanza.raw().len() > MAX_BYTES {
+        return Flow::Refuse(StanzaError::new(Condition::PolicyViolation).text("presence has at most 32 KiB"));
+    }
     let Some(session) = ev.state.session(id) else { return Flow::Stop };
     let first = !std::mem::replace(&mut session.available, true);
     session.priority = priority;

@@ -9,10 +9,11 @@ use std::{
 use tavi_core::{
     Action, Effect, Envelope, Hosts, Overflow, Parts, Permit, Principal, Publication, Qos, Refusal, Sessions, SubOptions,
     Subscriber, Topics,
+    accounts::Accounts,
     hooks::{OnSession, Place, SessionEvent},
     principal::Host,
 };
-use tavi_store::{Commit, Expect, Op, Owner, SharedStore, StoreError, Table};
+use tavi_store::{Commit, Expect, Op, Owner, Row, SharedStore, StoreError, Table};
 use tavi_xmpp_proto::{BareJid, Jid, MessageType, Stanza, stanza::Head};
 
 /// Subscriptions of one account, device or bot.
@@ -27,12 +28,13 @@ const ROW: &str = "sub:";
 
 /// All subscriptions of JIDs.
 pub(super) struct Subscribers {
-    accounts: Mutex<HashMap<BareJid, Vec<Held>>>,
+    subscribed: Mutex<HashMap<BareJid, Vec<Held>>>,
     topics: Arc<Topics>,
     permit: Arc<Permit>,
     sessions: Arc<Sessions>,
     hosts: Arc<Hosts>,
     store: SharedStore,
+    accounts: Arc<Accounts>,
 }
 
 /// One subscribed JID with its filters.
@@ -55,12 +57,13 @@ pub(super) enum Refused {
 impl Subscribers {
     pub(super) fn new(parts: &Parts) -> Subscribers {
         Subscribers {
-            accounts: Mutex::default(),
+            subscribed: Mutex::default(),
             topics: parts.topics.clone(),
             permit: parts.permit.clone(),
             sessions: parts.sessions.clone(),
             hosts: parts.hosts.clone(),
             store: parts.store.clone(),
+            accounts: parts.accounts.clone(),
         }
     }
 
@@ -71,13 +74,35 @@ impl Subscribers {
             let rows = self.store.scan(Table::Node, after.as_ref().map(|(o, i)| (o, &**i)), 1000).await?;
             let Some(last) = rows.last() else { return Ok(()) };
             after = Some((last.owner.clone(), last.item.clone()));
-            for row in &rows {
-                let jid = row.item.strip_prefix(ROW).and_then(|jid| jid.parse::<Jid>().ok());
-                if let Some((jid, principal)) = jid.and_then(|jid| Some((jid.clone(), self.hosts.principal(&jid.to_bare())?))) {
-                    let subscriber = self.subscriber(&jid, &principal, row.owner.name());
-                    self.topics.restore(&subscriber, row.owner.name(), OPTIONS);
-                }
+            for row in rows.iter().filter(|row| row.item.starts_with(ROW)) {
+                self.restore_row(row).await?;
             }
+        }
+    }
+
+    async fn restore_row(&self, row: &Row) -> Result<(), StoreError> {
+        let node = row.owner.name();
+        let jid = row.item.strip_prefix(ROW).and_then(|jid| jid.parse::<Jid>().ok());
+        let who = jid.and_then(|jid| self.hosts.principal(&jid.to_bare()).map(|who| (jid, who)));
+        match who {
+            Some((jid, who)) if self.exists(&who).await? => {
+                let subscriber = self.subscriber(&jid, &who, node);
+                self.topics.restore(&subscriber, node, OPTIONS);
+                Ok(())
+            }
+            // The account was removed, or the domain is another one now.
+            _ => {
+                let op = Op::Delete { table: Table::Node, item: row.item.clone(), expect: Expect::Any };
+                self.store.commit(&row.owner, vec![op]).await
+            }
+        }
+    }
+
+    /// A bot is there when its script is, which is not known yet.
+    async fn exists(&self, who: &Principal) -> Result<bool, StoreError> {
+        match who {
+            Principal::Account(jid) | Principal::Device(jid) => self.accounts.exists(jid).await,
+            _ => Ok(true),
         }
     }
 
@@ -98,8 +123,8 @@ impl Subscribers {
 
     /// Ends a subscription; `None` if there is none.
     pub(super) fn remove(&self, jid: &Jid, node: &str) -> Option<Commit> {
-        let mut accounts = self.accounts.lock();
-        let held = accounts.get_mut(&jid.to_bare())?;
+        let mut subscribed = self.subscribed.lock();
+        let held = subscribed.get_mut(&jid.to_bare())?;
         let at = held.iter().position(|held| held.jid == *jid)?;
         if !held[at].filters.remove(node) {
             return None;
@@ -114,15 +139,15 @@ impl Subscribers {
 
     /// All subscriptions of an account's JIDs: JID and node.
     pub(super) fn of_account(&self, account: &BareJid) -> Vec<(Jid, Arc<str>)> {
-        let accounts = self.accounts.lock();
-        let held = accounts.get(account).into_iter().flatten();
+        let subscribed = self.subscribed.lock();
+        let held = subscribed.get(account).into_iter().flatten();
         held.flat_map(|held| held.filters.iter().map(|filter| (held.jid.clone(), filter.clone()))).collect()
     }
 
     /// Who subscribed to exactly this node.
     pub(super) fn of_node(&self, node: &str) -> Vec<Jid> {
-        let accounts = self.accounts.lock();
-        accounts.values().flatten().filter(|held| held.filters.contains(node)).map(|held| held.jid.clone()).collect()
+        let subscribed = self.subscribed.lock();
+        subscribed.values().flatten().filter(|held| held.filters.contains(node)).map(|held| held.jid.clone()).collect()
     }
 
     /// The last items as messages to a subscriber (XEP-0060 §6.1.7), within bounds.
@@ -142,7 +167,7 @@ impl Subscribers {
     }
 
     fn count(&self, account: &BareJid) -> usize {
-        self.accounts.lock().get(account).map_or(0, |held| held.iter().map(|held| held.filters.len()).sum())
+        self.subscribed.lock().get(account).map_or(0, |held| held.iter().map(|held| held.filters.len()).sum())
     }
 
     fn subscriber(&self, jid: &Jid, who: &Principal, node: &str) -> Arc<dyn Subscriber> {
@@ -152,8 +177,8 @@ impl Subscribers {
     }
 
     fn known(&self, jid: &Jid) -> Option<Arc<dyn Subscriber>> {
-        let accounts = self.accounts.lock();
-        accounts.get(&jid.to_bare())?.iter().find(|held| held.jid == *jid).map(|held| held.subscriber.clone())
+        let subscribed = self.subscribed.lock();
+        subscribed.get(&jid.to_bare())?.iter().find(|held| held.jid == *jid).map(|held| held.subscriber.clone())
     }
 
     fn make(&self, jid: &Jid, who: &Principal) -> Arc<dyn Subscriber> {
@@ -167,8 +192,8 @@ impl Subscribers {
     }
 
     fn hold(&self, jid: &Jid, subscriber: Arc<dyn Subscriber>, node: &str) {
-        let mut accounts = self.accounts.lock();
-        let held = accounts.entry(jid.to_bare()).or_default();
+        let mut subscribed = self.subscribed.lock();
+        let held = subscribed.entry(jid.to_bare()).or_default();
         match held.iter_mut().find(|held| held.jid == *jid) {
             Some(held) => drop(held.filters.insert(node.into())),
             None => held.push(Held { jid: jid.clone(), subscriber, filters: BTreeSet::from([node.into()]) }),

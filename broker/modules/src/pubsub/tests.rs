@@ -1,7 +1,9 @@
 //! Dialogues with the pubsub host, alone and together with what other protocols publish.
 
 use crate::testing::{Person, World};
-use tavi_core::{Change, Draft, Principal, Qos};
+use parking_lot::Mutex;
+use std::sync::Arc;
+use tavi_core::{Change, Draft, Principal, Publication, Qos, SubOptions, Subscriber};
 
 const EVENT: &str = "http://jabber.org/protocol/pubsub#event";
 
@@ -359,4 +361,68 @@ async fn nothing_is_answered_before_it_is_durable() {
     store.release_all();
     ticket.complete().await.unwrap();
     romeo.sees("<iq type='result' id='s'/>");
+}
+
+/// A device's MQTT session.
+struct Device {
+    id: u64,
+    who: Principal,
+    seen: Mutex<Vec<String>>,
+}
+
+impl Subscriber for Device {
+    fn id(&self) -> u64 {
+        self.id
+    }
+
+    fn principal(&self) -> &Principal {
+        &self.who
+    }
+
+    fn deliver(&self, publication: &Arc<Publication>, _: &[SubOptions]) {
+        let type_ = publication.content_type.as_deref().unwrap_or("-");
+        self.seen.lock().push(format!("{} {type_} {}", publication.topic, String::from_utf8_lossy(&publication.payload)));
+    }
+}
+
+#[tokio::test]
+async fn what_a_person_publishes_reaches_a_device() {
+    let world = World::new().await;
+    world.grant("romeo@localhost", "publish", "d/abc/cmd/#").await;
+    let topics = &world.node.parts.topics;
+    let device = Arc::new(Device { id: topics.next_subscriber(), who: world.device("abc"), seen: Mutex::default() });
+    let handle: Arc<dyn Subscriber> = device.clone();
+    topics.subscribe(&handle, "d/abc/cmd/#", SubOptions::default()).unwrap();
+    let mut romeo = world.online("romeo/orchard").await;
+    publishes(&mut romeo, "d/abc/cmd/power", "<item><data xmlns='urn:tavi:data:0' type='text/plain'>on</data></item>").await;
+    publishes(&mut romeo, "d/abc/cmd/mode", "<item><json xmlns='urn:xmpp:json:0'>{\"m\":1}</json></item>").await;
+    assert_eq!(*device.seen.lock(), ["d/abc/cmd/power text/plain on", "d/abc/cmd/mode application/json {\"m\":1}"]);
+    publishes(&mut romeo, "d/abc/state", "<item><data xmlns='urn:tavi:data:0'>online</data></item>").await;
+    romeo.takes(2);
+    romeo.sees_error("forbidden");
+}
+
+#[tokio::test]
+async fn a_removed_account_s_subscriptions_are_gone_after_the_next_start() {
+    let world = World::new().await;
+    let mut romeo = world.online("romeo/orchard").await;
+    subscribes(&mut romeo, "u/romeo/a").await;
+    world.node.parts.accounts.remove(&romeo.bound.account.jid).await.unwrap();
+    let world = world.restart().await;
+    let mut romeo = world.online("romeo/orchard").await;
+    romeo.sends(&get("<subscriptions/>")).await;
+    let seen = romeo.sees("<iq type='result' id='g'/>");
+    assert!(!seen.contains("u/romeo/a"), "{seen}");
+    assert_eq!(world.node.parts.topics.counts().0, 0);
+}
+
+#[tokio::test]
+async fn topics_cannot_be_subscribed_to_without_end() {
+    let world = World::new().await;
+    let mut romeo = world.online("romeo/orchard").await;
+    for n in 0..1000 {
+        subscribes(&mut romeo, &format!("u/romeo/{n}")).await;
+    }
+    romeo.sends(&set("<subscribe node='u/romeo/more' jid='romeo@localhost'/>")).await;
+    assert!(romeo.sees_error("policy-violation").contains("too-many-subscriptions"));
 }
