@@ -75,6 +75,8 @@ struct State<T> {
     bytes: usize,
     closed: Option<Closed>,
     waker: Option<Waker>,
+    /// The receiver, when it waits for nothing but the end.
+    closer: Option<Waker>,
 }
 
 /// An empty queue keeps no more room than this many items.
@@ -83,7 +85,7 @@ const KEPT_CAPACITY: usize = 16;
 impl<T: Weigh> Mailbox<T> {
     /// An empty mailbox for at most `max_items` items of `max_bytes` together. One item is always accepted.
     pub fn new(max_items: usize, max_bytes: usize) -> Mailbox<T> {
-        let state = State { items: VecDeque::new(), bytes: 0, closed: None, waker: None };
+        let state = State { items: VecDeque::new(), bytes: 0, closed: None, waker: None, closer: None };
         Mailbox { state: Mutex::new(state), max_items, max_bytes }
     }
 
@@ -140,15 +142,15 @@ impl<T: Weigh> Mailbox<T> {
         Poll::Pending
     }
 
-    /// Ready once it is closed, whatever still waits in it. For a receiver who can take nothing at the moment; each
-    /// push wakes it.
+    /// Ready with the reason once it is closed, whatever still waits in it. For a receiver that can not take anything
+    /// just now: items do not wake it, the end does.
     pub fn poll_closed(&self, cx: &mut Context<'_>) -> Poll<Closed> {
         let mut state = self.state.lock();
         if let Some(why) = state.closed {
             return Poll::Ready(why);
         }
-        if !state.waker.as_ref().is_some_and(|w| w.will_wake(cx.waker())) {
-            state.waker = Some(cx.waker().clone());
+        if !state.closer.as_ref().is_some_and(|w| w.will_wake(cx.waker())) {
+            state.closer = Some(cx.waker().clone());
         }
         Poll::Pending
     }
@@ -182,7 +184,9 @@ impl<T: Weigh> Mailbox<T> {
 impl<T: Weigh> State<T> {
     fn close(&mut self, why: Closed) -> Option<Waker> {
         self.closed.get_or_insert(why);
-        self.waker.take()
+        // Both are the one receiver's.
+        let closer = self.closer.take();
+        self.waker.take().or(closer)
     }
 
     /// Drops the oldest item that may be dropped; gives whether there was one.
@@ -258,6 +262,16 @@ mod tests {
     fn one_item_larger_than_all_room_is_accepted_when_nothing_else_waits() {
         let mailbox = Mailbox::new(10, 2);
         assert!(matches!(mailbox.push("large", Overflow::Close), Pushed::Queued));
+    }
+
+    #[test]
+    fn a_receiver_that_takes_nothing_still_hears_of_the_end() {
+        let mailbox = Mailbox::new(4, 100);
+        let mut cx = Context::from_waker(Waker::noop());
+        mailbox.push("waits", Overflow::Close);
+        assert!(mailbox.poll_closed(&mut cx).is_pending());
+        mailbox.close(Closed::Revoked);
+        assert_eq!(mailbox.poll_closed(&mut cx), Poll::Ready(Closed::Revoked));
     }
 
     #[tokio::test]

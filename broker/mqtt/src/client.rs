@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use tavi_core::metrics::Outcome;
+use tavi_core::permit::Action;
 use tavi_core::topics::{Refusal, SubOptions};
 use tavi_core::{Closed, Publication, Ticket, TicketQueue};
 use tavi_store::{Op, QueueRow, StoreError};
@@ -144,16 +145,35 @@ impl Client {
     /// Completes tickets, writes what waits for the client, reads stored rows. `Ready` if there may be more to do at
     /// once; `Pending` when everything that can happen now has happened and the context will be woken.
     pub fn poll(&mut self, cx: &mut Context<'_>, out: &mut Vec<u8>) -> Poll<Result<(), Fault>> {
-        let mut more = false;
-        while let Poll::Ready(Some((pending, result))) = self.tickets.poll_next(cx) {
-            self.complete(pending, result, out)?;
-            // There is room in the window now, perhaps for what is read already.
-            more = true;
-        }
-        self.flush_deletes();
+        let mut more = self.poll_tickets(cx, out)?;
         more |= self.deliver(cx, out)?;
         self.flush_deletes();
         if more { Poll::Ready(Ok(())) } else { Poll::Pending }
+    }
+
+    /// What goes on while the peer takes nothing: what it published is delivered to others, and it is told to go.
+    pub fn poll_stalled(&mut self, cx: &mut Context<'_>, out: &mut Vec<u8>) -> Result<(), Fault> {
+        self.poll_tickets(cx, out)?;
+        self.check_open(cx)
+    }
+
+    /// Completes tickets in order; true if there was one, so that there is room in the window for what is read already.
+    fn poll_tickets(&mut self, cx: &mut Context<'_>, out: &mut Vec<u8>) -> Result<bool, Fault> {
+        let mut any = false;
+        while let Poll::Ready(Some((pending, result))) = self.tickets.poll_next(cx) {
+            self.complete(pending, result, out)?;
+            any = true;
+        }
+        self.flush_deletes();
+        Ok(any)
+    }
+
+    /// The end reaches a client too that takes nothing from its mailbox now.
+    fn check_open(&self, cx: &mut Context<'_>) -> Result<(), Fault> {
+        match self.place.mailbox.poll_closed(cx) {
+            Poll::Ready(why) => Err(closed(why)),
+            Poll::Pending => Ok(()),
+        }
     }
 
     /// The connection is over: the open tickets complete in a task of their own, the seat is left.
@@ -303,7 +323,7 @@ impl Client {
                 Err(Fault::Filter(error))
             };
         }
-        if self.place.filter_count() >= self.hub.config().max_subscriptions {
+        if self.is_over_quota(done) {
             return Ok(Err(Reason::QUOTA));
         }
         let options = core_options(wish.options);
@@ -318,6 +338,12 @@ impl Client {
                 Ok(Ok(wish.options.qos))
             }
         }
+    }
+
+    /// What subscriptions and the retained values that they find may take is bounded for a client that reads nothing.
+    fn is_over_quota(&self, done: &Subscribed) -> bool {
+        let (config, waiting) = (self.hub.config(), self.waiting.len() - self.next + done.retained.len());
+        self.place.filter_count() >= config.max_subscriptions || waiting > config.queue_messages
     }
 
     /// Retained values at QoS 1 and 2 are promised as any other delivery, so a durable session gets rows for them.
@@ -441,6 +467,7 @@ impl Client {
     fn deliver(&mut self, cx: &mut Context<'_>, out: &mut Vec<u8>) -> Result<bool, Fault> {
         loop {
             if !self.write_waiting(out) {
+                self.check_open(cx)?;
                 return Ok(out.len() >= WRITE_AHEAD);
             }
             // The mailbox first: what is only in the store was refused by it, so it is younger.
@@ -507,11 +534,21 @@ impl Client {
         for row in rows {
             self.cursor = row.id;
             match seat.due(row.id, row.value) {
-                Some(Due::Publish(parcel)) => self.waiting.push(parcel),
+                Some(Due::Publish(parcel)) if self.may_receive(&parcel) => self.waiting.push(parcel),
+                Some(Due::Publish(parcel)) => {
+                    self.hub.count(Outcome::Dropped, 1);
+                    self.deletes.extend(seat.taken(parcel.publication.id));
+                }
                 Some(Due::Release { packet_id, row }) => self.session.release_again(packet_id, row, out),
                 None => {}
             }
         }
+    }
+
+    /// semantics.md, permissions: asked at each delivery; what was kept while it was permitted may not be so any more.
+    fn may_receive(&self, parcel: &Parcel) -> bool {
+        let permit = &self.hub.node().parts.permit;
+        permit.may(self.place.seat.principal(), Action::Subscribe, &parcel.publication.topic)
     }
 
     // --- the end ---

@@ -144,20 +144,34 @@ const FLAG_PASSWORD: u8 = 0x40;
 const FLAG_USER: u8 = 0x80;
 
 fn connect(packet: &[u8], frame: Frame, version: &mut Option<Version>) -> Result<Packet, Fault> {
-    let (level, flags) = check_connect(Walk::new(&packet[frame.header..]), version)?;
-    match crate_decode(packet, level)? {
+    let Checked { version: level, has_user, password } =
+        check_connect(Walk::new(&packet[frame.header..]), version)?;
+    // The password is the last field. The crate would keep copies that nobody wipes, so it gets none.
+    let mut copy = BytesMut::from(packet);
+    let secret = password.map_or(0, str::len);
+    copy[packet.len() - secret..].fill(b'*');
+    match crate_decode(copy, level)? {
         wire::Packet::Connect(connect, properties, will, will_properties, login) => {
             let will = will.map(|will| own_will(level, will, will_properties));
             let own = own_connect(level, connect, properties.unwrap_or(NO_CONNECT_PROPERTIES));
-            let (user, password) = own_login(flags, login);
+            // The crate turns an absent and an empty user name into one; the flags tell them apart.
+            let user = has_user.then(|| login.map(|login| login.username).unwrap_or_default());
+            let password = password.map(|text| Password(Zeroizing::new(text.to_owned())));
             Ok(Packet::Connect(Box::new(Connect { will, user, password, ..own })))
         }
         _ => Err(NOT_WHAT_IT_WAS),
     }
 }
 
-/// Walks the whole CONNECT; gives its version, also by `known` so that a refusal speaks it, and its flags.
-fn check_connect(mut body: Walk<'_>, known: &mut Option<Version>) -> Result<(Version, u8), Fault> {
+/// What the walk over a CONNECT found.
+struct Checked<'a> {
+    version: Version,
+    has_user: bool,
+    password: Option<&'a str>,
+}
+
+/// Walks the whole CONNECT; gives its version by `known` too, so that a refusal speaks it.
+fn check_connect<'a>(mut body: Walk<'a>, known: &mut Option<Version>) -> Result<Checked<'a>, Fault> {
     // MQTT 5.0 §3.1.2.1: any other protocol name may end the connection without an answer; 3.1 is told its level.
     match body.string()? {
         "MQTT" => {}
@@ -183,12 +197,14 @@ fn check_connect(mut body: Walk<'_>, known: &mut Option<Version>) -> Result<(Ver
     if flags & FLAG_USER != 0 {
         body.string()?;
     }
-    if flags & FLAG_PASSWORD != 0 {
+    let password = if flags & FLAG_PASSWORD != 0 {
         // §3.1.3.6 allows any bytes; the crate wants text, and so do our passwords and tokens.
-        std::str::from_utf8(body.binary()?).map_err(|_| Fault::PasswordNotText)?;
-    }
+        Some(std::str::from_utf8(body.binary()?).map_err(|_| Fault::PasswordNotText)?)
+    } else {
+        None
+    };
     body.end()?;
-    Ok((version, flags))
+    Ok(Checked { version, has_user: flags & FLAG_USER != 0, password })
 }
 
 fn check_connect_flags(flags: u8, version: Version) -> Result<(), Fault> {
@@ -262,13 +278,6 @@ fn own_connect(version: Version, connect: wire::Connect, properties: wire::Conne
     }
 }
 
-/// The crate turns absent and empty into one; the flags tell them apart.
-fn own_login(flags: u8, login: Option<wire::Login>) -> (Option<String>, Option<Password>) {
-    let (user, password) = login.map(|l| (l.username, l.password)).unwrap_or_default();
-    let password = Password(Zeroizing::new(password));
-    ((flags & FLAG_USER != 0).then_some(user), (flags & FLAG_PASSWORD != 0).then_some(password))
-}
-
 fn own_will(version: Version, will: wire::LastWill, properties: Option<wire::LastWillProperties>) -> Will {
     let delay = properties.as_ref().and_then(|p| p.delay_interval).unwrap_or(0);
     let properties = properties.map(own_will_properties).unwrap_or_default();
@@ -309,7 +318,7 @@ fn subscribe(packet: &[u8], mut body: Walk<'_>, version: Version) -> Result<Pack
         }));
     }
     check_filters(body, version)?;
-    match crate_decode(packet, version)? {
+    match crate_decode(BytesMut::from(packet), version)? {
         wire::Packet::Subscribe(found, _) => {
             let filters = found.filters.into_iter().map(own_wish).collect();
             Ok(Packet::Subscribe(Subscribe { packet_id, has_identifier: false, filters }))
@@ -381,7 +390,7 @@ fn unsubscribe(packet: &[u8], mut body: Walk<'_>, version: Version) -> Result<Pa
     while body.left() > 0 {
         body.string()?;
     }
-    match crate_decode(packet, version)? {
+    match crate_decode(BytesMut::from(packet), version)? {
         wire::Packet::Unsubscribe(found, _) => {
             Ok(Packet::Unsubscribe(Unsubscribe { packet_id, filters: found.filters }))
         }
@@ -400,7 +409,7 @@ fn disconnect(packet: &[u8], mut body: Walk<'_>, version: Version) -> Result<Pac
     let reason = Reason(body.byte()?);
     each_property(body.properties()?, Allowed::of(&[id::SESSION_EXPIRY, id::REASON, id::USER]), |_, _| Ok(()))?;
     body.end()?;
-    match crate_decode(packet, version)? {
+    match crate_decode(BytesMut::from(packet), version)? {
         wire::Packet::Disconnect(_, properties) => {
             let expiry = properties.and_then(|p| p.session_expiry_interval);
             Ok(Packet::Disconnect(Disconnect { reason, expiry }))
@@ -414,11 +423,11 @@ fn disconnect(packet: &[u8], mut body: Walk<'_>, version: Version) -> Result<Pac
 const NOT_WHAT_IT_WAS: Fault = Fault::Malformed("the packet decodes as another one");
 
 /// Lets the crate decode one whole packet that a walk has proved.
-fn crate_decode(packet: &[u8], version: Version) -> Result<wire::Packet, Fault> {
-    let mut stream = BytesMut::from(packet);
+fn crate_decode(mut packet: BytesMut, version: Version) -> Result<wire::Packet, Fault> {
+    let size = packet.len();
     let decoded = match version {
-        Version::V4 => wire::v4::V4.read_mut(&mut stream, packet.len()),
-        Version::V5 => wire::v5::V5.read_mut(&mut stream, packet.len()),
+        Version::V4 => wire::v4::V4.read_mut(&mut packet, size),
+        Version::V5 => wire::v5::V5.read_mut(&mut packet, size),
     };
     // Whatever it says, the packet was whole: "more bytes needed" would be a lie as well.
     decoded.map_err(|_| Fault::Malformed("refused by the decoder"))

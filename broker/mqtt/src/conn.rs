@@ -95,7 +95,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conn<S> {
 
     /// One round: write what is left over, decode, read, deliver, write.
     fn turn(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Poll<Result<Turn, End>> {
-        ready!(self.poll_flush(cx))?;
+        if self.poll_flush(cx)?.is_pending() {
+            return self.poll_stalled(cx, scratch);
+        }
         let Some(client) = &mut self.client else {
             return Pin::new(&mut self.stream).poll_shutdown(cx).map(|_| Err(End::Closed));
         };
@@ -110,6 +112,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conn<S> {
         }
         let wrote = self.write(cx, &mut scratch.output)?;
         Poll::Ready(Ok(if wrote == Turn::Progress { wrote } else { turn }))
+    }
+
+    /// The peer takes nothing. Its tickets complete all the same, their answers join what waits; they are few, because
+    /// nothing more is read from it.
+    fn poll_stalled(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Poll<Result<Turn, End>> {
+        if let Some(client) = &mut self.client {
+            client.poll_stalled(cx, &mut scratch.output).map_err(End::Fault)?;
+            self.outbox.bytes.extend_from_slice(&scratch.output);
+        }
+        Poll::Pending
     }
 
     fn exchange(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Result<Turn, End> {
