@@ -26,6 +26,7 @@ class Client(slixmpp.ClientXMPP):
         super().__init__(options.jid, options.password)
         self.enable_direct_tls = False
         self.ca_certs = options.ca
+        self.here = set()
         self.topics = f"pubsub.{self.boundjid.domain}"
         for plugin in ["xep_0030", "xep_0060", "xep_0184", "xep_0199", "xep_0203"]:
             self.register_plugin(plugin)
@@ -34,9 +35,9 @@ class Client(slixmpp.ClientXMPP):
         self.add_event_handler("connection_failed", lambda why: self.leave(f"no connection: {why}"))
         self.add_event_handler("message", self.message)
         self.add_event_handler("receipt_received", lambda m: self.show(f"{m['from'].bare} has got it"))
-        self.add_event_handler("presence_available", lambda p: self.presence(p, "is here"))
-        self.add_event_handler("presence_unavailable", lambda p: self.presence(p, "is gone"))
-        self.add_event_handler("pubsub_publish", self.event)
+        self.add_event_handler("presence_available", self.came)
+        self.add_event_handler("presence_unavailable", self.went)
+        self.add_event_handler("pubsub_publish", self.published)
         self.add_event_handler("pubsub_retract", lambda m: self.show(f"{m['pubsub_event']['items']['node']} is empty"))
 
     def show(self, line):
@@ -47,13 +48,20 @@ class Client(slixmpp.ClientXMPP):
         self.disconnect()
 
     async def started(self, _):
-        self.show(f"logged in with {self['feature_mechanisms'].mech.name}")
+        self.show(f"logged in with {self.plugin['feature_mechanisms'].mech.name}")
         await self.get_roster()
         self.send_presence()
 
-    def presence(self, presence, what):
-        if presence["from"].bare != self.boundjid.bare:
-            self.show(f"{presence['from'].bare} {what}")
+    def came(self, presence):
+        who = presence["from"]
+        if who.bare != self.boundjid.bare and who not in self.here:
+            self.here.add(who)
+            self.show(f"{who.bare} is here")
+
+    def went(self, presence):
+        if presence["from"] in self.here:
+            self.here.remove(presence["from"])
+            self.show(f"{presence['from'].bare} is gone")
 
     def message(self, message):
         if message["body"]:
@@ -61,15 +69,15 @@ class Client(slixmpp.ClientXMPP):
             late = f" (sent {when:%H:%M:%S})" if when else ""
             self.show(f"{message['from'].bare}: {message['body']}{late}")
 
-    def event(self, message):
+    def published(self, message):
         items = message["pubsub_event"]["items"]
-        for item in items:
+        for item in items["substanzas"]:
             self.show(f"{items['node']} = {value(item)}")
 
     async def obey(self, line):
         verb, _, rest = line.strip().partition(" ")
         first, _, text = rest.partition(" ")
-        pubsub = self["xep_0060"]
+        pubsub = self.plugin["xep_0060"]
         if verb == "add" and first:
             self.send_presence_subscription(first)
         elif verb == "tell" and text:
@@ -80,7 +88,7 @@ class Client(slixmpp.ClientXMPP):
             await pubsub.subscribe(self.topics, first)
         elif verb == "last" and first:
             answer = await pubsub.get_items(self.topics, first)
-            for item in answer["pubsub"]["items"]:
+            for item in answer["pubsub"]["items"]["substanzas"]:
                 self.show(f"{first} = {value(item)}")
         elif verb == "put" and text:
             data = ET.Element(f"{{{DATA}}}data", {"type": "text/plain", "encoding": "utf-8"})
@@ -126,6 +134,7 @@ async def main():
     client.connect("localhost", options.port)
     reading = asyncio.ensure_future(read_commands(client))
     await client.disconnected
+    client.show("logged out")
     reading.cancel()
 
 
