@@ -4,6 +4,7 @@
 //! over it. Every misframing leaves a frame that is not exactly one element, which that pass refuses.
 
 use memchr::{memchr, memchr3};
+use smallvec::SmallVec;
 
 use crate::error::{StreamCondition, StreamError};
 
@@ -54,6 +55,18 @@ pub struct Framer {
     /// The byte before, needed for `/>` and `?>` over a split.
     last: u8,
     stream: Stream,
+    /// Hashes of the names of the open elements within the stream: a wrong end tag is told at once, not when the
+    /// frame would be complete, which might be never.
+    names: SmallVec<[u32; 8]>,
+    /// Hash of the name that is being read.
+    name: u32,
+}
+
+/// FNV-1a: only tells names apart; the validating pass compares them.
+const NAME_SEED: u32 = 0x811C_9DC5;
+
+fn hash_name(hash: u32, name: &[u8]) -> u32 {
+    name.iter().fold(hash, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,7 +86,9 @@ enum Place {
     Between,
     /// Behind a `<`.
     Angle,
-    /// In a start tag.
+    /// In the name of a start tag.
+    Name,
+    /// In a start tag, behind its name.
     Start,
     /// In a quoted value of a start tag.
     Quote(u8),
@@ -104,6 +119,8 @@ impl Framer {
             place: Place::Between,
             last: 0,
             stream: Stream::New,
+            names: SmallVec::new(),
+            name: NAME_SEED,
         }
     }
 
@@ -111,6 +128,7 @@ impl Framer {
     pub fn restart(&mut self) {
         (self.depth, self.place, self.stream) = (0, Place::Between, Stream::New);
         self.partial = Vec::new();
+        self.names.clear();
     }
 
     /// Takes new limits (after login).
@@ -195,6 +213,7 @@ impl Framer {
     fn step<'a>(&mut self, rest: &[u8]) -> Result<(usize, Option<MakeFrame<'a>>), StreamError> {
         match self.place {
             Place::Text => Ok((self.skip_to(memchr(b'<', rest), rest, Place::Angle), None)),
+            Place::Name => self.tag_name(rest),
             Place::Start => self.start_tag(rest),
             Place::Quote(quote) => Ok((self.skip_to(memchr(quote, rest), rest, Place::Start), None)),
             Place::End => self.end_tag(rest),
@@ -221,6 +240,7 @@ impl Framer {
     }
 
     fn angle(&mut self, byte: u8) -> Result<(), StreamError> {
+        self.name = hash_name(NAME_SEED, if byte == b'/' { &[] } else { std::slice::from_ref(&byte) });
         self.place = match byte {
             b'/' => Place::End,
             b'!' => Place::Bang(0),
@@ -228,9 +248,26 @@ impl Framer {
             // RFC 6120 §11.1: no processing instructions.
             b'?' => return Err(restricted("a processing instruction")),
             b'>' => return Err(StreamCondition::NotWellFormed.into()),
-            _ => Place::Start,
+            _ => Place::Name,
         };
         Ok(())
+    }
+
+    fn tag_name<'a>(&mut self, rest: &[u8]) -> Result<(usize, Option<MakeFrame<'a>>), StreamError> {
+        let ends = |byte: &u8| matches!(byte, b' ' | b'\t' | b'\n' | b'\r' | b'/' | b'>' | b'"' | b'\'');
+        let end = rest.iter().position(ends);
+        self.name = hash_name(self.name, &rest[..end.unwrap_or(rest.len())]);
+        match end {
+            None => Ok((rest.len(), None)),
+            Some(0) => {
+                self.place = Place::Start;
+                self.start_tag(rest)
+            }
+            Some(at) => {
+                self.place = Place::Start;
+                Ok((at, None))
+            }
+        }
     }
 
     fn start_tag<'a>(&mut self, rest: &[u8]) -> Result<(usize, Option<MakeFrame<'a>>), StreamError> {
@@ -259,15 +296,22 @@ impl Framer {
             }
             (_, false) => {
                 self.depth += 1;
+                self.names.push(self.name);
                 Ok(None)
             }
         }
     }
 
     fn end_tag<'a>(&mut self, rest: &[u8]) -> Result<(usize, Option<MakeFrame<'a>>), StreamError> {
-        let Some(at) = memchr(b'>', rest) else { return Ok((rest.len(), None)) };
+        let end = memchr(b'>', rest);
+        let name = rest[..end.unwrap_or(rest.len())].trim_ascii_end();
+        self.name = hash_name(self.name, name);
+        let Some(at) = end else { return Ok((rest.len(), None)) };
         self.place = Place::Text;
         let depth = self.depth.checked_sub(1).ok_or(StreamCondition::NotWellFormed)?;
+        if depth > 0 && self.names.pop() != Some(self.name) {
+            return Err(StreamError::new(StreamCondition::NotWellFormed).text("an end tag closes another element"));
+        }
         self.depth = depth;
         let end: Option<MakeFrame<'a>> = match depth {
             0 => Some(Frame::Close),
@@ -346,6 +390,17 @@ mod tests {
             }
         }
         seen
+    }
+
+    #[test]
+    fn a_wrong_end_tag_is_told_at_once_however_it_is_split() {
+        let limits = Limits::default();
+        let text: &[u8] = b"<s:s><message><body>x</message>";
+        assert_eq!(frames(&[text], &limits), ["header <s:s>", "not-well-formed"]);
+        let bytes: Vec<&[u8]> = text.chunks(1).collect();
+        assert_eq!(frames(&bytes, &limits), ["header <s:s>", "not-well-formed"]);
+        let good: Vec<&[u8]> = b"<s:s><iq ><a/><b></b ></iq\n>".chunks(1).collect();
+        assert_eq!(frames(&good, &limits).len(), 2);
     }
 
     fn show(frame: Frame<'_>) -> String {
