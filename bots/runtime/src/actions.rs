@@ -14,12 +14,14 @@ use tavi_xmpp_proto::{
 };
 
 /// Sends what a bot committed. The ticket completes when it is durable with its receivers.
-pub async fn send(node: &Node, from: &Principal, (ear, outgoing): (u64, &Outgoing)) -> Ticket {
+///
+/// `ear` is the bot's own number as a subscriber: it does not hear itself.
+pub async fn send(node: &Node, from: &Principal, ear: u64, outgoing: &Outgoing) -> Ticket {
     match &outgoing.action {
         Action::Message { to, text, expected } => {
             let choices = expected.as_ref().map(|expected| expected.choices()).unwrap_or_default();
             let (Some(from), Ok(to)) = (from.jid(), to.parse::<BareJid>()) else { return Ticket::done() };
-            let stanza = message((from, &to), outgoing.id, text, &choices);
+            let stanza = message(head(from, &to, outgoing.id), text, &choices);
             node.route(Envelope::received(stanza, Origin::Managed, node.parts.clock.now_ms())).await
         }
         Action::Publish { topic, payload, content_type, retain } => {
@@ -46,15 +48,16 @@ fn publish(node: &Node, from: &Principal, draft: Draft) -> Ticket {
     })
 }
 
-/// A chat message; with choices also as quick responses (XEP-0439 §4.1), with their readable form in the body.
-///
 /// The id, which is also the origin id (XEP-0359 §3.2), comes from the action's: sent again after a restart, it is
 /// the same message.
-fn message((from, to): (&BareJid, &BareJid), id: u64, text: &str, choices: &[Choice]) -> Stanza {
-    let id = format!("tavi-{id:x}");
-    let head = Head::message(MessageType::Chat).id(&id).from(Jid::from(from.clone())).to(Jid::from(to.clone()));
+fn head(from: &BareJid, to: &BareJid, id: u64) -> Head {
+    Head::message(MessageType::Chat).id(&format!("tavi-{id:x}")).from(Jid::from(from.clone())).to(Jid::from(to.clone()))
+}
+
+/// A chat message; with choices also as quick responses (XEP-0439 §4.1), with their readable form in the body.
+fn message(head: Head, text: &str, choices: &[Choice]) -> Stanza {
     let body = Element::new(ns::CLIENT, "body").text(readable(text, choices));
-    let origin = Element::new(ns::STANZA_ID, "origin-id").attr("id", id);
+    let origin = Element::new(ns::STANZA_ID, "origin-id").attr_opt("id", head.id.as_deref().map(str::to_owned));
     Stanza::new(head, [body, origin].into_iter().chain(choices.iter().take(MAX_CHOICES).map(response)))
 }
 
@@ -84,7 +87,7 @@ mod tests {
     fn a_question_has_buttons_and_a_readable_text() {
         let (bot, anna) = ("lamp@bots.localhost".parse().unwrap(), "anna@localhost".parse().unwrap());
         let choice = |label: &str| Choice { label: label.into(), value: json!(label.to_lowercase()) };
-        let stanza = message((&bot, &anna), 255, "Power?", &[choice("On"), choice("Tom's")]);
+        let stanza = message(head(&bot, &anna, 255), "Power?", &[choice("On"), choice("Tom's")]);
         let text = String::from_utf8(stanza.to_bytes().to_vec()).unwrap();
         for part in [
             "from='lamp@bots.localhost'",

@@ -198,7 +198,7 @@ impl Conversation {
     /// A topic handler of the current version that is about this person.
     pub fn event(&mut self, world: &World<'_>, function: &str, event: &Value) -> Step {
         let script = &world.versions.current;
-        let ran = run(world, script, (function, std::slice::from_ref(event)), (&self.state, Journal::default()));
+        let ran = run(world, script, &Begun::by_event(function, event, self.state.clone()), Journal::default());
         let step = quiet(world, &ran, &script.file);
         if let Some(state) = ran.state.filter(|state| *state != self.state) {
             self.state = state;
@@ -257,7 +257,7 @@ impl Conversation {
     }
 
     fn run(&mut self, world: &World<'_>, script: &Script, begun: Begun, journal: Journal) -> Step {
-        let ran = run(world, script, (&begun.function, &begun.args), (&begun.before, journal));
+        let ran = run(world, script, &begun, journal);
         let mut step = Step { actions: actions(world, ran.effects), failure: None };
         if let Some(state) = ran.state {
             self.state = state;
@@ -299,6 +299,13 @@ struct Begun {
     since_ms: i64,
 }
 
+impl Begun {
+    /// A topic handler: it runs on the newest version and cannot wait, so neither version nor time matter.
+    fn by_event(function: &str, event: &Value, before: Map<String, Value>) -> Begun {
+        Begun { version: String::new(), function: function.into(), args: vec![event.clone()], before, since_ms: 0 }
+    }
+}
+
 impl Dialogue {
     /// The version that runs it, unless that is gone or too old.
     fn script<'a>(&self, world: &World<'a>) -> Option<&'a Arc<Script>> {
@@ -323,20 +330,23 @@ impl Step {
 /// A topic handler that is about nobody: it runs once, without `state` and `user`.
 pub fn event_for_nobody(world: &World<'_>, function: &str, event: &Value) -> Step {
     let script = &world.versions.current;
-    let ran = run(world, script, (function, std::slice::from_ref(event)), (&Map::new(), Journal::default()));
+    let ran = run(world, script, &Begun::by_event(function, event, Map::new()), Journal::default());
     quiet(world, &ran, &script.file)
 }
 
-fn run(
-    world: &World<'_>,
-    script: &Script,
-    (function, args): (&str, &[Value]),
-    (state, journal): (&Map<String, Value>, Journal),
-) -> Ran {
+fn run(world: &World<'_>, script: &Script, begun: &Begun, journal: Journal) -> Ran {
     let name = world.user.split('@').next().unwrap_or_default();
     let user = if world.user.is_empty() { Value::Null } else { json!({"jid": world.user, "name": name}) };
-    let gate = world.gate.clone();
-    world.engine.run(script, &Call { function, args, user: &user, state, journal, moment: world.moment, gate })
+    let call = Call {
+        function: &begun.function,
+        args: &begun.args,
+        user: &user,
+        state: &begun.before,
+        journal,
+        moment: world.moment,
+        gate: world.gate.clone(),
+    };
+    world.engine.run(script, &call)
 }
 
 /// A run that nobody waits for: its failure goes to the author only.

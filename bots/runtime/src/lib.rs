@@ -6,24 +6,25 @@
 //!
 //! - [`engine`] runs one handler call once, under limits; [`prompt`] and [`dispatch`] know what a person's text means.
 //! - [`conversation`] turns something heard into a new durable state and actions; [`bot`] is one whole bot without IO.
-//! - [`pool`], [`store`], [`loader`], [`seat`] and [`actions`] put that into the broker: threads, rows, folder,
-//!   sessions, routing. [`Bots`] is what the broker starts.
+//! - `pool`, `store`, `loader`, `seat`, `ear` and `actions` put that into the broker: threads, rows, folder, sessions,
+//!   topics, routing. [`Bots`] is what the broker starts.
 
-pub mod actions;
 pub mod bot;
 pub mod conversation;
 pub mod dispatch;
-pub mod ear;
 pub mod engine;
 pub mod event;
-pub mod filter;
 pub mod journal;
-pub mod loader;
-pub mod people;
-pub mod pool;
 pub mod prompt;
+
+mod actions;
+mod ear;
+mod filter;
+mod loader;
+mod people;
+mod pool;
 mod runtime;
-pub mod seat;
-pub mod store;
+mod seat;
+mod store;
 
 pub use runtime::{Bots, StartError};

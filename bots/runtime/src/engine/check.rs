@@ -94,8 +94,8 @@ impl Checker<'_> {
         let fields = self.field_names();
         let mut errors: Vec<_> = own.keys().filter_map(|name| self.taken(name)).collect();
         self.ast.walk(&mut |path| {
-            if let Some((call, method, at)) = path.last().and_then(called) {
-                errors.extend(self.call(call, method, at, (&own, &fields)));
+            if let Some(call) = path.last().and_then(called) {
+                errors.extend(self.call(call, &own, &fields));
             }
             true
         });
@@ -131,13 +131,7 @@ impl Checker<'_> {
         })
     }
 
-    fn call(
-        &self,
-        call: &FnCallExpr,
-        method: bool,
-        at: Position,
-        (own, fields): (&Arities, &HashSet<String>),
-    ) -> Option<ScriptError> {
+    fn call(&self, (call, method, at): Called<'_>, own: &Arities, fields: &HashSet<String>) -> Option<ScriptError> {
         let (name, given) = (call.name.as_str(), call.args.len() + usize::from(method));
         if let Some(host) = CALLS.iter().find(|host| host.name == name) {
             return wrong_count(host, given).map(|message| self.error(at, message));
@@ -235,7 +229,10 @@ fn pointed(value: &Dynamic) -> Option<String> {
     value.read_lock::<FnPtr>().map(|pointer| pointer.fn_name().to_owned())
 }
 
-fn called<'a>(node: &ASTNode<'a>) -> Option<(&'a FnCallExpr, bool, Position)> {
+/// A call, whether it is written as a method, and where.
+type Called<'a> = (&'a FnCallExpr, bool, Position);
+
+fn called<'a>(node: &ASTNode<'a>) -> Option<Called<'a>> {
     let (call, method, at) = match node {
         ASTNode::Expr(Expr::FnCall(call, at)) | ASTNode::Stmt(Stmt::FnCall(call, at)) => (call, false, *at),
         ASTNode::Expr(Expr::MethodCall(call, at)) => (call, true, *at),

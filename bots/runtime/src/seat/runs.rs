@@ -228,7 +228,7 @@ impl Seat {
     async fn try_to_send(&self, outgoing: Vec<Outgoing>) -> Vec<Outgoing> {
         let mut tickets = Vec::with_capacity(outgoing.len());
         for one in outgoing {
-            let ticket = send(&self.shared.node, &self.principal, (self.ear.id(), &one)).await;
+            let ticket = send(&self.shared.node, &self.principal, self.ear.id(), &one).await;
             tickets.push((ticket, one));
         }
         let (mut sent, mut left) = (Vec::new(), Vec::new());
