@@ -177,7 +177,7 @@ fn forwarded(env: &Envelope) -> Option<Element> {
 
 #[cfg(test)]
 mod tests {
-    use crate::testing::{Person, World};
+    use crate::tests::world::{Person, World};
 
     async fn three(world: &World) -> (Person, Person, Person) {
         let mut romeo = world.online("romeo/orchard").await;

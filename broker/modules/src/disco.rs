@@ -178,7 +178,7 @@ fn bare_item(jid: &str) -> Element {
 
 #[cfg(test)]
 mod tests {
-    use crate::testing::World;
+    use crate::tests::world::World;
 
     const INFO: &str = "<query xmlns='http://jabber.org/protocol/disco#info'/>";
     const ITEMS: &str = "<query xmlns='http://jabber.org/protocol/disco#items'/>";

@@ -19,9 +19,7 @@ pub mod version;
 
 mod push;
 #[cfg(test)]
-mod testing;
-#[cfg(test)]
-mod dialogues;
+mod tests;
 
 /// One protocol extension that is implemented here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,14 +74,4 @@ pub fn register(registry: &mut Registry, parts: &Parts) -> Result<(), TwoOwners>
 /// If the store cannot be read.
 pub async fn start(node: &Node) -> Result<(), StoreError> {
     node.router.registry().start().await
-}
-
-#[cfg(test)]
-mod tests {
-    use super::XEPS;
-
-    #[test]
-    fn the_table_is_in_order() {
-        assert!(XEPS.windows(2).all(|pair| pair[0].number < pair[1].number));
-    }
 }

@@ -79,7 +79,7 @@ fn is_fleeting(namespace: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::{MAX_KEPT, Verdict, verdict};
-    use crate::testing::World;
+    use crate::tests::world::World;
     use tavi_xmpp_proto::Stanza;
 
     #[test]

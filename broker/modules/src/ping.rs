@@ -43,7 +43,7 @@ impl Handle<Ping> for Answer {
 
 #[cfg(test)]
 mod tests {
-    use crate::testing::World;
+    use crate::tests::world::World;
 
     #[tokio::test]
     async fn the_server_answers_a_ping() {

@@ -238,7 +238,7 @@ fn ended(id: u64, at: &mut Place<'_>) {
 
 #[cfg(test)]
 mod tests {
-    use crate::testing::World;
+    use crate::tests::world::World;
 
     #[tokio::test]
     async fn friends_see_each_other_come_change_and_go() {

@@ -120,7 +120,7 @@ fn bad(text: &'static str) -> StanzaError {
 
 #[cfg(test)]
 mod tests {
-    use crate::testing::World;
+    use crate::tests::world::World;
 
     const GET: &str = "<iq type='get' id='get'><query xmlns='jabber:iq:roster'/></iq>";
 

@@ -51,7 +51,7 @@ impl Handle<Query> for Answer {
 
 #[cfg(test)]
 mod tests {
-    use crate::testing::World;
+    use crate::tests::world::World;
 
     #[tokio::test]
     async fn the_server_tells_the_time() {

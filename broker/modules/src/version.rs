@@ -50,7 +50,7 @@ impl Handle<Query> for Answer {
 
 #[cfg(test)]
 mod tests {
-    use crate::testing::World;
+    use crate::tests::world::World;
 
     #[tokio::test]
     async fn the_server_tells_what_it_is() {

@@ -1,6 +1,6 @@
 //! Dialogues with the pubsub host, alone and together with what other protocols publish.
 
-use crate::testing::{Person, World};
+use crate::tests::world::{Person, World};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use tavi_core::{Change, Draft, Principal, Publication, Qos, SubOptions, Subscriber};

@@ -1,7 +1,7 @@
 //! The table of RFC 6121 Appendix A, and dialogues of two people.
 
 use super::{Change, State, Way};
-use crate::testing::World;
+use crate::tests::world::World;
 
 /// The states in the order of Appendix A.1.
 const STATES: [&str; 9] = ["none", "none+out", "none+in", "none+out+in", "to", "to+in", "from", "from+out", "both"];

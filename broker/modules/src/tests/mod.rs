@@ -1,6 +1,14 @@
 //! Dialogues over several modules: the proof that the hook model holds.
 
-use crate::testing::World;
+pub(crate) mod world;
+
+use crate::XEPS;
+use world::World;
+
+#[test]
+fn the_table_of_extensions_is_in_order() {
+    assert!(XEPS.windows(2).all(|pair| pair[0].number < pair[1].number));
+}
 
 #[tokio::test]
 async fn two_people_chat_and_receipts_pass() {
