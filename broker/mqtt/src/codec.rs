@@ -56,22 +56,18 @@ impl Codec {
     /// The peer's fault; the connection is over. Bytes are only looked at, so any way of cutting a stream into
     /// pieces gives the same packets and the same fault.
     pub fn decode(&mut self, bytes: &[u8]) -> Result<Option<(Packet, usize)>, Fault> {
-        let Some(frame) = Frame::scan(bytes, self.limit as usize)? else {
-            return self.too_early(bytes).map(|()| None);
-        };
+        self.expect_connect(bytes)?;
+        let Some(frame) = Frame::scan(bytes, self.limit as usize)? else { return Ok(None) };
         let packet = &bytes[..frame.total];
-        let decoded = match (self.version, frame.kind) {
-            (None, Kind::Connect) => connect(packet, frame, &mut self.version)?,
-            (None, _) => return Err(Fault::Protocol("the first packet is not CONNECT")),
-            // MQTT 5.0 §3.1, 3.1.1 §3.1: a second CONNECT is a protocol error.
-            (Some(_), Kind::Connect) => return Err(Fault::Protocol("a second CONNECT")),
-            (Some(version), _) => after_connect(packet, frame, version)?,
+        let decoded = match self.version {
+            None => connect(packet, frame, &mut self.version)?,
+            Some(version) => after_connect(packet, frame, version)?,
         };
         Ok(Some((decoded, frame.total)))
     }
 
-    /// A stranger whose first byte is no CONNECT is refused at once, not after a whole packet.
-    fn too_early(&self, bytes: &[u8]) -> Result<(), Fault> {
+    /// MQTT 5.0 §3.1: a stranger whose first byte is no CONNECT is refused for that, before anything else is looked at.
+    fn expect_connect(&self, bytes: &[u8]) -> Result<(), Fault> {
         match bytes.first() {
             Some(first) if self.version.is_none() && first >> 4 != Kind::Connect as u8 => {
                 Err(Fault::Protocol("the first packet is not CONNECT"))
@@ -93,6 +89,8 @@ fn after_connect(packet: &[u8], frame: Frame, version: Version) -> Result<Packet
         Kind::Unsubscribe => unsubscribe(packet, body, version),
         Kind::PingReq => body.end().map(|()| Packet::PingReq),
         Kind::Disconnect => disconnect(packet, body, version),
+        // MQTT 5.0 §3.1, 3.1.1 §3.1: a second CONNECT is a protocol error.
+        // MQTT 5.0 §3.1, 3.1.1 §3.1.
         Kind::Connect => Err(Fault::Protocol("a second CONNECT")),
     }
 }
@@ -144,8 +142,7 @@ const FLAG_PASSWORD: u8 = 0x40;
 const FLAG_USER: u8 = 0x80;
 
 fn connect(packet: &[u8], frame: Frame, version: &mut Option<Version>) -> Result<Packet, Fault> {
-    let Checked { version: level, has_user, password } =
-        check_connect(Walk::new(&packet[frame.header..]), version)?;
+    let Checked { version: level, has_user, password } = check_connect(Walk::new(&packet[frame.header..]), version)?;
     // The password is the last field. The crate would keep copies that nobody wipes, so it gets none.
     let mut copy = BytesMut::from(packet);
     let secret = password.map_or(0, str::len);

@@ -28,6 +28,8 @@ pub struct Config {
     pub stored_messages: usize,
     /// Subscriptions of one session; 1,000.
     pub max_subscriptions: usize,
+    /// Durable sessions of one principal; 100.
+    pub max_durable_sessions: usize,
     /// Longest session expiry in seconds; no limit.
     pub max_session_expiry: u32,
     /// Connections at once; 100,000.
@@ -47,6 +49,7 @@ impl Default for Config {
             queue_bytes: 16 << 20,
             stored_messages: 10_000,
             max_subscriptions: 1_000,
+            max_durable_sessions: 100,
             max_session_expiry: u32::MAX,
             max_connections: 100_000,
         }

@@ -8,13 +8,14 @@ use tavi_core::Principal;
 use tavi_core::login::{Attempt, Denied};
 use tavi_core::permit::Action;
 use tavi_wire::topic::check_topic;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use zeroize::Zeroizing;
 
 use crate::client::Client;
 use crate::codec::Codec;
 use crate::conn::Conn;
 use crate::error::Fault;
-use crate::hub::{Entered, Hub};
+use crate::hub::{Entered, Hub, Parting};
 use crate::packet::{Connect, Packet, Reason, Version};
 use crate::reply::{self, Welcome};
 use crate::session::Session;
@@ -48,32 +49,52 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send>(hub: Arc<Hub>, stre
 async fn greet<S: AsyncRead + AsyncWrite + Unpin>(hub: Arc<Hub>, mut stream: S, peer: Peer) -> Option<Conn<S>> {
     let mut codec = Codec::new(hub.config().max_connect);
     let mut inbox = Vec::new();
-    let reading = read_connect(&mut stream, &mut codec, &mut inbox);
-    let mut connect = match tokio::time::timeout(hub.config().connect_timeout, reading).await {
-        Ok(Ok(Some(connect))) => connect,
-        Ok(Ok(None)) => return None,
-        Ok(Err(fault)) => {
+    let mut connect = match receive(&hub, &mut stream, &mut codec, &mut inbox).await {
+        Ok(connect) => connect?,
+        Err(fault) => {
             tracing::debug!(%fault, peer = %peer.address, "no MQTT client");
-            hub.node().parts.metrics.protocol_errors.add(1);
             refuse_stranger(&mut stream, codec, fault).await;
             return None;
         }
-        Err(_) => {
-            hub.node().parts.metrics.protocol_errors.add(1);
-            return None;
-        }
     };
-    let assigned = match admit(&hub, &mut connect, peer).await {
-        Ok(admitted) => admitted,
-        Err(reason) => {
-            refuse(&mut stream, connect.version, reason).await;
-            return None;
-        }
-    };
-    codec.raise_limit(hub.config().max_packet);
-    let (principal, assigned_id) = assigned;
+    let (version, mut greeting) = (connect.version, Vec::new());
+    match admit(&hub, &mut connect, peer).await {
+        Ok(admitted) => match let_in(&hub, connect, admitted, &mut greeting).await {
+            Ok(client) => {
+                codec.raise_limit(hub.config().max_packet);
+                return Some(Conn::new(stream, hub, client, codec, (inbox, greeting)));
+            }
+            Err(reason) => refuse(&mut stream, version, reason).await,
+        },
+        Err(reason) => refuse(&mut stream, version, reason).await,
+    }
+    None
+}
+
+/// Reads the CONNECT under its deadline. `None`: the peer left or said nothing in time, so nobody is to be answered.
+async fn receive<S: AsyncRead + Unpin>(
+    hub: &Hub,
+    stream: &mut S,
+    codec: &mut Codec,
+    inbox: &mut Vec<u8>,
+) -> Result<Option<Connect>, Fault> {
+    let reading = tokio::time::timeout(hub.config().connect_timeout, read_connect(stream, codec, inbox));
+    let received = reading.await;
+    if !matches!(received, Ok(Ok(_))) {
+        hub.node().parts.metrics.protocol_errors.add(1);
+    }
+    received.unwrap_or(Ok(None))
+}
+
+/// Gives the client its session; nothing is acknowledged before it is durable: not a session or a will either.
+async fn let_in(
+    hub: &Arc<Hub>,
+    mut connect: Connect,
+    (principal, assigned_id): (Principal, Option<String>),
+    greeting: &mut Vec<u8>,
+) -> Result<Client, Reason> {
     let asked = connect.expiry;
-    let Entered { place, session_present, held, ticket } = hub.enter(&principal, &mut connect);
+    let Entered { place, session_present, held, ticket } = hub.enter(&principal, &mut connect)?;
     let welcome = Welcome {
         session_present,
         assigned_id,
@@ -84,16 +105,14 @@ async fn greet<S: AsyncRead + AsyncWrite + Unpin>(hub: Arc<Hub>, mut stream: S, 
     };
     let session = Session::new(&connect, hub.config().bounds(), &held, hub.now_ms());
     let client = Client::new(hub.clone(), place, session);
-    // Nothing is acknowledged before it is durable: not a session or a will either.
-    if ticket.complete().await.is_err() {
-        client.leave(crate::hub::Parting::InOrder);
-        refuse(&mut stream, connect.version, Reason::UNAVAILABLE).await;
-        return None;
+    if let Err(error) = ticket.complete().await {
+        tracing::error!(%error, "an MQTT session could not be saved");
+        client.leave(Parting::InOrder);
+        return Err(Reason::UNAVAILABLE);
     }
-    let mut greeting = Vec::new();
-    reply::welcome(&mut greeting, connect.version, &welcome);
-    tracing::debug!(%principal, client = connect.client_id, peer = %peer.address, "MQTT client connected");
-    Some(Conn::new(stream, hub, client, codec, (inbox, greeting)))
+    reply::welcome(greeting, connect.version, &welcome);
+    tracing::debug!(%principal, client = connect.client_id, "MQTT client connected");
+    Ok(client)
 }
 
 /// Reads until the CONNECT is whole; what follows it stays in `inbox`. `None`: the peer left.
@@ -102,15 +121,16 @@ async fn read_connect<S: AsyncRead + Unpin>(
     codec: &mut Codec,
     inbox: &mut Vec<u8>,
 ) -> Result<Option<Connect>, Fault> {
+    let mut bytes = Zeroizing::new(Vec::new());
     loop {
-        if let Some((packet, used)) = codec.decode(inbox)? {
-            inbox.drain(..used);
+        if let Some((packet, used)) = codec.decode(&bytes)? {
+            inbox.extend_from_slice(&bytes[used..]);
             return match packet {
                 Packet::Connect(connect) => Ok(Some(*connect)),
                 _ => Err(Fault::Protocol("the first packet is not CONNECT")),
             };
         }
-        match read_some(stream, inbox).await {
+        match read_some(stream, &mut bytes).await {
             Ok(0) | Err(_) => return Ok(None),
             Ok(_) => {}
         }
@@ -118,13 +138,13 @@ async fn read_connect<S: AsyncRead + Unpin>(
 }
 
 /// Waits with no buffer at all; a silent connection costs nothing but its task.
-async fn read_some<S: AsyncRead + Unpin>(stream: &mut S, inbox: &mut Vec<u8>) -> std::io::Result<usize> {
+async fn read_some<S: AsyncRead + Unpin>(stream: &mut S, bytes: &mut Vec<u8>) -> std::io::Result<usize> {
     std::future::poll_fn(|cx| {
-        let mut space = [0; 2048];
-        let mut buffer = tokio::io::ReadBuf::new(&mut space);
+        let mut space = Zeroizing::new([0; 2048]);
+        let mut buffer = ReadBuf::new(&mut *space);
         match std::pin::Pin::new(&mut *stream).poll_read(cx, &mut buffer) {
             Poll::Ready(Ok(())) => {
-                inbox.extend_from_slice(buffer.filled());
+                bytes.extend_from_slice(buffer.filled());
                 Poll::Ready(Ok(buffer.filled().len()))
             }
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),

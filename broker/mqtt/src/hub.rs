@@ -15,7 +15,7 @@ use tavi_store::{Op, Owner, QueueRow, StoreError};
 use tokio::sync::watch;
 
 use crate::config::Config;
-use crate::packet::{Connect, Will};
+use crate::packet::{Connect, Reason, Will};
 use crate::record::{self, SessionRecord};
 use crate::render;
 use crate::seat::{KeptSeat, LiveSeat, Parcel};
@@ -233,12 +233,18 @@ impl Hub {
 
     /// Lets a client in that has logged in: takes the session over, resumes it or begins a new one. `connect.client_id`
     /// is not empty.
-    pub fn enter(&self, principal: &Principal, connect: &mut Connect) -> Entered {
+    ///
+    /// # Errors
+    /// [`Reason::QUOTA`] if the principal has as many durable sessions as it may have.
+    pub fn enter(&self, principal: &Principal, connect: &mut Connect) -> Result<Entered, Reason> {
         let key: Key = (principal.subject().into(), connect.client_id.as_str().into());
         let owner = Owner::mqtt(&key.0, &key.1);
         let expiry = self.bounded_expiry(connect.expiry);
         let will = connect.will.take().map(Box::new);
         let mut entries = self.entries.lock();
+        if expiry > 0 && !entries.contains_key(&key) {
+            self.check_quota(&entries, &key.0)?;
+        }
         let former = entries.remove(&key);
         let generation = former.as_ref().map_or(1, |entry| entry.generation + 1);
         let had_will = former.as_ref().is_some_and(|entry| entry.has_will);
@@ -264,7 +270,17 @@ impl Hub {
         drop(entries);
         let (_attached, client_id) = (self.node.attach(principal), connect.client_id.as_str().into());
         let place = Place { seat, mailbox, owner, expiry, client_id, will, filters: Vec::new(), generation, _attached };
-        Entered { place, session_present, held, ticket }
+        Ok(Entered { place, session_present, held, ticket })
+    }
+
+    /// A durable session costs memory and rows while nobody is connected, so nobody may have any number of them.
+    fn check_quota(&self, entries: &HashMap<Key, Entry>, subject: &str) -> Result<(), Reason> {
+        let kept = entries.iter().filter(|(key, entry)| *key.0 == *subject && matches!(entry.seat, Seat::Kept(_)));
+        if kept.count() < self.config.max_durable_sessions {
+            return Ok(());
+        }
+        tracing::warn!(subject, "MQTT session refused: the principal has too many durable sessions");
+        Err(Reason::QUOTA)
     }
 
     /// Ends the connection of a former client of the same key, and gives its session if that goes on.

@@ -235,6 +235,7 @@ mod tests {
             assert_eq!(RowHead::decode(&mut Bytes::copy_from_slice(bytes)), None);
         }
         assert_eq!(SessionRecord::decode(b"\x01\0"), None);
+        assert_eq!(SessionRecord { expiry: 60, left_ms: u64::MAX }.ends_ms(), Some(u64::MAX));
         assert_eq!(decode_will(Bytes::from_static(b"\x01\0\0\0\0\x01")), None);
     }
 }

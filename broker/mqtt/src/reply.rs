@@ -61,7 +61,9 @@ fn legacy_code(reason: Reason) -> Option<wire::ConnectReturnCode> {
     Some(match reason {
         Reason::UNSUPPORTED_VERSION => wire::ConnectReturnCode::RefusedProtocolVersion,
         Reason::CLIENT_ID => wire::ConnectReturnCode::ClientIdentifierNotValid,
-        Reason::UNAVAILABLE | Reason::BUSY | Reason::QUOTA | Reason::SHUTTING_DOWN => wire::ConnectReturnCode::ServiceUnavailable,
+        Reason::UNAVAILABLE | Reason::BUSY | Reason::QUOTA | Reason::SHUTTING_DOWN => {
+            wire::ConnectReturnCode::ServiceUnavailable
+        }
         Reason::BAD_CREDENTIALS => wire::ConnectReturnCode::BadUserNamePassword,
         Reason::NOT_AUTHORIZED => wire::ConnectReturnCode::NotAuthorized,
         _ => return None,

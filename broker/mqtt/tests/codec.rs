@@ -226,6 +226,12 @@ fn properties() -> impl Strategy<Value = PublishProperties> {
         })
 }
 
+#[test]
+fn a_stranger_is_refused_for_the_same_reason_however_its_bytes_are_cut() {
+    fuzz_codec(b"\xa0\xc0\xfd\x2a\x54");
+    fuzz_codec(b"\x80\xc0\xff\xff\xff\xff\xff");
+}
+
 proptest! {
     #[test]
     fn arbitrary_bytes_never_panic(data in proptest::collection::vec(any::<u8>(), 0..300)) {

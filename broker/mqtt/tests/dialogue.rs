@@ -6,6 +6,7 @@ mod stage;
 use stage::{Connect, World, clean, durable, with_will};
 use std::sync::Arc;
 use tavi_mqtt::Config;
+use tavi_mqtt::packet::{Reason, Version};
 use tavi_store::{MemoryStore, Owner, Store};
 
 const NOTHING: [&str; 0] = [];
@@ -269,12 +270,105 @@ async fn the_second_connection_takes_the_session_over() {
 #[tokio::test]
 async fn nobody_takes_over_somebody_else_s_session() {
     let world = World::new().await;
-    // The stage uses the name for both, so the key differs in the principal only by it; here the ids are equal.
-    let mut romeo = world.new_style("romeo", clean()).await;
-    let mut juliet = world.new_style("juliet", clean()).await;
-    assert_eq!(romeo.hears(), ["CONNACK new"]);
+    let mut romeo = world.join_as("romeo", "lamp", Version::V5, durable()).await;
+    romeo.subscribes(1, "home/#", 1);
+    let mut juliet = world.join_as("juliet", "lamp", Version::V5, durable()).await;
     assert_eq!(juliet.hears(), ["CONNACK new"]);
-    assert!(romeo.is_connected() && juliet.is_connected());
+    assert!(romeo.is_connected());
+    juliet.publishes(1, 1, "home/a", "x");
+    assert_eq!(juliet.hears(), ["PUBACK #1"]);
+    assert_eq!(romeo.hears().len(), 3);
+}
+
+#[tokio::test]
+async fn what_was_kept_is_delivered_only_while_it_is_permitted() {
+    let world = World::new().await;
+    world.grant("reader@localhost", "subscribe", "yard/#").await;
+    world.grant("pump@localhost", "publish", "yard/#").await;
+    let mut reader = world.old("reader", durable()).await;
+    reader.subscribes(1, "yard/#", 1);
+    reader.subscribes(2, "home/#", 1);
+    reader.is_cut();
+    let mut pump = world.old("pump", clean()).await;
+    pump.publishes(1, 1, "yard/a", "x");
+    pump.publishes(1, 2, "home/a", "y");
+    world.hub.node().parts.permit.remove(|grant| &*grant.filter == "yard/#").1.await.unwrap();
+    let mut reader = world.old("reader", durable()).await;
+    assert_eq!(reader.hears(), ["CONNACK present", "PUBLISH q1 #2 home/a=y"]);
+}
+
+#[tokio::test]
+async fn a_message_that_expired_while_it_waited_is_not_delivered() {
+    let world = World::new().await;
+    let mut reader = world.new_style("reader", durable()).await;
+    reader.subscribes(1, "home/#", 1);
+    reader.is_cut();
+    let mut pump = world.new_style("pump", clean()).await;
+    for (id, seconds) in [(1, 10), (2, 100)] {
+        let mut packet = b"\x32\x11\0\x06home/a\0\0\x05\x02\0\0\0\0v".to_vec();
+        (packet[11], packet[17]) = (id, seconds);
+        pump.says(&packet);
+    }
+    assert_eq!(pump.hears(), ["CONNACK new", "PUBACK #1", "PUBACK #2"]);
+    world.pass(60).await;
+    let mut reader = world.new_style("reader", durable()).await;
+    assert_eq!(reader.raw(), b"\x32\x11\0\x06home/a\0\x02\x05\x02\0\0\0\x28v", "and 40 seconds are left");
+}
+
+#[tokio::test]
+async fn nobody_has_any_number_of_durable_sessions() {
+    let world = World::with(Config { max_durable_sessions: 2, ..Config::default() }).await;
+    let _one = world.join_as("romeo", "1", Version::V4, durable()).await;
+    let _two = world.join_as("romeo", "2", Version::V4, durable()).await;
+    let _again = world.join_as("romeo", "2", Version::V4, durable()).await;
+    let _clean = world.join_as("romeo", "3", Version::V4, clean()).await;
+    let _other = world.join_as("juliet", "3", Version::V4, durable()).await;
+    let mut third = tavi_mqtt::packet::Connect {
+        version: Version::V4,
+        client_id: "4".into(),
+        clean: false,
+        keep_alive: 0,
+        expiry: u32::MAX,
+        receive_maximum: 1,
+        maximum_packet: 1000,
+        auth_method: false,
+        will: None,
+        user: None,
+        password: None,
+    };
+    let romeo = tavi_core::Principal::Account("romeo@localhost".parse().unwrap());
+    assert_eq!(world.hub.enter(&romeo, &mut third).err(), Some(Reason::QUOTA));
+}
+
+#[tokio::test]
+async fn the_end_reaches_a_client_that_acknowledges_nothing() {
+    let world = World::with(Config { in_flight: 1, queue_messages: 5, ..Config::default() }).await;
+    let mut pump = world.old("pump", clean()).await;
+    for end in ["revoked", "taken over", "overflow"] {
+        let mut reader = world.new_style("reader", clean()).await;
+        reader.subscribes(1, "home/#", 1);
+        for id in 1..=3 {
+            pump.publishes(1, id, "home/a", "x");
+            reader.hears();
+        }
+        let reason = match end {
+            "revoked" => {
+                world.hub.revoke("reader@localhost");
+                "DISCONNECT 0x98"
+            }
+            "taken over" => {
+                world.new_style("reader", clean()).await.is_cut();
+                "DISCONNECT 0x8e"
+            }
+            _ => {
+                for id in 4..=20 {
+                    pump.publishes(1, id, "home/a", "x");
+                }
+                "DISCONNECT 0x97"
+            }
+        };
+        assert_eq!(reader.hears(), [reason], "{end}");
+    }
 }
 
 #[tokio::test]
@@ -586,13 +680,7 @@ async fn a_slow_clean_reader_loses_qos_0_and_is_cut_off_for_qos_1() {
         pump.publishes(1, id, "home/a", "x");
     }
     assert_eq!(pump.hears().len(), 1 + 9, "nobody waits for a receiver");
-    let heard = reader.hears();
-    assert_eq!(heard.last().map(String::as_str), Some("PUBLISH q1 #1 home/a=x"));
-    reader.puback(1);
-    reader.puback(2);
-    reader.puback(3);
-    reader.puback(4);
-    assert_eq!(reader.hears().last().map(String::as_str), Some("DISCONNECT 0x97"));
+    assert_eq!(reader.hears(), ["PUBLISH q1 #1 home/a=x", "DISCONNECT 0x97"]);
 }
 
 #[tokio::test]

@@ -87,11 +87,16 @@ impl World {
     }
 
     async fn join(&self, name: &str, version: Version, connect: Connect) -> Actor {
+        self.join_as(name, name, version, connect).await
+    }
+
+    /// `name` connects with the client identifier `client_id`.
+    pub async fn join_as(&self, name: &str, client_id: &str, version: Version, connect: Connect) -> Actor {
         let mut codec = Codec::new(1 << 20);
-        let bytes = connect.encode(name, version);
+        let bytes = connect.encode(client_id, version);
         let Ok(Some((Packet::Connect(mut connect), _))) = codec.decode(&bytes) else { panic!("a bad CONNECT") };
         let who = Principal::Account(format!("{name}@localhost").parse().unwrap());
-        let Entered { place, session_present, held, ticket } = self.hub.enter(&who, &mut connect);
+        let Entered { place, session_present, held, ticket } = self.hub.enter(&who, &mut connect).unwrap();
         ticket.complete().await.unwrap();
         let session = Session::new(&connect, self.bounds, &held, self.hub.now_ms());
         let client = Client::new(self.hub.clone(), place, session);
@@ -345,8 +350,12 @@ impl Actor {
         lines
     }
 
-    pub fn client(&mut self) -> &mut Client {
-        self.client.as_mut().expect("connected")
+    /// What has come since the last look, byte for byte, without the CONNACK.
+    pub fn raw(&mut self) -> Vec<u8> {
+        self.turn();
+        let bytes = std::mem::take(&mut self.out);
+        let connack = 2 + usize::from(bytes[1]);
+        bytes[if bytes[0] == 0x20 { connack } else { 0 }..].to_vec()
     }
 }
 
