@@ -90,7 +90,6 @@ fn after_connect(packet: &[u8], frame: Frame, version: Version) -> Result<Packet
         Kind::PingReq => body.end().map(|()| Packet::PingReq),
         Kind::Disconnect => disconnect(packet, body, version),
         // MQTT 5.0 §3.1, 3.1.1 §3.1: a second CONNECT is a protocol error.
-        // MQTT 5.0 §3.1, 3.1.1 §3.1.
         Kind::Connect => Err(Fault::Protocol("a second CONNECT")),
     }
 }
