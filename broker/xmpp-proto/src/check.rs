@@ -167,11 +167,12 @@ fn is_xml_char(c: char) -> bool {
     matches!(c, '\t' | '\n' | '\r' | ' '..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'..)
 }
 
-/// XML 1.0 §2.3, NameStartChar without the colon, beyond ASCII.
+/// XML 1.0 §2.3, NameStartChar without the colon, beyond ASCII. U+FDF0 to U+FFFD are left out: strict parsers of clients
+/// refuse them in names (rxml, expat), and a stanza with one, forwarded, would cost its receiver the stream.
 fn is_wide_name_start(c: char) -> bool {
     matches!(c, '\u{c0}'..='\u{d6}' | '\u{d8}'..='\u{f6}' | '\u{f8}'..='\u{2ff}' | '\u{370}'..='\u{37d}'
         | '\u{37f}'..='\u{1fff}' | '\u{200c}'..='\u{200d}' | '\u{2070}'..='\u{218f}' | '\u{2c00}'..='\u{2fef}'
-        | '\u{3001}'..='\u{d7ff}' | '\u{f900}'..='\u{fdcf}' | '\u{fdf0}'..='\u{fffd}' | '\u{10000}'..='\u{effff}')
+        | '\u{3001}'..='\u{d7ff}' | '\u{f900}'..='\u{fdcf}' | '\u{10000}'..='\u{effff}')
 }
 
 /// XML 1.0 §2.3, NameChar without the colon, beyond ASCII.
