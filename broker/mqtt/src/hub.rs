@@ -1,6 +1,6 @@
 //! All MQTT sessions of a node: who sits where, takeover, expiry, wills.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -30,10 +30,18 @@ const FAREWELL: Duration = Duration::from_secs(2);
 pub struct Hub {
     node: Node,
     config: Config,
-    entries: Mutex<HashMap<Key, Entry>>,
+    entries: Mutex<Entries>,
     due: Mutex<BTreeMap<(u64, u64), Due>>,
     stop: watch::Sender<bool>,
     connections: watch::Sender<usize>,
+}
+
+/// Ordered, so that a principal's sessions stand together.
+type Entries = BTreeMap<Key, Entry>;
+
+/// The key before all sessions of a principal.
+fn first_of(subject: &str) -> Key {
+    (subject.into(), "".into())
 }
 
 struct Entry {
@@ -274,9 +282,9 @@ impl Hub {
     }
 
     /// A durable session costs memory and rows while nobody is connected, so nobody may have any number of them.
-    fn check_quota(&self, entries: &HashMap<Key, Entry>, subject: &str) -> Result<(), Reason> {
-        let kept = entries.iter().filter(|(key, entry)| *key.0 == *subject && matches!(entry.seat, Seat::Kept(_)));
-        if kept.count() < self.config.max_durable_sessions {
+    fn check_quota(&self, entries: &Entries, subject: &str) -> Result<(), Reason> {
+        let own = entries.range(first_of(subject)..).take_while(|(key, _)| *key.0 == *subject);
+        if own.filter(|(_, entry)| matches!(entry.seat, Seat::Kept(_))).count() < self.config.max_durable_sessions {
             return Ok(());
         }
         tracing::warn!(subject, "MQTT session refused: the principal has too many durable sessions");
@@ -374,7 +382,7 @@ impl Hub {
     }
 
     /// The session of a connection that nobody took over: it waits for its client, or it ends.
-    fn settle(&self, entries: &mut HashMap<Key, Entry>, key: &Key, place: &Place, goes_on: bool, ops: &mut Vec<Op>) {
+    fn settle(&self, entries: &mut Entries, key: &Key, place: &Place, goes_on: bool, ops: &mut Vec<Op>) {
         if !goes_on {
             entries.remove(key);
             if let Seat::Kept(seat) = &place.seat {
@@ -473,13 +481,18 @@ impl Hub {
     /// Ends all sessions of a principal, connected or not: it was removed or revoked.
     pub fn revoke(&self, subject: &str) {
         let mut entries = self.entries.lock();
-        for (_, entry) in entries.extract_if(|key, _| *key.0 == *subject) {
-            if let Some(mailbox) = entry.mailbox {
+        let own = entries.range(first_of(subject)..).map(|(key, _)| key).take_while(|key| *key.0 == *subject);
+        let own: Vec<Key> = own.cloned().collect();
+        for key in own {
+            let Some(Entry { seat, mailbox, has_will, .. }) = entries.remove(&key) else { continue };
+            if let Some(mailbox) = mailbox {
                 mailbox.close(Closed::Revoked);
             }
-            if let Seat::Kept(seat) = entry.seat {
-                self.unsubscribe_all(&seat);
-                drop(self.node.parts.store.commit(seat.owner(), vec![Op::Purge]));
+            if let Seat::Kept(seat) = &seat {
+                self.unsubscribe_all(seat);
+            }
+            if has_will || matches!(seat, Seat::Kept(_)) {
+                drop(self.commit(&Owner::mqtt(&key.0, &key.1), vec![Op::Purge]));
             }
         }
     }
