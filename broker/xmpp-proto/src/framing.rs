@@ -92,8 +92,10 @@ enum Place {
     Start,
     /// In a quoted value of a start tag.
     Quote(u8),
-    /// In an end tag.
+    /// In the name of an end tag.
     End,
+    /// In an end tag, behind its name.
+    EndSpace,
     /// In character data.
     Text,
     /// Behind `<!` and this many octets of `[CDATA[`.
@@ -216,7 +218,8 @@ impl Framer {
             Place::Name => self.tag_name(rest),
             Place::Start => self.start_tag(rest),
             Place::Quote(quote) => Ok((self.skip_to(memchr(quote, rest), rest, Place::Start), None)),
-            Place::End => self.end_tag(rest),
+            Place::End => self.end_name(rest),
+            Place::EndSpace => self.end_tag(rest[0]).map(|end| (1, end)),
             Place::Angle => self.angle(rest[0]).map(|()| (1, None)),
             Place::Cdata(brackets) => Ok((self.cdata(brackets, rest), None)),
             Place::Bang(matched) => self.bang(matched, rest[0]).map(|()| (1, None)),
@@ -302,12 +305,21 @@ impl Framer {
         }
     }
 
-    fn end_tag<'a>(&mut self, rest: &[u8]) -> Result<(usize, Option<MakeFrame<'a>>), StreamError> {
-        let end = memchr(b'>', rest);
-        let name = rest[..end.unwrap_or(rest.len())].trim_ascii_end();
-        self.name = hash_name(self.name, name);
+    fn end_name<'a>(&mut self, rest: &[u8]) -> Result<(usize, Option<MakeFrame<'a>>), StreamError> {
+        let end = rest.iter().position(|byte| matches!(byte, b' ' | b'\t' | b'\n' | b'\r' | b'>'));
+        self.name = hash_name(self.name, &rest[..end.unwrap_or(rest.len())]);
         let Some(at) = end else { return Ok((rest.len(), None)) };
-        self.place = Place::Text;
+        self.place = Place::EndSpace;
+        Ok((at + 1, self.end_tag(rest[at])?))
+    }
+
+    /// XML 1.0 §3.1: behind the name of an end tag there is only white space.
+    fn end_tag<'a>(&mut self, byte: u8) -> Result<Option<MakeFrame<'a>>, StreamError> {
+        match byte {
+            b' ' | b'\t' | b'\n' | b'\r' => return Ok(None),
+            b'>' => self.place = Place::Text,
+            _ => return Err(StreamCondition::NotWellFormed.into()),
+        }
         let depth = self.depth.checked_sub(1).ok_or(StreamCondition::NotWellFormed)?;
         if depth > 0 && self.names.pop() != Some(self.name) {
             return Err(StreamError::new(StreamCondition::NotWellFormed).text("an end tag closes another element"));
@@ -318,7 +330,7 @@ impl Framer {
             1 => Some(Frame::Element),
             _ => None,
         };
-        Ok((at + 1, end))
+        Ok(end)
     }
 
     /// RFC 6120 §11.1: no comments and no DTD; CDATA sections are ordinary XML.
@@ -399,6 +411,8 @@ mod tests {
         assert_eq!(frames(&[text], &limits), ["header <s:s>", "not-well-formed"]);
         let bytes: Vec<&[u8]> = text.chunks(1).collect();
         assert_eq!(frames(&bytes, &limits), ["header <s:s>", "not-well-formed"]);
+        let gap: Vec<&[u8]> = b"<s:s><message><ab></a b>".chunks(22).collect();
+        assert_eq!(frames(&gap, &limits), ["header <s:s>", "not-well-formed"]);
         let good: Vec<&[u8]> = b"<s:s><iq ><a/><b></b ></iq\n>".chunks(1).collect();
         assert_eq!(frames(&good, &limits).len(), 2);
     }
@@ -471,7 +485,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_split_gives_the_same_frames(text in "(<s>)?([<>/a'\"!\\[\\]CDATA? -]|<a>|</a>|<!\\[CDATA\\[|\\]\\]>){0,30}", at in 0usize..60) {
+        fn any_split_gives_the_same_frames(text in "(<s>)?([<>/a'\"!\\[\\]CDATA? -]|<a>|<aa>|</a>|</aa >|<!\\[CDATA\\[|\\]\\]>){0,30}", at in 0usize..60) {
             let bytes = text.as_bytes();
             let at = at.min(bytes.len());
             let whole = frames(&[bytes], &Limits::default());

@@ -94,7 +94,7 @@ async fn wrong_passwords_are_refused_and_counted() {
 async fn bad_input_ends_the_stream_with_the_right_error() {
     let broker = Broker::start().await;
     for (input, condition) in [
-        ("<message><body></bodi></message>", "not-well-formed"),
+        ("<message><body></message>", "not-well-formed"),
         ("<message><!-- hidden --></message>", "restricted-xml"),
         ("<message from='juliet@localhost'/>", "invalid-from"),
         ("<nonsense/>", "unsupported-stanza-type"),
