@@ -31,17 +31,17 @@ impl Endpoint {
     /// # Errors
     /// What the system says: the port is busy, the address is not ours.
     pub async fn bind(seams: Seams, address: SocketAddr) -> io::Result<Self> {
-        Self::serve(seams, UdpSocket::bind(address).await?)
+        Self::serve(seams, Limits::default(), UdpSocket::bind(address).await?)
     }
 
     /// Serves a socket that is bound already, in a task. Must be called inside a tokio runtime.
     ///
     /// # Errors
     /// What the system says of the socket.
-    pub fn serve(seams: Seams, socket: UdpSocket) -> io::Result<Self> {
+    pub fn serve(seams: Seams, limits: Limits, socket: UdpSocket) -> io::Result<Self> {
         let local = socket.local_addr()?;
         let (stop, stopped) = oneshot::channel();
-        let service = Service::new(seams, Limits::default(), seed());
+        let service = Service::new(seams, limits, seed());
         let task = tokio::spawn(run(socket, service, stopped));
         Ok(Self { local, stop: Some(stop), task })
     }

@@ -1,6 +1,6 @@
 //! The configuration: `tavi.toml`, then the flags; each key with its default.
 
-use crate::cli::ServeArgs;
+use crate::{cli::ServeArgs, limits::Limits};
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use std::{
@@ -88,6 +88,8 @@ struct File {
     log: LogFile,
     #[serde(default)]
     bots: BotsFile,
+    #[serde(default)]
+    limits: Limits,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -150,6 +152,7 @@ pub struct Config {
     pub log_level: String,
     pub log_format: LogFormat,
     pub bots: Vec<PathBuf>,
+    pub limits: Limits,
     pub json: bool,
 }
 
@@ -191,6 +194,7 @@ impl Config {
             log_level: file.log.level.unwrap_or_else(|| "info".into()),
             log_format: file.log.format.unwrap_or(if args.json { LogFormat::Json } else { LogFormat::Text }),
             bots,
+            limits: file.limits,
             json: args.json,
             data,
         })
@@ -277,6 +281,31 @@ pub const TEMPLATE: &str = r#"# Tavi's configuration. Every key is optional; wha
 
 [bots]
 #folder = "/etc/tavi/bots"  # beside the folder `bots` here
+
+# What a peer may take. Bytes and seconds are in the names.
+[limits.xmpp]
+#stanza_bytes = 262144
+#login_seconds = 30         # from connecting to being logged in
+#connections = 100000
+#unacknowledged = 1000      # stanzas, for clients with stream management
+#inbox_stanzas = 10000      # waiting for one session
+#inbox_bytes = 4194304
+#sessions_per_account = 64
+
+[limits.mqtt]
+#packet_bytes = 1048576
+#connect_seconds = 10       # from connecting to CONNECT
+#connections = 100000
+#receive_maximum = 1000     # publishes of one client that may be open
+#in_flight = 256            # deliveries to one client that may be unacknowledged
+#queue_messages = 20000     # waiting in memory for one client
+#queue_bytes = 16777216
+#stored_messages = 10000    # kept for one durable session
+#subscriptions = 1000       # of one session
+
+[limits.coap]
+#observers_per_peer = 64
+#observers = 4096
 "#;
 
 #[cfg(test)]

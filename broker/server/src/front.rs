@@ -38,7 +38,7 @@ pub struct Fronts {
 
 /// Starts everything that listens.
 pub async fn start(start: Start<'_>, open: Vec<(Key, Open)>) -> Result<Fronts> {
-    let mqtt = tavi_mqtt::Hub::recall(start.node.clone(), tavi_mqtt::Config::default()).await?;
+    let mqtt = tavi_mqtt::Hub::recall(start.node.clone(), start.config.limits.mqtt()).await?;
     let bots = tavi_bots::Bots::start(start.node.clone(), start.config.bots.clone()).await?;
     if let Err(error) = bots.watch() {
         tracing::warn!(%error, "changes of bots are read on SIGHUP only");
@@ -50,7 +50,7 @@ pub async fn start(start: Start<'_>, open: Vec<(Key, Open)>) -> Result<Fronts> {
         match sockets {
             Open::Udp(sockets) => {
                 for socket in sockets {
-                    fronts.coap.push(tavi_coap::Endpoint::serve((&start.node.parts).into(), socket)?);
+                    fronts.coap.push(tavi_coap::Endpoint::serve((&start.node.parts).into(), start.config.limits.coap(), socket)?);
                 }
             }
             Open::Tcp(listeners) => listeners.into_iter().for_each(|listener| fronts.listen(&start, key, listener)),
@@ -68,7 +68,7 @@ fn xmpp(start: &Start<'_>) -> Arc<tavi_xmpp::Xmpp> {
         direct: start.tls.xmpps.clone(),
         certificate: start.tls.certificate.clone(),
     };
-    tavi_xmpp::Xmpp::new(start.node.clone(), Some(tls), tavi_xmpp::Config::default(), Vec::new())
+    tavi_xmpp::Xmpp::new(start.node.clone(), Some(tls), start.config.limits.xmpp(), Vec::new())
 }
 
 impl Fronts {

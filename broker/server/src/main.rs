@@ -5,6 +5,7 @@ mod cli;
 mod config;
 mod data;
 mod front;
+mod limits;
 mod listen;
 mod logs;
 mod people;

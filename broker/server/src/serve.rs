@@ -13,7 +13,7 @@ use crate::{
 };
 use anyhow::{Result, anyhow};
 use std::{sync::Arc, time::Duration};
-use tavi_core::{Clock, Node, Parts, Registry, SystemClock, accounts::Strength, sessions::SessionLimits};
+use tavi_core::{Clock, Node, Parts, Registry, SystemClock, accounts::Strength};
 use tavi_store::{Expect, Op, Owner, Table};
 use tavi_store_kv::KvStore;
 use tavi_xmpp_proto::jid::BareJid;
@@ -67,7 +67,7 @@ async fn serve(config: Config) -> Result<()> {
 
 /// The parts and the modules, put together.
 async fn node(config: &Config, store: Arc<KvStore>) -> Result<Node> {
-    let parts = Parts::load(config.hosts.clone(), store, Arc::new(SystemClock), SessionLimits::default()).await?;
+    let parts = Parts::load(config.hosts.clone(), store, Arc::new(SystemClock), config.limits.sessions()).await?;
     parts.login.set_tokens(tokens::Registry::new(parts.clone()));
     let mut registry = Registry::default();
     tavi_modules::register(&mut registry, &parts)?;

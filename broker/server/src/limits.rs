@@ -1,0 +1,118 @@
+//! The limits that the operator can set, each with its default and unit.
+
+use serde::Deserialize;
+use std::time::Duration;
+use tavi_core::sessions::SessionLimits;
+
+/// `[limits]`; what is not set keeps the default of its front end.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    #[serde(default)]
+    xmpp: Xmpp,
+    #[serde(default)]
+    mqtt: Mqtt,
+    #[serde(default)]
+    coap: Coap,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Xmpp {
+    stanza_bytes: Option<usize>,
+    login_seconds: Option<u64>,
+    connections: Option<usize>,
+    unacknowledged: Option<usize>,
+    inbox_stanzas: Option<usize>,
+    inbox_bytes: Option<usize>,
+    sessions_per_account: Option<usize>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Mqtt {
+    packet_bytes: Option<u32>,
+    connect_seconds: Option<u64>,
+    connections: Option<usize>,
+    receive_maximum: Option<u16>,
+    in_flight: Option<u16>,
+    queue_messages: Option<usize>,
+    queue_bytes: Option<usize>,
+    stored_messages: Option<usize>,
+    subscriptions: Option<usize>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Coap {
+    observers_per_peer: Option<usize>,
+    observers: Option<usize>,
+}
+
+/// RFC 6120 §13.12: a stanza limit may not be smaller.
+const LEAST_STANZA: usize = 10_000;
+
+impl Limits {
+    /// Those of XMPP streams.
+    pub fn xmpp(&self) -> tavi_xmpp::Config {
+        let mut config = tavi_xmpp::Config::default();
+        set(&mut config.stanza.stanza, self.xmpp.stanza_bytes.map(|n| n.max(LEAST_STANZA)));
+        set(&mut config.login_deadline, self.xmpp.login_seconds.map(Duration::from_secs));
+        set(&mut config.max_connections, self.xmpp.connections);
+        set(&mut config.unacknowledged, self.xmpp.unacknowledged);
+        config
+    }
+
+    /// Those of what waits for XMPP sessions and bots.
+    pub fn sessions(&self) -> SessionLimits {
+        let mut limits = SessionLimits::default();
+        set(&mut limits.inbox_items, self.xmpp.inbox_stanzas);
+        set(&mut limits.inbox_bytes, self.xmpp.inbox_bytes);
+        set(&mut limits.per_account, self.xmpp.sessions_per_account);
+        limits
+    }
+
+    /// Those of MQTT.
+    pub fn mqtt(&self) -> tavi_mqtt::Config {
+        let mut config = tavi_mqtt::Config::default();
+        set(&mut config.max_packet, self.mqtt.packet_bytes);
+        set(&mut config.connect_timeout, self.mqtt.connect_seconds.map(Duration::from_secs));
+        set(&mut config.max_connections, self.mqtt.connections);
+        set(&mut config.receive_maximum, self.mqtt.receive_maximum);
+        set(&mut config.in_flight, self.mqtt.in_flight);
+        set(&mut config.queue_messages, self.mqtt.queue_messages);
+        set(&mut config.queue_bytes, self.mqtt.queue_bytes);
+        set(&mut config.stored_messages, self.mqtt.stored_messages);
+        set(&mut config.max_subscriptions, self.mqtt.subscriptions);
+        config
+    }
+
+    /// Those of one CoAP socket.
+    pub fn coap(&self) -> tavi_coap::service::Limits {
+        let mut limits = tavi_coap::service::Limits::default();
+        set(&mut limits.observers.per_peer, self.coap.observers_per_peer);
+        set(&mut limits.observers.all, self.coap.observers);
+        limits
+    }
+}
+
+fn set<T>(place: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *place = value;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_set_is_used_and_the_rest_keeps_its_default() {
+        let limits: Limits = toml::from_str("[xmpp]\nlogin_seconds = 3\nstanza_bytes = 1\n[mqtt]\nin_flight = 7\n").unwrap();
+        assert_eq!(limits.xmpp().login_deadline, Duration::from_secs(3));
+        assert_eq!(limits.xmpp().stanza.stanza, LEAST_STANZA);
+        assert_eq!(limits.mqtt().in_flight, 7);
+        assert_eq!(limits.mqtt().max_packet, tavi_mqtt::Config::default().max_packet);
+        assert!(toml::from_str::<Limits>("[coap]\nobserver = 1\n").is_err());
+    }
+}
