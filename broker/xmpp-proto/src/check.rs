@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 
 use crate::error::{StreamCondition, StreamError};
 use crate::framing::Limits;
-use crate::ns;
+use crate::{names, ns};
 
 /// One attribute as written; `value` is between the quotes, still escaped.
 #[derive(Debug, Clone, Copy)]
@@ -165,19 +165,6 @@ fn char_reference(name: &str) -> Result<char, StreamError> {
 /// XML 1.0 §2.2, Char.
 fn is_xml_char(c: char) -> bool {
     matches!(c, '\t' | '\n' | '\r' | ' '..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'..)
-}
-
-/// XML 1.0 §2.3, NameStartChar without the colon, beyond ASCII. U+FDF0 to U+FFFD are left out: strict parsers of clients
-/// refuse them in names (rxml, expat), and a stanza with one, forwarded, would cost its receiver the stream.
-fn is_wide_name_start(c: char) -> bool {
-    matches!(c, '\u{c0}'..='\u{d6}' | '\u{d8}'..='\u{f6}' | '\u{f8}'..='\u{2ff}' | '\u{370}'..='\u{37d}'
-        | '\u{37f}'..='\u{1fff}' | '\u{200c}'..='\u{200d}' | '\u{2070}'..='\u{218f}' | '\u{2c00}'..='\u{2fef}'
-        | '\u{3001}'..='\u{d7ff}' | '\u{f900}'..='\u{fdcf}' | '\u{10000}'..='\u{effff}')
-}
-
-/// XML 1.0 §2.3, NameChar without the colon, beyond ASCII.
-fn is_wide_name_char(c: char) -> bool {
-    is_wide_name_start(c) || matches!(c, '\u{b7}' | '\u{300}'..='\u{36f}' | '\u{203f}'..='\u{2040}')
 }
 
 const TEXT_STOP: u8 = 1;
@@ -477,14 +464,14 @@ impl<'a> Pass<'a> {
     fn name_part(&mut self) -> Result<(), StreamError> {
         match self.peek().ok_or_else(malformed)? {
             byte if CLASS[byte as usize] & NAME_START != 0 => self.at += 1,
-            0x80.. => self.wide_name_char(is_wide_name_start)?,
+            0x80.. => self.wide_name_char(names::is_letter)?,
             _ => return Err(malformed()),
         }
         loop {
             let rest = &self.text.as_bytes()[self.at..];
             self.at += rest.iter().position(|&byte| CLASS[byte as usize] & NAME_CHAR == 0).unwrap_or(rest.len());
             match self.peek() {
-                Some(0x80..) => self.wide_name_char(is_wide_name_char)?,
+                Some(0x80..) => self.wide_name_char(names::is_name_char)?,
                 _ => return Ok(()),
             }
         }

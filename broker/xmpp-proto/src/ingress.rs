@@ -449,6 +449,7 @@ mod tests {
             "<message>&amp</message>", "<message><a xmlns:p=''/></message>", "<message xmlns:xml='urn:x'/>",
             "<message><a xmlns:p='u' xmlns:q='u' p:x='1' q:x='2'/></message>", "<message><a:b:c/></message>",
             "<message><xmlns:a/></message>", "<message>&#xD800;</message>", "<message a='&lt'/>", "<message><a b/></message>",
+            "<message><\u{10000} xmlns='x'/></message>",
         ];
         for xml in malformed {
             assert_eq!(stream_error(xml), "not-well-formed", "{xml}");

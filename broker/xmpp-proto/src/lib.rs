@@ -10,6 +10,7 @@ pub mod framing;
 pub mod fuzz;
 pub mod ingress;
 pub mod jid;
+mod names;
 pub mod ns;
 pub mod sasl;
 pub mod sm;
