@@ -110,7 +110,9 @@ class Broker:
         return password
 
     async def fleet(self, *arguments):
-        answer = await run([self.programs / "tavi-fleet", "--local", self.data, *arguments, "--json"])
+        # A key file that it makes lands in the current folder.
+        command = [self.programs / "tavi-fleet", "--local", self.data, *arguments, "--json"]
+        answer = await run(command, folder=self.folder)
         return json.loads(answer)
 
     async def add_device(self, name: str) -> Device:
@@ -128,10 +130,10 @@ class Broker:
         draft.rename(folder / f"{name}.rhai")
 
 
-async def run(command, give="", expect=0):
+async def run(command, give="", expect=0, folder=None):
     """Runs a program to its end and returns what it printed."""
     child = await asyncio.create_subprocess_exec(
-        *map(str, command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        *map(str, command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=folder)
     try:
         async with asyncio.timeout(PATIENCE):
             out, err = await child.communicate(give.encode())

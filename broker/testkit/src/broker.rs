@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Write};
-use std::net::SocketAddr;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
@@ -94,6 +94,21 @@ impl Broker {
         Ok(line.trim().trim_end_matches(" kB").parse()?)
     }
 
+    /// The sum of all samples of a metric, from `/metrics`.
+    ///
+    /// # Errors
+    /// The page cannot be had, or does not name the metric.
+    pub fn metric(&self, name: &str) -> anyhow::Result<f64> {
+        let mut stream = TcpStream::connect(self.address("http")?)?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+        let mut page = String::new();
+        stream.read_to_string(&mut page)?;
+        let samples = page.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
+        let values: Vec<f64> = samples.filter_map(|line| line.rsplit(' ').next()?.parse().ok()).collect();
+        ensure!(!values.is_empty(), "no metric {name} in\n{page}");
+        Ok(values.iter().sum())
+    }
+
     /// What the broker wrote to stderr since it was first started.
     pub fn log(&self) -> String {
         fs::read_to_string(log_file(self.folder.path())).unwrap_or_default()
@@ -145,7 +160,8 @@ impl Broker {
     /// The program fails; what it said is in the error.
     pub fn fleet(&self, arguments: &[&str]) -> anyhow::Result<Value> {
         let mut command = Command::new(program("tavi-fleet")?);
-        command.arg("--local").arg(self.data()).args(arguments).arg("--json");
+        // A key file that it makes lands in the current folder.
+        command.current_dir(self.folder.path()).arg("--local").arg(self.data()).args(arguments).arg("--json");
         answer(&mut command, "")
     }
 
