@@ -1,6 +1,6 @@
 //! One connected client over the core, without IO: packets in, bytes out, tickets and mailbox polled in between.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -18,7 +18,7 @@ use crate::packet::{
     Disconnect, Options, Packet, Publish, Qos, Reason, RetainHandling, Subscribe, Unsubscribe, Version, Wish,
 };
 use crate::publish::Head;
-use crate::record::{self, Inbound};
+use crate::record::{self, Inbound, SessionRecord};
 use crate::render;
 use crate::reply;
 use crate::seat::{Due, KeptSeat, Parcel};
@@ -131,7 +131,7 @@ impl Client {
         match self.session.receive(packet, self.now_ms, out)? {
             Step::Idle => {}
             Step::Publish(publish) => self.publish(publish, size, out)?,
-            Step::Repeated(answer) => self.after(Ticket::done(), Pending::Answer(answer), size, out)?,
+            Step::Repeated(answer) => self.repeated(answer, size, out)?,
             Step::Release(answer) => self.release(answer, size, out)?,
             Step::Taken { row } => self.taken(row),
             Step::Received { row, answer } => self.received(row, answer, size, out)?,
@@ -176,13 +176,29 @@ impl Client {
         }
     }
 
-    /// The connection is over: the open tickets complete in a task of their own, the seat is left.
+    /// The connection is over: the seat is left, and what the open tickets are for goes on in a task of its own, so
+    /// that whatever was read is published.
     pub fn leave(mut self, parting: Parting) {
         self.flush_deletes();
         let mut unwritten = self.waiting.split_off(self.next.min(self.waiting.len()));
         unwritten.extend(self.place.mailbox.take());
-        self.hub.leave(self.place, parting, &unwritten);
-        self.tickets.drain(self.hub.node().parts.metrics.clone());
+        self.hub.leave(&mut self.place, parting, &unwritten);
+        if !self.tickets.is_empty() {
+            self.hub.node().parts.metrics.draining.add(1);
+            tokio::spawn(self.drain());
+        }
+    }
+
+    async fn drain(mut self) {
+        let mut unheard = Vec::new();
+        poll_fn(|cx| {
+            // A ticket that failed was logged, and is gone from the queue.
+            while self.poll_tickets(cx, &mut unheard).is_err() {}
+            unheard.clear();
+            if self.tickets.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+        self.hub.node().parts.metrics.draining.sub(1);
     }
 
     // --- publishing ---
@@ -212,6 +228,19 @@ impl Client {
         let ops = vec![record::put(&record::inbound_item(publish.packet_id), value), Op::Drawn { id }];
         let ticket = self.commit(ops);
         self.after(ticket, Pending::FanOut(Box::new(Unpublished { id, publish })), size, out)
+    }
+
+    /// The publish may have come on an earlier connection, whose commit is still on its way. Commits of one owner land
+    /// in order, so one more tells that it has landed.
+    fn repeated(&mut self, answer: Answer, size: usize, out: &mut Vec<u8>) -> Result<(), Fault> {
+        let ticket = match &self.place.seat {
+            Seat::Live(_) => Ticket::done(),
+            Seat::Kept(_) => {
+                let record = SessionRecord { expiry: self.place.expiry, left_ms: 0 };
+                self.commit(vec![record::put(record::SESSION, record.encode())])
+            }
+        };
+        self.after(ticket, Pending::Answer(answer), size, out)
     }
 
     fn publish_as(&mut self, publish: &Publish, id: Option<u64>) -> Result<Ticket, Refusal> {
@@ -417,6 +446,10 @@ impl Client {
     fn complete(&mut self, pending: Pending, result: Result<(), StoreError>, out: &mut Vec<u8>) -> Result<(), Fault> {
         if let Err(error) = result {
             tracing::error!(%error, "an MQTT session ends because the store failed");
+            if let (Pending::FanOut(lost), Seat::Kept(seat)) = (pending, &self.place.seat) {
+                // It was never saved: the client's next attempt is a new one.
+                seat.let_go(lost.publish.packet_id);
+            }
             return Err(Fault::Store);
         }
         match pending {

@@ -103,7 +103,7 @@ pub struct Place {
     will: Option<Box<Will>>,
     filters: Vec<Box<str>>,
     generation: u64,
-    _attached: Attached,
+    attached: Option<Attached>,
 }
 
 impl Place {
@@ -276,8 +276,8 @@ impl Hub {
         entries.insert(key, Entry { seat: seat.clone(), mailbox: Some(mailbox.clone()), generation, has_will });
         let ticket = self.commit(&owner, ops);
         drop(entries);
-        let (_attached, client_id) = (self.node.attach(principal), connect.client_id.as_str().into());
-        let place = Place { seat, mailbox, owner, expiry, client_id, will, filters: Vec::new(), generation, _attached };
+        let (attached, client_id) = (Some(self.node.attach(principal)), connect.client_id.as_str().into());
+        let place = Place { seat, mailbox, owner, expiry, client_id, will, filters: Vec::new(), generation, attached };
         Ok(Entered { place, session_present, held, ticket })
     }
 
@@ -334,22 +334,23 @@ impl Hub {
     }
 
     /// A connection has ended; `unwritten` are the parcels that it took from its mailbox and did not write.
-    pub fn leave(self: &Arc<Self>, mut place: Place, parting: Parting, unwritten: &[Parcel]) {
+    pub fn leave(self: &Arc<Self>, place: &mut Place, parting: Parting, unwritten: &[Parcel]) {
+        drop(place.attached.take());
         let key = place.key();
         let will = place.will.take();
         // All that is committed for a key is committed under this lock, so that no end overtakes a new beginning.
         let mut entries = self.entries.lock();
         let current = entries.get(&key).is_some_and(|entry| entry.generation == place.generation);
-        let goes_on = self.leave_seat(&place, unwritten);
+        let goes_on = self.leave_seat(place, unwritten);
         let mut ops = Vec::new();
         if current {
-            self.settle(&mut entries, &key, &place, goes_on, &mut ops);
+            self.settle(&mut entries, &key, place, goes_on, &mut ops);
         }
         let Some(will) = will else {
             drop(self.commit(&place.owner, ops));
             return;
         };
-        let fate = if parting == Parting::Cut { fate(&will, &place, current, goes_on) } else { Fate::Dropped };
+        let fate = if parting == Parting::Cut { fate(&will, place, current, goes_on) } else { Fate::Dropped };
         if current && !matches!(fate, Fate::Later { .. }) {
             ops.push(record::delete(record::WILL));
         }

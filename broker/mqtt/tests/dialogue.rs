@@ -177,6 +177,7 @@ async fn an_unfinished_qos_2_publish_is_finished_at_the_next_start() {
     assert_eq!(reader.hears(), ["CONNACK present", "PUBLISH q2 #1 home/a=x"]);
     let mut pump = release_while(&store, world.old("pump", durable())).await;
     pump.publishes_with(0x0C, 4, "home/a", "x");
+    store.release_all();
     assert_eq!(pump.hears(), ["CONNACK present", "PUBREC #4"]);
     assert_eq!(reader.hears(), NOTHING);
 }
@@ -236,6 +237,47 @@ async fn a_full_window_stops_reading_and_a_closing_session_drains_it() {
     store.release_all();
     world.settle().await;
     assert_eq!(reader.hears().len(), 2 + 64, "what was read is delivered though the publisher is gone");
+}
+
+#[tokio::test]
+async fn a_durable_publisher_that_is_cut_off_early_is_heard_all_the_same() {
+    let store = Arc::new(MemoryStore::delayed());
+    let opening = tokio::spawn(World::over(store.clone(), Config::default(), stage::NOW));
+    let world = release_until(&store, opening).await;
+    let (mut reader, mut pump) =
+        release_while(&store, async { (world.old("reader", durable()).await, world.old("pump", durable()).await) })
+            .await;
+    reader.subscribes(1, "home/#", 2);
+    store.release_all();
+    pump.publishes(2, 1, "home/a", "x");
+    pump.subscribes(2, "home/b", 0);
+    pump.is_cut();
+    let mut pump = release_while(&store, world.old("pump", durable())).await;
+    pump.publishes_with(0x0C, 1, "home/a", "x");
+    assert_eq!(pump.hears(), ["CONNACK present"], "PUBREC waits for the first connection's commit");
+    for _ in 0..5 {
+        store.release_all();
+        world.settle().await;
+    }
+    assert_eq!(pump.hears(), ["PUBREC #1"]);
+    assert_eq!(reader.hears(), ["CONNACK new", "SUBACK #1 [02]", "PUBLISH q2 #1 home/a=x"]);
+}
+
+#[tokio::test]
+async fn a_qos_2_publish_that_could_not_be_saved_may_be_tried_again() {
+    let store = Arc::new(MemoryStore::delayed());
+    let opening = tokio::spawn(World::over(store.clone(), Config::default(), stage::NOW));
+    let world = release_until(&store, opening).await;
+    let mut pump = release_while(&store, world.new_style("pump", durable())).await;
+    pump.publishes(2, 1, "home/a", "x");
+    store.refuse(tavi_store::StoreError::Unavailable("full".into()));
+    assert_eq!(pump.hears(), ["CONNACK new", "DISCONNECT 0x80"]);
+    let mut pump = release_while(&store, world.new_style("pump", durable())).await;
+    pump.publishes_with(0x0C, 1, "home/a", "x");
+    let before = store.waiting_owners().len();
+    store.release_all();
+    pump.hears();
+    assert_eq!((before, store.waiting()), (1, 1), "it is saved and fanned out as a new one");
 }
 
 #[tokio::test]

@@ -224,3 +224,47 @@ async fn the_keep_alive_runs_over_sockets_too() {
     let heard = peer.hears_the_end().await;
     assert_eq!(&heard[heard.len() - 4..], b"\xe0\x02\x8d\x00");
 }
+
+/// A server configuration with a certificate of its own, and a client that trusts it.
+fn tls() -> (rustls::ServerConfig, rustls::ClientConfig) {
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let server = rustls::ServerConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(made.cert.der().clone()).unwrap();
+    let client = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    (server, client)
+}
+
+#[tokio::test]
+async fn tls_works_and_a_client_without_it_is_dropped() {
+    let (hub, _) = broker(Config::default()).await;
+    let (server, client) = tls();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(hub.listen_tls(listener, Arc::new(arc_swap::ArcSwap::from_pointee(server))));
+
+    let mut clear = Peer4::open(address).await;
+    clear.says(&connect(4, "c", "romeo", "secret")).await;
+    let answer = clear.hears_the_end().await;
+    assert!(answer.is_empty() || answer[0] == 21, "a TLS alert at most: {answer:x?}");
+
+    let name = "localhost".try_into().unwrap();
+    let stream = TcpStream::connect(address).await.unwrap();
+    let mut secret = tokio_rustls::TlsConnector::from(Arc::new(client)).connect(name, stream).await.unwrap();
+    secret.write_all(&connect(4, "c", "romeo", "secret")).await.unwrap();
+    secret.write_all(b"\x82\x0d\0\x01\0\x08u/romeo/\x00\x30\x0d\0\x08u/romeo/abc").await.unwrap();
+    let mut heard = vec![0; 4 + 5 + 15];
+    tokio::time::timeout(PATIENCE, secret.read_exact(&mut heard)).await.unwrap().unwrap();
+    assert_eq!(heard, b"\x20\x02\0\0\x90\x03\0\x01\x00\x30\x0d\0\x08u/romeo/abc");
+}
