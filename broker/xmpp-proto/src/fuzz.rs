@@ -86,14 +86,17 @@ fn compare(ours: &[Result<Incoming, String>], accepted: &[u8]) {
 fn same_stanza(ours: &Stanza, theirs: &Element) {
     same_head(&ours.head, theirs);
     let expected: Vec<String> = theirs.elements().map(canonical).collect();
+    // A panic here is what the fuzzer looks for: a child that ingress accepted must parse.
     let parse = |at| ours.parse_child(at).expect("a child that ingress accepted parses");
     let found: Vec<String> = (0..ours.children().len()).map(|at| canonical(&parse(at))).collect();
     assert_eq!(found, expected);
     let names: Vec<_> = ours.children().iter().map(|child| (&*child.ns, &*child.name)).collect();
     assert_eq!(names, theirs.elements().map(|element| (element.ns(), element.name())).collect::<Vec<_>>());
     let written = ours.to_bytes();
+    // Again a finding: what we wrote must be read.
     let again = Stanza::parse(&written).expect("a stanza that was written is read back");
     assert_eq!(&again, ours);
+    // And the strict parser must take what we forward.
     let forwarded = strict(&[HEADER, &written[..]].concat()).expect("what we forward is well-formed");
     assert_eq!(forwarded[0].elements().map(canonical).collect::<Vec<_>>(), expected, "forwarding changes the children");
 }
@@ -102,6 +105,7 @@ fn same_head(ours: &Head, theirs: &Element) {
     assert_eq!(ours.kind().name(), theirs.name());
     assert_eq!(ours.id.as_deref(), theirs.get_attr("id"));
     assert_eq!(ours.lang.as_deref(), theirs.get_attr("xml:lang"));
+    // Ingress answers other addresses with an error and gives no stanza.
     assert_eq!(ours.to, theirs.get_attr("to").map(|to| Jid::parse(to).expect("ingress refuses other addresses")));
 }
 

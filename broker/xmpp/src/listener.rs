@@ -140,20 +140,32 @@ impl Shared {
         // The sender lives in self.
         let _ = self.stop.subscribe().wait_for(|stop| *stop).await;
     }
+}
 
-    /// Notes a session, so that the stop ends it.
-    pub fn enter(&self, id: u64, inbox: Arc<Inbox>) {
-        self.sessions.lock().insert(id, inbox.clone());
+/// A session that the stop can end. When this is dropped, in whatever way, nobody sends to the session any more.
+pub(crate) struct Entered {
+    shared: Arc<Shared>,
+    id: u64,
+    inbox: Arc<Inbox>,
+}
+
+impl Entered {
+    /// Notes a session.
+    pub fn new(shared: Arc<Shared>, id: u64, inbox: Arc<Inbox>) -> Entered {
+        shared.sessions.lock().insert(id, inbox.clone());
         // The stop may have looked just before.
-        if *self.stop.borrow() {
+        if *shared.stop.borrow() {
             inbox.close(Closed::Shutdown);
         }
+        Entered { shared, id, inbox }
     }
+}
 
-    /// The session is over.
-    pub fn leave(&self, id: u64) {
-        let mut sessions = self.sessions.lock();
-        sessions.remove(&id);
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.inbox.close(Closed::Gone);
+        let mut sessions = self.shared.sessions.lock();
+        sessions.remove(&self.id);
         if sessions.is_empty() {
             sessions.shrink_to_fit();
         }

@@ -290,7 +290,8 @@ impl Talk {
         let _ = tokio::time::timeout(deadline, async {
             let _ = self.flush().await;
             if let Some(wire) = &mut self.wire {
-                let _ = poll_fn(|cx| wire.poll_shutdown(cx)).await;
+                let mut said = false;
+                poll_fn(|cx| wire.poll_hang_up(cx, &mut said)).await;
             }
         })
         .await;

@@ -19,7 +19,7 @@ use tavi_xmpp_proto::sm::{self, SmRequest, StreamManagement};
 use tavi_xmpp_proto::stream::{self, c2s};
 use tavi_xmpp_proto::{Condition, Element, Stanza, StreamCondition, StreamError, ns};
 
-use crate::listener::Shared;
+use crate::listener::{Entered, Shared};
 use crate::negotiate::Negotiated;
 use crate::wire::Wire;
 
@@ -63,6 +63,7 @@ pub(crate) struct Session {
     wire: Wire,
     ingress: Ingress,
     bound: Bound,
+    entered: Entered,
     _attached: Attached,
     tickets: TicketQueue<Due>,
     /// Read, but not dealt with yet.
@@ -80,8 +81,8 @@ impl Session {
     /// The session behind a negotiation.
     pub fn new(shared: Arc<Shared>, negotiated: Negotiated) -> Session {
         let Negotiated { wire, ingress, bound, attached, out, rest } = negotiated;
-        shared.enter(bound.id, bound.inbox.clone());
         let mut session = Session {
+            entered: Entered::new(shared.clone(), bound.id, bound.inbox.clone()),
             shared,
             wire,
             ingress,
@@ -300,6 +301,8 @@ impl Session {
             Some(SmRequest::Enable) => self.enable(),
             Some(SmRequest::Resume) => sm::write_failed(&mut self.out, Condition::ItemNotFound),
             Some(SmRequest::Ask) if self.management.is_some() => self.tickets.push(Ticket::done(), Due::Answer, 0),
+            // XEP-0198 §3: nothing is counted before it is enabled.
+            Some(SmRequest::Ask) => sm::write_failed(&mut self.out, Condition::UnexpectedRequest),
             Some(SmRequest::Answer(h)) => self.acknowledged(h)?,
             None if element.ns() == ns::CSI => {}
             _ => return Err(StreamError::from(StreamCondition::UnsupportedStanzaType).into()),
@@ -327,23 +330,34 @@ impl Session {
 
     /// Says goodbye, lets the open tickets complete, and gives back what the client did not get.
     async fn end(mut self, end: End) {
-        self.shared.leave(self.bound.id);
-        self.tickets.drain(self.shared.node.parts.metrics.clone());
-        let config = &self.shared.config;
+        note(&end, &self.bound, &self.shared);
+        let deadline = self.shared.config.farewell_deadline;
         // A client that does not read its last words loses them.
-        let _ = tokio::time::timeout(config.farewell_deadline, farewell(&mut self.wire, &mut self.out, self.written, &end)).await;
-        note(&end, &self.bound);
-        let node = self.shared.node.clone();
-        if let End::Error(_) = end {
-            node.parts.metrics.protocol_errors.add(1);
+        if let Ok(true) = tokio::time::timeout(deadline, self.farewell(&end)).await {
+            self.all_written();
         }
-        let unacknowledged = match self.management {
+        let Session { shared, mut wire, bound, entered, tickets, writing, management, .. } = self;
+        tickets.drain(shared.node.parts.metrics.clone());
+        let unacknowledged = match management {
             Some(management) => management.into_unacknowledged().flatten().map(|envelope| *envelope).collect(),
-            None => self.writing,
+            None => writing,
         };
-        if let Err(error) = node.router.end(&self.bound, unacknowledged).await.complete().await {
-            tracing::error!(%error, jid = %self.bound.jid, "what a session left could not be kept");
+        if let Err(error) = shared.node.router.end(&bound, unacknowledged).await.complete().await {
+            tracing::error!(%error, jid = %bound.jid, "what a session left could not be kept");
         }
+        drop(entered);
+        let mut said = false;
+        let _ = tokio::time::timeout(deadline, poll_fn(|cx| wire.poll_hang_up(cx, &mut said))).await;
+    }
+
+    /// Writes what is still to be written, and the end of the stream; whether all of it went out.
+    async fn farewell(&mut self, end: &End) -> bool {
+        match end {
+            End::Broken => return false,
+            End::Closed => self.out.extend_from_slice(stream::CLOSE),
+            End::Error(error) => stream::write_error(&mut self.out, error),
+        }
+        poll_fn(|cx| self.wire.poll_write_all(cx, &self.out, &mut self.written)).await.is_ok()
     }
 }
 
@@ -376,19 +390,14 @@ fn closed(why: Closed) -> End {
     }
 }
 
-async fn farewell(wire: &mut Wire, out: &mut Vec<u8>, mut written: usize, end: &End) {
+fn note(end: &End, bound: &Bound, shared: &Shared) {
     match end {
-        End::Broken => return,
-        End::Closed => out.extend_from_slice(stream::CLOSE),
-        End::Error(error) => stream::write_error(out, error),
-    }
-    let _ = poll_fn(|cx| wire.poll_write_all(cx, out, &mut written)).await;
-    let _ = poll_fn(|cx| wire.poll_shutdown(cx)).await;
-}
-
-fn note(end: &End, bound: &Bound) {
-    match end {
-        End::Error(error) => tracing::debug!(jid = %bound.jid, %error, "a stream ended"),
+        End::Error(error) => {
+            // These two are no fault of the client.
+            let blameless = [StreamCondition::SystemShutdown, StreamCondition::Conflict].contains(&error.condition);
+            shared.node.parts.metrics.protocol_errors.add(u64::from(!blameless));
+            tracing::debug!(jid = %bound.jid, %error, "a stream ended");
+        }
         End::Broken => tracing::debug!(jid = %bound.jid, "a connection broke"),
         End::Closed => {}
     }

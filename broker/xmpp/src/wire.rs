@@ -57,8 +57,19 @@ impl Wire {
         }
     }
 
+    /// Ends the connection so that the peer can still read what was written: a socket that is closed with unread
+    /// input resets the connection, and the last words are lost. Ready when the peer has hung up too.
+    pub fn poll_hang_up(&mut self, cx: &mut Context<'_>, said: &mut bool) -> Poll<()> {
+        if !*said {
+            let _ = ready!(self.poll_shutdown(cx));
+            *said = true;
+        }
+        while let Some(()) = ready!(self.poll_read(cx, |_| ())).unwrap_or(None) {}
+        Poll::Ready(())
+    }
+
     /// Ends the sending direction: TLS says `close_notify`, TCP FIN.
-    pub fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Wire::Clear(stream) => Pin::new(stream).poll_shutdown(cx),
             Wire::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(cx),

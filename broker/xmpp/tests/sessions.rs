@@ -115,7 +115,8 @@ async fn an_oversized_stanza_is_refused_before_it_is_held() {
     let config = Config { stanza: Limits { stanza: 20_000, ..Limits::default() }, ..Config::default() };
     let broker = Broker::with(config, SessionLimits::default()).await;
     let mut romeo = broker.login("romeo", "orchard").await;
-    romeo.say(&format!("<message><body>{}</body></message>", "x".repeat(30_000))).await;
+    // Far more than is read before the error: it must not be lost in a reset of the connection.
+    romeo.say(&format!("<message><body>{}</body></message>", "x".repeat(3_000_000))).await;
     assert_eq!(romeo.hear_the_end().await, "policy-violation");
     let mut stranger = broker.connect().await;
     stranger.open().await;
