@@ -7,12 +7,15 @@ use std::{
     future::{Future, poll_fn},
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 use tavi_store::{Commit, StoreError};
 
 /// What is done once everything of a ticket is saved: the deliveries. It must not block.
 pub type Deliver = Box<dyn FnOnce() + Send>;
+
+/// A save that may begin only when all others have landed.
+pub type LastSave = Box<dyn FnOnce() -> Commit + Send>;
 
 /// Complete when all that must be durable is. Saves come first, then the deliveries, then the acknowledgement.
 ///
@@ -22,6 +25,7 @@ pub type Deliver = Box<dyn FnOnce() + Send>;
 #[derive(Default)]
 pub struct Ticket {
     commits: SmallVec<[Commit; 2]>,
+    last: Vec<LastSave>,
     deliveries: SmallVec<[Deliver; 1]>,
     failed: Option<StoreError>,
 }
@@ -42,6 +46,12 @@ impl Ticket {
         self.commits.push(commit);
     }
 
+    /// Adds a save that begins when all commits have landed, still before the deliveries: the note that nothing of
+    /// this has to be repeated after a crash.
+    pub fn save_last(&mut self, save: LastSave) {
+        self.last.push(save);
+    }
+
     /// Adds something to be done after all commits.
     pub fn then(&mut self, deliver: Deliver) {
         self.deliveries.push(deliver);
@@ -50,18 +60,28 @@ impl Ticket {
     /// Adds all of another ticket.
     pub fn join(&mut self, other: Ticket) {
         self.commits.extend(other.commits);
+        self.last.extend(other.last);
         self.deliveries.extend(other.deliveries);
         self.failed = self.failed.take().or(other.failed);
     }
 
     /// Whether nothing has to be saved: polling it completes it at once.
     pub fn is_ready(&self) -> bool {
-        self.commits.is_empty()
+        self.commits.is_empty() && self.last.is_empty()
     }
 
     /// Advances it; when the last commit has landed, the deliveries run and the result is given. A failed save
     /// delivers nothing, so that the sender may repeat it.
     pub fn poll_done(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StoreError>> {
+        ready!(self.poll_commits(cx));
+        if self.failed.is_none() && !self.last.is_empty() {
+            self.commits.extend(self.last.drain(..).map(|save| save()));
+            ready!(self.poll_commits(cx));
+        }
+        Poll::Ready(self.finish())
+    }
+
+    fn poll_commits(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let failed = &mut self.failed;
         self.commits.retain(|commit| match Pin::new(commit).poll(cx) {
             Poll::Pending => true,
@@ -72,10 +92,7 @@ impl Ticket {
                 false
             }
         });
-        if !self.commits.is_empty() {
-            return Poll::Pending;
-        }
-        Poll::Ready(self.finish())
+        if self.commits.is_empty() { Poll::Ready(()) } else { Poll::Pending }
     }
 
     fn finish(&mut self) -> Result<(), StoreError> {
@@ -215,6 +232,30 @@ mod tests {
         queue.push(ticket, (), 1);
         assert!(matches!(poll(&mut queue), Some(((), Err(StoreError::Unavailable(_))))));
         assert!(log.lock().is_empty());
+    }
+
+    #[test]
+    fn the_last_save_waits_for_the_others_and_the_deliveries_for_it() {
+        let log = Log::default();
+        let ((slot, commit), (last_slot, last)) = (Commit::pending(), Commit::pending());
+        let mut ticket = Ticket::done();
+        ticket.wait_for(commit);
+        let begun = says(&log, "last save");
+        ticket.save_last(Box::new(move || {
+            begun();
+            last
+        }));
+        ticket.then(says(&log, "delivery"));
+        assert!(!ticket.is_ready());
+        let mut queue = TicketQueue::default();
+        queue.push(ticket, (), 1);
+        assert!(poll(&mut queue).is_none() && log.lock().is_empty());
+        slot.resolve(Ok(()));
+        assert!(poll(&mut queue).is_none());
+        assert_eq!(*log.lock(), ["last save"]);
+        last_slot.resolve(Ok(()));
+        assert_eq!(poll(&mut queue), Some(((), Ok(()))));
+        assert_eq!(*log.lock(), ["last save", "delivery"]);
     }
 
     #[test]

@@ -58,8 +58,6 @@ enum Pending {
     Answer(Answer),
     /// A durable session's QoS 2 publish is saved: now it is published.
     FanOut(Box<Unpublished>),
-    /// It is published: that has to be saved before PUBREC.
-    Published { packet_id: u16, id: u64 },
     /// Subscriptions are saved.
     Subscribed(Box<Subscribed>),
     /// They are gone from the store.
@@ -455,34 +453,30 @@ impl Client {
         match pending {
             Pending::Answer(answer) => self.session.answer(answer, out),
             Pending::FanOut(unpublished) => return self.fan_out(*unpublished, out),
-            Pending::Published { packet_id, id } => {
-                let op = record::put(&record::inbound_item(packet_id), Inbound { id, unfinished: None }.encode());
-                let ticket = self.commit(vec![op]);
-                let answer = Answer::published(Qos::ExactlyOnce, packet_id, Reason::SUCCESS);
-                return self.after(ticket, Pending::Answer(answer), 0, out);
-            }
             Pending::Subscribed(done) => self.subscribed(*done, out),
             Pending::Unsubscribed(done) => reply::unsuback(out, self.version(), done.0, &done.1),
         }
         Ok(())
     }
 
+    /// That it is published is saved before anybody gets it, so that no restart publishes it to somebody who has it.
     fn fan_out(&mut self, unpublished: Unpublished, out: &mut Vec<u8>) -> Result<(), Fault> {
         let Unpublished { id, publish } = unpublished;
-        let packet_id = publish.packet_id;
+        let answer = |reason| Pending::Answer(Answer::published(publish.qos, publish.packet_id, reason));
+        let done = record::put(&record::inbound_item(publish.packet_id), Inbound { id, unfinished: None }.encode());
         match self.publish_as(&publish, Some(id)) {
-            Ok(ticket) => self.after(ticket, Pending::Published { packet_id, id }, 0, out),
+            Ok(mut ticket) => {
+                let (store, owner) = (self.hub.node().parts.store.clone(), self.place.owner.clone());
+                ticket.save_last(Box::new(move || store.commit(&owner, vec![done])));
+                self.after(ticket, answer(Reason::SUCCESS), 0, out)
+            }
             Err(refusal) => {
                 let refused = self.refused(refusal, publish.qos);
-                let item = record::inbound_item(packet_id);
-                let op = match refused {
-                    // 3.1.1 goes on to PUBREL as if nothing had happened.
-                    Ok(Reason::SUCCESS) => record::put(&item, Inbound { id, unfinished: None }.encode()),
-                    _ => self.forget_inbound(packet_id),
-                };
+                // 3.1.1 goes on to PUBREL as if nothing had happened.
+                let goes_on = refused == Ok(Reason::SUCCESS);
+                let op = if goes_on { done } else { self.forget_inbound(publish.packet_id) };
                 let ticket = self.commit(vec![op]);
-                let answer = Answer::published(publish.qos, packet_id, refused?);
-                self.after(ticket, Pending::Answer(answer), 0, out)
+                self.after(ticket, answer(refused?), 0, out)
             }
         }
     }
