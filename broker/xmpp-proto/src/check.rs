@@ -167,6 +167,11 @@ fn is_xml_char(c: char) -> bool {
     matches!(c, '\t' | '\n' | '\r' | ' '..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'..)
 }
 
+/// Direct children of a stanza. Each costs an index entry of ten times the shortest child's octets.
+const MAX_CHILDREN: usize = 256;
+/// Namespace declarations in scope at the same place; each prefix is looked up among them.
+const MAX_BINDINGS: usize = 64;
+
 const TEXT_STOP: u8 = 1;
 const VALUE_STOP: u8 = 2;
 const NAME_START: u8 = 4;
@@ -215,6 +220,12 @@ struct Pass<'a> {
 /// RFC 6120 §4.9.3.22: a violation of UTF-8 is an unsupported encoding.
 fn utf8(frame: &[u8]) -> Result<&str, StreamError> {
     std::str::from_utf8(frame).map_err(|_| StreamCondition::UnsupportedEncoding.into())
+}
+
+/// RFC 6120 §13.12: a limit is passed.
+#[cold]
+fn excess(what: &'static str) -> StreamError {
+    StreamError::new(StreamCondition::PolicyViolation).text(what)
 }
 
 #[cold]
@@ -293,6 +304,9 @@ impl<'a> Pass<'a> {
     fn child(&mut self, start: usize) -> Result<(), StreamError> {
         let is_direct = self.open.len() == 1;
         if is_direct {
+            if self.children.len() >= MAX_CHILDREN {
+                return Err(excess("too many elements in one stanza"));
+            }
             let nothing = Found { local: "", ns: Cow::Borrowed(""), range: start..start, name_end: 0, declares_default: false };
             self.children.push(nothing);
         }
@@ -342,7 +356,7 @@ impl<'a> Pass<'a> {
         self.take_byte(b'>')?;
         let depth = self.open.len() + 1;
         if depth > self.limits.depth {
-            return Err(StreamError::new(StreamCondition::PolicyViolation).text("elements are nested too deep"));
+            return Err(excess("elements are nested too deep"));
         }
         self.declare(depth)?;
         let (prefix, local) = split_name(&self.text[start..end], colon - start);
@@ -369,7 +383,7 @@ impl<'a> Pass<'a> {
         let value = self.value()?;
         let (prefix, local) = split_name(&self.text[start..end], colon - start);
         if self.attrs.len() >= self.limits.attributes {
-            return Err(StreamError::new(StreamCondition::PolicyViolation).text("too many attributes"));
+            return Err(excess("too many attributes"));
         }
         self.attrs.push(RawAttr { prefix, local, value });
         Ok(true)
@@ -494,6 +508,9 @@ impl<'a> Pass<'a> {
             };
             let uri = decode(attr.value);
             check_declaration(prefix, &uri)?;
+            if self.bindings.len() >= MAX_BINDINGS {
+                return Err(excess("too many namespace declarations"));
+            }
             self.declared_default |= prefix.is_empty();
             self.bindings.push(Binding { prefix, uri, depth });
         }
@@ -541,11 +558,12 @@ impl<'a> Pass<'a> {
         if depth == 0 && !self.outside.contains(&from) {
             self.outside.push(from);
         }
-        if let Some(child) = self.children.len().checked_sub(1)
-            && depth < 2
-            && !self.borrowed.contains(&(child, from))
-        {
-            self.borrowed.push((child, from));
+        if let Some(child) = self.children.len().checked_sub(1).filter(|_| depth < 2) {
+            // Those of this child are the last ones.
+            let mut known = self.borrowed.iter().rev().take_while(|(of, _)| *of == child);
+            if !known.any(|(_, binding)| *binding == from) {
+                self.borrowed.push((child, from));
+            }
         }
         Ok(())
     }

@@ -504,5 +504,8 @@ mod tests {
         let attrs: String = (0..65).map(|n| format!(" a{n}=''")).collect();
         assert_eq!(stream_error(&format!("<message{attrs}/>")), "policy-violation");
         assert_eq!(stream_error(&format!("<message>{}", "<a>".repeat(100))), "policy-violation");
+        assert_eq!(stream_error(&format!("<message>{}</message>", "<a/>".repeat(257))), "policy-violation");
+        let nested: String = (0..70).map(|n| format!("<a xmlns:p{n}='u'>")).collect();
+        assert_eq!(stream_error(&format!("<message>{nested}{}</message>", "</a>".repeat(70))), "policy-violation");
     }
 }

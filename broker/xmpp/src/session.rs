@@ -151,6 +151,12 @@ impl Session {
         Ok(())
     }
 
+    /// Ready when no ticket is open, or when the store has failed.
+    fn poll_settled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let failed = self.poll_tickets(cx).is_err();
+        if failed || self.tickets.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+    }
+
     fn complete(&mut self, due: Due, result: Result<(), StoreError>) -> Result<(), End> {
         if let Err(error) = result {
             tracing::error!(%error, jid = %self.bound.jid, "a stanza could not be saved");
@@ -350,10 +356,18 @@ impl Session {
         let _ = tokio::time::timeout(deadline, poll_fn(|cx| wire.poll_hang_up(cx, &mut said))).await;
     }
 
-    /// Writes what is still to be written, and the end of the stream; whether all of it went out.
+    /// Writes what is still to be written, and the end of the stream; whether all of it went out. A managed stream
+    /// ends with a last count of what is durable (XEP-0198 §4), so that the client does not send it again.
     async fn farewell(&mut self, end: &End) -> bool {
+        if let End::Broken = end {
+            return false;
+        }
+        poll_fn(|cx| self.poll_settled(cx)).await;
+        if let Some(management) = &self.management {
+            management.answer(&mut self.out);
+        }
         match end {
-            End::Broken => return false,
+            End::Broken => {}
             End::Closed => self.out.extend_from_slice(stream::CLOSE),
             End::Error(error) => stream::write_error(&mut self.out, error),
         }

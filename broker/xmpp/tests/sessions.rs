@@ -193,6 +193,19 @@ async fn stream_management_counts_what_is_durable_and_keeps_what_is_not_acknowle
 }
 
 #[tokio::test]
+async fn a_managed_stream_ends_with_a_last_count() {
+    let broker = Broker::start().await;
+    let _juliet = broker.login("juliet", "balcony").await;
+    let mut romeo = broker.login("romeo", "orchard").await;
+    romeo.say("<enable xmlns='urn:xmpp:sm:3'/><message to='juliet@localhost/balcony'><body>bye</body></message></stream:stream>").await;
+    assert_eq!(romeo.hear_element().await.name(), "enabled");
+    let last = romeo.hear_element().await;
+    assert_eq!((last.name(), last.get_attr("h")), ("a", Some("1")));
+    assert!(matches!(romeo.hear().await, Some(Incoming::Close)));
+    assert!(romeo.hear().await.is_none());
+}
+
+#[tokio::test]
 async fn a_client_that_does_not_read_is_cut_off() {
     let limits = SessionLimits { inbox_bytes: 100_000, ..SessionLimits::default() };
     let broker = Broker::with(Config::default(), limits).await;
