@@ -284,8 +284,12 @@ impl Router {
         run: &mut Run,
     ) {
         if let Some(id) = env.meta.queued {
-            // It has its row already: the next session gets it from there.
+            // It has its row already: the next session gets it from there. One that is just reading its rows may have
+            // missed it.
             state.in_flight.remove(&id);
+            if state.flushing > 0 {
+                state.landed.push((id, env));
+            }
             return;
         }
         for hook in &self.registry.on_undelivered {

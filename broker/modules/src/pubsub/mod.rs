@@ -123,7 +123,11 @@ impl Service for Pubsub {
     }
 
     fn start(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-        Box::pin(self.subscribers.restore())
+        Box::pin(async {
+            self.subscribers.restore().await?;
+            tokio::spawn(subscribers::forget_removed(self.subscribers.clone(), self.parts.revoked.subscribe()));
+            Ok(())
+        })
     }
 }
 

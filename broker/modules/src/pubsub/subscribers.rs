@@ -15,6 +15,7 @@ use tavi_core::{
 };
 use tavi_store::{Commit, Expect, Op, Owner, Row, SharedStore, StoreError, Table};
 use tavi_xmpp_proto::{BareJid, Jid, MessageType, Stanza, stanza::Head};
+use tokio::sync::broadcast::{self, error::RecvError};
 
 /// Subscriptions of one account, device or bot.
 const MAX_SUBSCRIPTIONS: usize = 1000;
@@ -98,6 +99,19 @@ impl Subscribers {
         }
     }
 
+    async fn forget_if_gone(&self, account: &BareJid) -> Result<(), StoreError> {
+        let Some(who) = self.hosts.principal(account) else { return Ok(()) };
+        if self.exists(&who).await? {
+            return Ok(());
+        }
+        for (jid, node) in self.of_account(account) {
+            if let Some(commit) = self.remove(&jid, &node) {
+                commit.await?;
+            }
+        }
+        Ok(())
+    }
+
     /// A bot is there when its script is, which is not known yet.
     async fn exists(&self, who: &Principal) -> Result<bool, StoreError> {
         match who {
@@ -111,7 +125,8 @@ impl Subscribers {
         if jid.as_str().len() > MAX_JID {
             return Err(Refused::LongJid);
         }
-        if self.count(&jid.to_bare()) >= MAX_SUBSCRIPTIONS {
+        let all = self.of_account(&jid.to_bare());
+        if all.len() >= MAX_SUBSCRIPTIONS && !all.iter().any(|(of, filter)| of == jid && **filter == *node) {
             return Err(Refused::TooMany);
         }
         let subscriber = self.known(jid).unwrap_or_else(|| self.make(jid, who));
@@ -166,10 +181,6 @@ impl Subscribers {
         retained.iter().take(MAX_LAST_ITEMS).take_while(fits).map(message).collect()
     }
 
-    fn count(&self, account: &BareJid) -> usize {
-        self.subscribed.lock().get(account).map_or(0, |held| held.iter().map(|held| held.filters.len()).sum())
-    }
-
     fn subscriber(&self, jid: &Jid, who: &Principal, node: &str) -> Arc<dyn Subscriber> {
         let subscriber = self.known(jid).unwrap_or_else(|| self.make(jid, who));
         self.hold(jid, subscriber.clone(), node);
@@ -197,6 +208,22 @@ impl Subscribers {
         match held.iter_mut().find(|held| held.jid == *jid) {
             Some(held) => drop(held.filters.insert(node.into())),
             None => held.push(Held { jid: jid.clone(), subscriber, filters: BTreeSet::from([node.into()]) }),
+        }
+    }
+}
+
+/// Whoever is removed leaves no subscriptions to a successor of the same name. Ends with the broker.
+pub(super) async fn forget_removed(subscribers: Arc<Subscribers>, mut revoked: broadcast::Receiver<BareJid>) {
+    loop {
+        let suspects = match revoked.recv().await {
+            Ok(jid) => vec![jid],
+            Err(RecvError::Lagged(_)) => subscribers.subscribed.lock().keys().cloned().collect(),
+            Err(RecvError::Closed) => return,
+        };
+        for jid in suspects {
+            if let Err(error) = subscribers.forget_if_gone(&jid).await {
+                tracing::error!(%error, %jid, "the subscriptions of a removed account could not be deleted");
+            }
         }
     }
 }

@@ -425,4 +425,24 @@ async fn topics_cannot_be_subscribed_to_without_end() {
     }
     romeo.sends(&set("<subscribe node='u/romeo/more' jid='romeo@localhost'/>")).await;
     assert!(romeo.sees_error("policy-violation").contains("too-many-subscriptions"));
+    subscribes(&mut romeo, "u/romeo/7").await;
+}
+
+#[tokio::test]
+async fn a_successor_of_the_same_name_gets_nothing_that_another_subscribed_to() {
+    let world = World::new().await;
+    let mut romeo = world.online("romeo/orchard").await;
+    subscribes(&mut romeo, "u/romeo/a").await;
+    let jid = romeo.bound.account.jid.clone();
+    world.node.parts.accounts.remove(&jid).await.unwrap();
+    world.node.parts.revoke(&jid);
+    romeo.ends().await;
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(world.node.parts.topics.counts().0, 0);
+    let mut successor = world.online("romeo/orchard").await;
+    publishes(&mut successor, "u/romeo/a", "<item><on xmlns='urn:x'/></item>").await;
+    successor.sees("<iq type='result'/>");
+    successor.sees_nothing();
 }
