@@ -4,6 +4,7 @@
 import argparse
 import asyncio
 import logging
+import os
 import sys
 
 import slixmpp
@@ -108,17 +109,35 @@ def value(item):
     return payload.text or "" if payload.tag == f"{{{DATA}}}data" else ET.tostring(payload, encoding="unicode")
 
 
+def typed_lines():
+    """Standard input, line by line; None is its end. The terminal stays as it is."""
+    lines, part = asyncio.Queue(), b""
+
+    def readable():
+        nonlocal part
+        data = os.read(sys.stdin.fileno(), 4096)
+        *whole, part = (part + data).split(b"\n")
+        for line in whole if data else [None]:
+            lines.put_nowait(line)
+        if not data:
+            asyncio.get_running_loop().remove_reader(sys.stdin)
+
+    asyncio.get_running_loop().add_reader(sys.stdin, readable)
+    return lines
+
+
 async def read_commands(client):
-    """Standard input, line by line, until it ends."""
-    lines = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
-    while line := await lines.readline():
+    """Obeys until standard input ends."""
+    lines = typed_lines()
+    while (line := await lines.get()) is not None:
         try:
-            await client.obey(line.decode())
+            await client.obey(line.decode(errors="replace"))
         except slixmpp.exceptions.IqError as error:
             client.show(f"refused: {error.condition} {error.text}")
         except slixmpp.exceptions.IqTimeout:
             client.show("no answer")
+        except slixmpp.jid.InvalidJID as error:
+            client.show(f"no address: {error}")
     client.disconnect()
 
 
