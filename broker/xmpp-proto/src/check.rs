@@ -307,7 +307,8 @@ impl<'a> Pass<'a> {
             if self.children.len() >= MAX_CHILDREN {
                 return Err(excess("too many elements in one stanza"));
             }
-            let nothing = Found { local: "", ns: Cow::Borrowed(""), range: start..start, name_end: 0, declares_default: false };
+            let nothing =
+                Found { local: "", ns: Cow::Borrowed(""), range: start..start, name_end: 0, declares_default: false };
             self.children.push(nothing);
         }
         let tag = self.start_tag()?;

@@ -173,10 +173,13 @@ impl Element {
 
     /// The character data directly inside this element, joined.
     pub fn text_content(&self) -> String {
-        self.children.iter().filter_map(|node| match node {
-            Node::Text(text) => Some(&**text),
-            Node::Element(_) => None,
-        }).collect()
+        self.children
+            .iter()
+            .filter_map(|node| match node {
+                Node::Text(text) => Some(&**text),
+                Node::Element(_) => None,
+            })
+            .collect()
     }
 
     /// Parses exactly one element. `default_ns` is the default namespace where it stands (in a client stream
@@ -414,7 +417,9 @@ fn resolve(reference: &BytesRef<'_>) -> Result<Cow<'static, str>, ParseError> {
     if let Some(char) = reference.resolve_char_ref().map_err(ParseError::of)? {
         return Ok(char.to_string().into());
     }
-    quick_xml::escape::resolve_predefined_entity(reference).map(Cow::Borrowed).ok_or_else(|| ParseError("unknown entity".into()))
+    quick_xml::escape::resolve_predefined_entity(reference)
+        .map(Cow::Borrowed)
+        .ok_or_else(|| ParseError("unknown entity".into()))
 }
 
 impl ParseError {
@@ -434,7 +439,8 @@ mod tests {
 
     #[test]
     fn namespaces_are_declared_where_they_change() {
-        let iq = Element::new(ns::CLIENT, "x").child(Element::new(ns::PING, "ping").child(Element::new(ns::PING, "in")));
+        let iq =
+            Element::new(ns::CLIENT, "x").child(Element::new(ns::PING, "ping").child(Element::new(ns::PING, "in")));
         assert_eq!(iq.to_xml(ns::CLIENT), "<x><ping xmlns='urn:xmpp:ping'><in/></ping></x>");
         assert_eq!(parse(&iq.to_xml(ns::CLIENT)), iq);
         assert_eq!(parse("<p:ping xmlns:p='urn:xmpp:ping'><p:in/></p:ping>").to_xml(ns::PING), "<ping><in/></ping>");
@@ -442,9 +448,16 @@ mod tests {
 
     #[test]
     fn attributes_and_text_are_escaped() {
-        let element = Element::new("urn:x", "a").attr("q", "'\"<&\n").attr("xml:lang", "de").attr_ns("urn:y", "b", "c").text("1 < 2\r\n");
+        let element = Element::new("urn:x", "a")
+            .attr("q", "'\"<&\n")
+            .attr("xml:lang", "de")
+            .attr_ns("urn:y", "b", "c")
+            .text("1 < 2\r\n");
         let xml = element.to_xml("");
-        assert_eq!(xml, "<a xmlns='urn:x' q='&apos;&quot;&lt;&amp;&#10;' xml:lang='de' xmlns:a2='urn:y' a2:b='c'>1 &lt; 2&#13;\n</a>");
+        assert_eq!(
+            xml,
+            "<a xmlns='urn:x' q='&apos;&quot;&lt;&amp;&#10;' xml:lang='de' xmlns:a2='urn:y' a2:b='c'>1 &lt; 2&#13;\n</a>"
+        );
         assert_eq!(parse(&xml), element);
         assert_eq!(element.get_attr("xml:lang"), Some("de"));
         assert_eq!(element.get_attr_ns("urn:y", "b"), Some("c"));

@@ -166,7 +166,8 @@ impl StanzaError {
 
     /// Reads an `<error/>` element; what it does not say becomes `undefined-condition` and `cancel`.
     pub fn from_element(error: &Element) -> StanzaError {
-        let condition = error.elements().filter(|e| e.ns() == ns::STANZA_ERRORS).find_map(|e| Condition::from_name(e.name()));
+        let condition =
+            error.elements().filter(|e| e.ns() == ns::STANZA_ERRORS).find_map(|e| Condition::from_name(e.name()));
         StanzaError {
             type_: error.get_attr("type").and_then(ErrorType::from_name).unwrap_or(ErrorType::Cancel),
             condition: condition.unwrap_or(Condition::UndefinedCondition),
@@ -255,7 +256,8 @@ mod tests {
     #[test]
     fn a_stanza_error_survives_the_wire() {
         for &condition in Condition::ALL {
-            let error = StanzaError::new(condition).text("no <way>").specific(Element::new(ns::PUBSUB_ERRORS, "closed-node"));
+            let error =
+                StanzaError::new(condition).text("no <way>").specific(Element::new(ns::PUBSUB_ERRORS, "closed-node"));
             let mut bytes = Vec::new();
             error.to_element().write_to(&mut bytes, ns::CLIENT);
             let back = StanzaError::from_element(&Element::parse(&bytes, ns::CLIENT).unwrap());

@@ -427,18 +427,22 @@ mod tests {
         format!("{what} {}", String::from_utf8_lossy(bytes))
     }
 
-    const STREAM: &str = "<?xml version='1.0'?>\n<s:s a='>'> <a/> \n<b c=\"/>\">x<c>y</c ><d/><![CDATA[</b>]]]]></b ></s:s>";
+    const STREAM: &str =
+        "<?xml version='1.0'?>\n<s:s a='>'> <a/> \n<b c=\"/>\">x<c>y</c ><d/><![CDATA[</b>]]]]></b ></s:s>";
 
     #[test]
     fn a_stream_in_one_piece() {
         let seen = frames(&[STREAM.as_bytes()], &Limits::default());
-        assert_eq!(seen, [
-            "decl <?xml version='1.0'?>",
-            "header <s:s a='>'>",
-            "element <a/>",
-            "element <b c=\"/>\">x<c>y</c ><d/><![CDATA[</b>]]]]></b >",
-            "close </s:s>",
-        ]);
+        assert_eq!(
+            seen,
+            [
+                "decl <?xml version='1.0'?>",
+                "header <s:s a='>'>",
+                "element <a/>",
+                "element <b c=\"/>\">x<c>y</c ><d/><![CDATA[</b>]]]]></b >",
+                "close </s:s>",
+            ]
+        );
     }
 
     #[test]

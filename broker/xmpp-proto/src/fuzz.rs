@@ -111,12 +111,17 @@ fn same_head(ours: &Head, theirs: &Element) {
 
 /// Text that does not depend on the order of attributes.
 fn canonical(element: &Element) -> String {
-    let mut attrs: Vec<String> = element.attrs().iter().map(|attr| format!("{{{}}}{}={:?}", attr.ns, attr.name, attr.value)).collect();
+    let mut attrs: Vec<String> =
+        element.attrs().iter().map(|attr| format!("{{{}}}{}={:?}", attr.ns, attr.name, attr.value)).collect();
     attrs.sort();
-    let nodes: String = element.nodes().iter().map(|node| match node {
-        Node::Element(child) => canonical(child),
-        Node::Text(text) => format!("{text:?}"),
-    }).collect();
+    let nodes: String = element
+        .nodes()
+        .iter()
+        .map(|node| match node {
+            Node::Element(child) => canonical(child),
+            Node::Text(text) => format!("{text:?}"),
+        })
+        .collect();
     format!("<{{{}}}{} {}>{nodes}</>", element.ns(), element.name(), attrs.join(" "))
 }
 

@@ -182,7 +182,8 @@ fn read_header(checked: &Checked<'_>) -> Header {
 /// What the header declared, if it is not just the usual.
 fn own_prefixes(checked: &Checked<'_>) -> Option<Prefixes> {
     let prefixed = checked.bindings.iter().filter(|binding| !binding.prefix.is_empty());
-    let list: Vec<(Box<str>, Box<str>)> = prefixed.map(|binding| (binding.prefix.into(), (&*binding.uri).into())).collect();
+    let list: Vec<(Box<str>, Box<str>)> =
+        prefixed.map(|binding| (binding.prefix.into(), (&*binding.uri).into())).collect();
     (list.len() != 1).then(|| list.into())
 }
 
@@ -252,7 +253,8 @@ fn other(frame: &[u8], checked: &Checked<'_>) -> Result<Element, StreamError> {
         own = Cow::Owned(bytes);
     }
     // What the pass accepted parses; should the parsers ever differ, the peer's bytes are to blame, not the process.
-    Element::parse(&own, ns::CLIENT).map_err(|error| StreamError::new(StreamCondition::NotWellFormed).text(error.to_string()))
+    Element::parse(&own, ns::CLIENT)
+        .map_err(|error| StreamError::new(StreamCondition::NotWellFormed).text(error.to_string()))
 }
 
 /// The head's attributes, read but not judged.
@@ -274,7 +276,9 @@ fn read_head<'a>(kind: Kind, attrs: &[RawAttr<'a>]) -> Result<HeadParts<'a>, Str
             ("", "id") => parts.id = Some(decode(attr.value).into()),
             ("xml", "lang") => parts.lang = Some(decode(attr.value).into()),
             // RFC 6120 §4.9.3.9: a sender that can not be right ends the stream.
-            ("", "from") => parts.from = Some(Jid::parse(&decode(attr.value)).map_err(|_| StreamCondition::InvalidFrom)?),
+            ("", "from") => {
+                parts.from = Some(Jid::parse(&decode(attr.value)).map_err(|_| StreamCondition::InvalidFrom)?)
+            }
             _ => {}
         }
     }
@@ -288,7 +292,8 @@ impl HeadParts<'_> {
             Err(error) => (None, Some(error)),
         };
         let type_ = StanzaType::parse(self.kind, self.type_.as_deref().map(plain_default));
-        let head = Head { type_: type_.unwrap_or(fallback(self.kind)), id: self.id, from: self.from, to, lang: self.lang };
+        let head =
+            Head { type_: type_.unwrap_or(fallback(self.kind)), id: self.id, from: self.from, to, lang: self.lang };
         if let Some(error) = malformed {
             let error = StanzaError::new(Condition::JidMalformed).text(error.to_string());
             return Err(Box::new(Refused { head, error }));
@@ -336,7 +341,8 @@ fn content(frame: &[u8], checked: &Checked<'_>) -> (Bytes, Children) {
     }
     if checked.borrowed.is_empty() && foreign_default.is_none() {
         let start = checked.inner.start;
-        let children = checked.children.iter().map(|found| place(found, found.range.start - start, found.range.end - start));
+        let children =
+            checked.children.iter().map(|found| place(found, found.range.start - start, found.range.end - start));
         return (Bytes::copy_from_slice(&frame[checked.inner.clone()]), children.collect());
     }
     completed(frame, checked, foreign_default)
@@ -377,7 +383,8 @@ fn place(found: &Found<'_>, start: usize, end: usize) -> Child {
 mod tests {
     use super::*;
 
-    const HEADER: &str = "<stream:stream xmlns='jabber:client' xmlns:stream='http://etherx.jabber.org/streams' to='x' version='1.0'>";
+    const HEADER: &str =
+        "<stream:stream xmlns='jabber:client' xmlns:stream='http://etherx.jabber.org/streams' to='x' version='1.0'>";
 
     /// What comes of `xml` inside a stream with `header`.
     fn read_in(header: &str, xml: &str) -> Result<Incoming, StreamError> {
@@ -423,7 +430,8 @@ mod tests {
 
     #[test]
     fn a_stored_stanza_is_read_back() {
-        let stanza = stanza("<message to='b@x' from='a@x/1' xml:lang='de'><body>Hi</body><p:a xmlns:p='urn:p'/></message>");
+        let stanza =
+            stanza("<message to='b@x' from='a@x/1' xml:lang='de'><body>Hi</body><p:a xmlns:p='urn:p'/></message>");
         assert_eq!(Stanza::parse(&stanza.to_bytes()), Ok(stanza));
     }
 
@@ -443,12 +451,28 @@ mod tests {
     #[test]
     fn malformed_xml_ends_the_stream() {
         let malformed = [
-            "<message><a></b></message>", "<message a='<'/>", "<message a='1' a='2'/>", "<message>]]></message>",
-            "<message><p:a/></message>", "<message p:a='1'/>", "<message>&#0;</message>", "<message>\u{1}</message>",
-            "<message>\u{ffff}</message>", "<message a=1/>", "<message a='1'b='2'/>", "<1message/>", "<message><-/></message>",
-            "<message>&amp</message>", "<message><a xmlns:p=''/></message>", "<message xmlns:xml='urn:x'/>",
-            "<message><a xmlns:p='u' xmlns:q='u' p:x='1' q:x='2'/></message>", "<message><a:b:c/></message>",
-            "<message><xmlns:a/></message>", "<message>&#xD800;</message>", "<message a='&lt'/>", "<message><a b/></message>",
+            "<message><a></b></message>",
+            "<message a='<'/>",
+            "<message a='1' a='2'/>",
+            "<message>]]></message>",
+            "<message><p:a/></message>",
+            "<message p:a='1'/>",
+            "<message>&#0;</message>",
+            "<message>\u{1}</message>",
+            "<message>\u{ffff}</message>",
+            "<message a=1/>",
+            "<message a='1'b='2'/>",
+            "<1message/>",
+            "<message><-/></message>",
+            "<message>&amp</message>",
+            "<message><a xmlns:p=''/></message>",
+            "<message xmlns:xml='urn:x'/>",
+            "<message><a xmlns:p='u' xmlns:q='u' p:x='1' q:x='2'/></message>",
+            "<message><a:b:c/></message>",
+            "<message><xmlns:a/></message>",
+            "<message>&#xD800;</message>",
+            "<message a='&lt'/>",
+            "<message><a b/></message>",
             "<message><\u{10000} xmlns='x'/></message>",
         ];
         for xml in malformed {
@@ -488,7 +512,10 @@ mod tests {
         assert_eq!(judge(&format!("<?xml version='1.1'?>{HEADER}")), Err("not-well-formed"));
         assert_eq!(judge(&HEADER.replace("jabber:client", "jabber:odd")), Err("invalid-namespace"));
         assert_eq!(judge(&HEADER.replace("etherx", "other")), Err("invalid-namespace"));
-        assert_eq!(judge(&HEADER.replace("stream:stream", "s:stream").replace("xmlns:stream", "xmlns:s")), Err("bad-namespace-prefix"));
+        assert_eq!(
+            judge(&HEADER.replace("stream:stream", "s:stream").replace("xmlns:stream", "xmlns:s")),
+            Err("bad-namespace-prefix")
+        );
         assert_eq!(judge(&HEADER.replace("stream:stream", "stream:strm")), Err("bad-format"));
     }
 

@@ -211,7 +211,8 @@ fn normal_local(local: &str) -> Result<Cow<'_, str>, JidError> {
     if is_normal_local(local.as_bytes()) {
         return Ok(Cow::Borrowed(local));
     }
-    let normal = stable(local, |text| UsernameCaseMapped::enforce(text).ok().map(Cow::into_owned)).ok_or(JidError::Local)?;
+    let normal =
+        stable(local, |text| UsernameCaseMapped::enforce(text).ok().map(Cow::into_owned)).ok_or(JidError::Local)?;
     if normal.contains(['"', '&', '\'', '/', ':', '<', '>', '@']) {
         return Err(JidError::Local);
     }
@@ -250,7 +251,9 @@ fn normal_resource(resource: &str) -> Result<Cow<'_, str>, JidError> {
     if is_normal_resource(resource.as_bytes()) {
         return Ok(Cow::Borrowed(resource));
     }
-    stable(resource, |text| OpaqueString::enforce(text).ok().map(Cow::into_owned)).map(Cow::Owned).ok_or(JidError::Resource)
+    stable(resource, |text| OpaqueString::enforce(text).ok().map(Cow::into_owned))
+        .map(Cow::Owned)
+        .ok_or(JidError::Resource)
 }
 
 /// RFC 8264 §7: applies `rule` until nothing changes any more; refuses what never settles or is too long.
@@ -398,10 +401,21 @@ mod tests {
     #[test]
     fn the_legal_examples_of_rfc_7622() {
         let legal = [
-            "juliet@example.com", "juliet@example.com/foo", "juliet@example.com/foo bar", "juliet@example.com/foo@bar",
-            "foo\\20bar@example.com", "fussball@example.com", "fu\u{df}ball@example.com", "\u{3c0}@example.com",
-            "\u{3a3}@example.com/foo", "\u{3c3}@example.com/foo", "\u{3c2}@example.com/foo", "king@example.com/\u{265a}",
-            "example.com", "example.com/foobar", "a.example.com/b@example.net",
+            "juliet@example.com",
+            "juliet@example.com/foo",
+            "juliet@example.com/foo bar",
+            "juliet@example.com/foo@bar",
+            "foo\\20bar@example.com",
+            "fussball@example.com",
+            "fu\u{df}ball@example.com",
+            "\u{3c0}@example.com",
+            "\u{3a3}@example.com/foo",
+            "\u{3c3}@example.com/foo",
+            "\u{3c2}@example.com/foo",
+            "king@example.com/\u{265a}",
+            "example.com",
+            "example.com/foobar",
+            "a.example.com/b@example.net",
         ];
         for text in legal {
             jid(text);
@@ -414,8 +428,18 @@ mod tests {
     #[test]
     fn the_illegal_examples_of_rfc_7622() {
         let illegal = [
-            "\"juliet\"@example.com", "foo bar@example.com", "juliet@example.com/", "@example.com/", "@example.com",
-            "henry\u{2163}@example.com", "\u{265a}@example.com", "juliet@", "/foobar", "", "a@b@c", "juliet@exa mple.com",
+            "\"juliet\"@example.com",
+            "foo bar@example.com",
+            "juliet@example.com/",
+            "@example.com/",
+            "@example.com",
+            "henry\u{2163}@example.com",
+            "\u{265a}@example.com",
+            "juliet@",
+            "/foobar",
+            "",
+            "a@b@c",
+            "juliet@exa mple.com",
         ];
         for text in illegal {
             assert!(Jid::parse(text).is_err(), "{text:?}");

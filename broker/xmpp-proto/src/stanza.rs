@@ -165,7 +165,9 @@ impl StanzaType {
     pub fn is_error(self) -> bool {
         matches!(
             self,
-            StanzaType::Message(MessageType::Error) | StanzaType::Presence(PresenceType::Error) | StanzaType::Iq(IqType::Error)
+            StanzaType::Message(MessageType::Error)
+                | StanzaType::Presence(PresenceType::Error)
+                | StanzaType::Iq(IqType::Error)
         )
     }
 }
@@ -429,7 +431,10 @@ mod tests {
     #[test]
     fn a_message_built_in_code() {
         let head = Head::message(MessageType::Chat).id("m1").from(jid("a@x/1")).to(jid("b@x"));
-        let stanza = Stanza::new(head, [Element::new(ns::CLIENT, "body").text("Hi & bye"), Element::new(ns::RECEIPTS, "request")]);
+        let stanza = Stanza::new(
+            head,
+            [Element::new(ns::CLIENT, "body").text("Hi & bye"), Element::new(ns::RECEIPTS, "request")],
+        );
         let mut out = Vec::new();
         stanza.write(&mut out);
         assert_eq!(
@@ -447,7 +452,10 @@ mod tests {
         assert_eq!(&result[..], b"<iq from='x' to='a@x/1' type='result' id='q'/>");
         let error = Stanza::error(&request, &StanzaError::new(Condition::ItemNotFound));
         assert!(error.head.type_.is_error());
-        assert_eq!(error.parse_child(0).unwrap().get_child(ns::STANZA_ERRORS, "item-not-found").map(Element::name), Some("item-not-found"));
+        assert_eq!(
+            error.parse_child(0).unwrap().get_child(ns::STANZA_ERRORS, "item-not-found").map(Element::name),
+            Some("item-not-found")
+        );
     }
 
     #[test]

@@ -117,7 +117,9 @@ impl Shared {
                 () = self.stopping() => return None,
             };
             match accepted {
-                Ok(found) if self.connections.load(Ordering::Acquire) < self.config.max_connections => return Some(found),
+                Ok(found) if self.connections.load(Ordering::Acquire) < self.config.max_connections => {
+                    return Some(found);
+                }
                 Ok((_, peer)) => tracing::warn!(%peer, "XMPP connection refused: the configured number is reached"),
                 Err(error) => {
                     // Out of file descriptors: trying again at once would only burn the processor.

@@ -23,10 +23,7 @@ pub(crate) fn channel_bindings(connection: &ServerConnection, certificate: &[u8]
     // RFC 9266 §4.2: in TLS 1.2 the exporter is safe only with the extended master secret; offered from 1.3 on.
     let modern = connection.protocol_version() == Some(ProtocolVersion::TLSv1_3);
     let export = || connection.export_keying_material([0; 32], b"EXPORTER-Channel-Binding", Some(b"")).ok();
-    ChannelBindings {
-        exporter: modern.then(export).flatten(),
-        server_end_point: end_point(certificate).map(Arc::from),
-    }
+    ChannelBindings { exporter: modern.then(export).flatten(), server_end_point: end_point(certificate).map(Arc::from) }
 }
 
 /// RFC 5929 §4.1: the certificate's hash, by the hash of its signature, where MD5 and SHA-1 become SHA-256. Signatures

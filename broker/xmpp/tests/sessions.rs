@@ -22,7 +22,9 @@ async fn two_people_chat() {
     let heard = juliet.hear_stanza().await;
     assert_eq!(heard.head.from.as_ref().map(Jid::as_str), Some("romeo@localhost/orchard"));
     assert_eq!(heard.body().as_deref(), Some("Good night & good night!"));
-    juliet.say("<message to='romeo@localhost/orchard' type='chat'><body>Parting is such sweet sorrow</body></message>").await;
+    juliet
+        .say("<message to='romeo@localhost/orchard' type='chat'><body>Parting is such sweet sorrow</body></message>")
+        .await;
     assert_eq!(romeo.hear_stanza().await.body().as_deref(), Some("Parting is such sweet sorrow"));
 }
 
@@ -31,7 +33,8 @@ async fn many_messages_in_small_pieces_keep_their_order() {
     let broker = Broker::start().await;
     let mut romeo = broker.login("romeo", "orchard").await;
     let mut juliet = broker.login("juliet", "balcony").await;
-    let all: String = (0..200).map(|n| format!("<message to='juliet@localhost/balcony'><body>{n}</body></message>\n")).collect();
+    let all: String =
+        (0..200).map(|n| format!("<message to='juliet@localhost/balcony'><body>{n}</body></message>\n")).collect();
     let sending = async {
         for piece in all.as_bytes().chunks(37) {
             romeo.stream.write_all(piece).await.unwrap();
@@ -214,7 +217,9 @@ async fn a_client_that_does_not_read_is_cut_off() {
     let message = format!("<message to='juliet@localhost/balcony'><body>{}</body></message>", "x".repeat(60_000));
     let account = broker.node.parts.sessions.account(&"juliet@localhost".parse().unwrap()).await.unwrap().unwrap();
     // The socket buffers take some megabytes; then her inbox fills up.
-    while account.lock().sessions.iter().all(|session| session.inbox.closed().is_none()) && !account.lock().sessions.is_empty() {
+    while account.lock().sessions.iter().all(|session| session.inbox.closed().is_none())
+        && !account.lock().sessions.is_empty()
+    {
         romeo.say(&message).await;
         tokio::task::yield_now().await;
     }

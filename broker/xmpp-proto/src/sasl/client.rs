@@ -69,7 +69,10 @@ impl ScramClient {
         let first_bare = format!("n={},r={nonce}", escape_name(user));
         let message = format!("{header}{first_bare}").into_bytes();
         let binding_input = [header.as_bytes(), &data].concat();
-        Ok((message, ScramClient { hash, password: prepare(password)?, first_bare, binding_input, nonce: nonce.into() }))
+        Ok((
+            message,
+            ScramClient { hash, password: prepare(password)?, first_bare, binding_input, nonce: nonce.into() },
+        ))
     }
 
     /// Answers the server's challenge with the proof.
@@ -95,7 +98,10 @@ impl ScramClient {
         let proof = client_key.xor(signature.as_slice());
         let server_key = self.hash.hmac(salted.as_slice(), b"Server Key");
         let message = format!("{without_proof},p={}", BASE64.encode(proof.as_slice())).into_bytes();
-        Ok((message, ScramClientFirst { server_signature: self.hash.hmac(server_key.as_slice(), auth_message.as_bytes()) }))
+        Ok((
+            message,
+            ScramClientFirst { server_signature: self.hash.hmac(server_key.as_slice(), auth_message.as_bytes()) },
+        ))
     }
 }
 

@@ -174,7 +174,8 @@ impl ScramKeys {
             Err(BadPassword) => (Zeroizing::new(String::from("unusable")), false),
         };
         let salted = self.hash.salted_password(prepared.as_bytes(), &self.salt, self.iterations);
-        ScramKeys::from_salted(self.hash, &salted, &self.salt, self.iterations).stored_key.same(&self.stored_key) && usable
+        ScramKeys::from_salted(self.hash, &salted, &self.salt, self.iterations).stored_key.same(&self.stored_key)
+            && usable
     }
 
     /// The hash.
@@ -215,13 +216,22 @@ impl ScramKeys {
         let (salt, keys) = rest.split_at_checked(salt_len as usize)?;
         let (stored, server) = keys.split_at_checked(hash.size()).filter(|(_, server)| server.len() == hash.size())?;
         let iterations = u32::from_be_bytes([i0, i1, i2, i3]);
-        Some(ScramKeys { hash, iterations, salt: salt.into(), stored_key: Digested::new(stored), server_key: Digested::new(server) })
+        Some(ScramKeys {
+            hash,
+            iterations,
+            salt: salt.into(),
+            stored_key: Digested::new(stored),
+            server_key: Digested::new(server),
+        })
     }
 }
 
 impl fmt::Debug for ScramKeys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ScramKeys").field("hash", &self.hash).field("iterations", &self.iterations).finish_non_exhaustive()
+        f.debug_struct("ScramKeys")
+            .field("hash", &self.hash)
+            .field("iterations", &self.iterations)
+            .finish_non_exhaustive()
     }
 }
 

@@ -29,28 +29,45 @@ fn transcript(hash: Hash, nonce: &str, server_nonce: &str, salt: &[u8], lines: [
 /// RFC 5802 §5.
 #[test]
 fn the_example_of_rfc_5802() {
-    transcript(Hash::Sha1, "fyko+d2lbbFgONRv9qkxdawL", "3rfcNHYJY1ZVvWVs7j", &[0x41, 0x25, 0xc2, 0x47, 0xe4, 0x3a, 0xb1, 0xe9, 0x3c, 0x6d, 0xff, 0x76], [
-        "n,,n=user,r=fyko+d2lbbFgONRv9qkxdawL",
-        "r=fyko+d2lbbFgONRv9qkxdawL3rfcNHYJY1ZVvWVs7j,s=QSXCR+Q6sek8bf92,i=4096",
-        "c=biws,r=fyko+d2lbbFgONRv9qkxdawL3rfcNHYJY1ZVvWVs7j,p=v0X8v3Bz2T0CJGbJQyF0X+HI4Ts=",
-        "v=rmF9pqV8S7suAoZWja4dJRkFsKQ=",
-    ]);
+    transcript(
+        Hash::Sha1,
+        "fyko+d2lbbFgONRv9qkxdawL",
+        "3rfcNHYJY1ZVvWVs7j",
+        &[0x41, 0x25, 0xc2, 0x47, 0xe4, 0x3a, 0xb1, 0xe9, 0x3c, 0x6d, 0xff, 0x76],
+        [
+            "n,,n=user,r=fyko+d2lbbFgONRv9qkxdawL",
+            "r=fyko+d2lbbFgONRv9qkxdawL3rfcNHYJY1ZVvWVs7j,s=QSXCR+Q6sek8bf92,i=4096",
+            "c=biws,r=fyko+d2lbbFgONRv9qkxdawL3rfcNHYJY1ZVvWVs7j,p=v0X8v3Bz2T0CJGbJQyF0X+HI4Ts=",
+            "v=rmF9pqV8S7suAoZWja4dJRkFsKQ=",
+        ],
+    );
 }
 
 /// RFC 7677 §3.
 #[test]
 fn the_example_of_rfc_7677() {
     let salt = [0x5b, 0x6d, 0x99, 0x68, 0x9d, 0x12, 0x35, 0x8e, 0xec, 0xa0, 0x4b, 0x14, 0x12, 0x36, 0xfa, 0x81];
-    transcript(Hash::Sha256, "rOprNGfwEbeRWgbNEkqO", "%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0", &salt, [
-        "n,,n=user,r=rOprNGfwEbeRWgbNEkqO",
-        "r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096",
-        "c=biws,r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ=",
-        "v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4=",
-    ]);
+    transcript(
+        Hash::Sha256,
+        "rOprNGfwEbeRWgbNEkqO",
+        "%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0",
+        &salt,
+        [
+            "n,,n=user,r=rOprNGfwEbeRWgbNEkqO",
+            "r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096",
+            "c=biws,r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ=",
+            "v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4=",
+        ],
+    );
 }
 
 /// Runs both sides; gives what the server says in the end.
-fn login(mechanism: Mechanism, password: &str, binding: ClientBinding, offered: &ChannelBindings) -> Result<ScramSuccess, SaslFailure> {
+fn login(
+    mechanism: Mechanism,
+    password: &str,
+    binding: ClientBinding,
+    offered: &ChannelBindings,
+) -> Result<ScramSuccess, SaslFailure> {
     let (Mechanism::Scram(hash) | Mechanism::ScramPlus(hash)) = mechanism else { panic!("no SCRAM") };
     let (first, client) = ScramClient::start(hash, ("rom=eo,", password), "abc", binding).unwrap();
     let parsed = ScramStart::parse(mechanism, &first, offered)?;
@@ -78,7 +95,9 @@ fn channel_binding_must_fit_the_connection() {
     let plus = Mechanism::ScramPlus(Hash::Sha256);
     let exporter = |byte| ClientBinding::Bound(BindingKind::TlsExporter, vec![byte; 32]);
     assert!(login(plus, "secret", exporter(7), &bindings()).is_ok());
-    assert!(login(plus, "secret", ClientBinding::Bound(BindingKind::TlsServerEndPoint, vec![8; 32]), &bindings()).is_ok());
+    assert!(
+        login(plus, "secret", ClientBinding::Bound(BindingKind::TlsServerEndPoint, vec![8; 32]), &bindings()).is_ok()
+    );
     // Somebody in the middle has another TLS connection.
     assert_eq!(login(plus, "secret", exporter(6), &bindings()), Err(SaslFailure::NotAuthorized));
     let only_end_point = ChannelBindings { exporter: None, ..bindings() };
@@ -97,11 +116,24 @@ fn a_removed_plus_mechanism_is_noticed() {
 
 #[test]
 fn malformed_first_messages() {
-    for message in ["", "n", "n,,", "n,,n=,r=x", "n,,n=a=b,r=x", "n,,r=x,n=a", "n,,n=a,r=", "x,,n=a,r=b", "n,b,n=a,r=b", "n,,m=x,n=a,r=b", "p=tls-exporter,,n=a,r=b"] {
+    for message in [
+        "",
+        "n",
+        "n,,",
+        "n,,n=,r=x",
+        "n,,n=a=b,r=x",
+        "n,,r=x,n=a",
+        "n,,n=a,r=",
+        "x,,n=a,r=b",
+        "n,b,n=a,r=b",
+        "n,,m=x,n=a,r=b",
+        "p=tls-exporter,,n=a,r=b",
+    ] {
         let parsed = start(Mechanism::Scram(Hash::Sha1), message, &ChannelBindings::NONE);
         assert_eq!(parsed.err(), Some(SaslFailure::MalformedRequest), "{message}");
     }
-    let parsed = start(Mechanism::Scram(Hash::Sha1), "n,a=jul=2Ciet,n=a,r=b,x=ignored", &ChannelBindings::NONE).unwrap();
+    let parsed =
+        start(Mechanism::Scram(Hash::Sha1), "n,a=jul=2Ciet,n=a,r=b,x=ignored", &ChannelBindings::NONE).unwrap();
     assert_eq!(parsed.authzid(), Some("jul,iet"));
 }
 

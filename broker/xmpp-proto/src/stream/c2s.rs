@@ -201,7 +201,12 @@ impl Opening {
         // RFC 6120 §4.7.1: the host is compared as a domain.
         let host = header.to.as_deref().and_then(|to| BareJid::host(to).ok());
         let host = host.filter(|host| (setting.is_login_host)(host.as_str()));
-        open(host.as_ref().map_or(setting.domain, BareJid::as_str), self.user.as_ref().map(BareJid::as_str), setting, out);
+        open(
+            host.as_ref().map_or(setting.domain, BareJid::as_str),
+            self.user.as_ref().map(BareJid::as_str),
+            setting,
+            out,
+        );
         let Some(host) = host else { return Err(unknown_host(header, setting)) };
         // RFC 6120 §4.7.5: a major version that we do not speak. No version means 0.9.
         let major = header.version.as_deref().and_then(|version| version.split('.').next()?.parse::<u32>().ok());
@@ -248,7 +253,9 @@ impl Offered {
 
     fn auth(self, element: &Element, setting: &Setting<'_>, out: &mut Vec<u8>) -> Result<Next, StreamError> {
         let mechanism = element.get_attr("mechanism").and_then(Mechanism::from_name);
-        if setting.layer != Layer::Tls && (mechanism == Some(Mechanism::Plain) || features::mechanisms(setting).is_empty()) {
+        if setting.layer != Layer::Tls
+            && (mechanism == Some(Mechanism::Plain) || features::mechanisms(setting).is_empty())
+        {
             return Ok(self.failed(SaslFailure::EncryptionRequired));
         }
         let Some(mechanism) = mechanism.filter(|mechanism| features::mechanisms(setting).contains(mechanism)) else {
@@ -257,7 +264,10 @@ impl Offered {
         if element.nodes().is_empty() {
             // RFC 6120 §6.4.2: without an initial response the server sends an empty challenge.
             Element::new(ns::SASL, "challenge").write_to(out, ns::CLIENT);
-            return Ok(Next::Wait(Negotiation::Authenticating(Authenticating { offered: self, step: Step::First(mechanism) })));
+            return Ok(Next::Wait(Negotiation::Authenticating(Authenticating {
+                offered: self,
+                step: Step::First(mechanism),
+            })));
         }
         Ok(match decode(element) {
             Ok(message) => self.first(mechanism, &message, setting),
@@ -269,7 +279,9 @@ impl Offered {
     fn first(self, mechanism: Mechanism, message: &[u8], setting: &Setting<'_>) -> Next {
         if mechanism == Mechanism::Plain {
             return match Plain::parse(message) {
-                Ok(plain) => Next::Password(PasswordWanted { user: full_name(&plain.user, &self.host), plain, offered: self }),
+                Ok(plain) => {
+                    Next::Password(PasswordWanted { user: full_name(&plain.user, &self.host), plain, offered: self })
+                }
                 Err(failure) => self.failed(failure),
             };
         }

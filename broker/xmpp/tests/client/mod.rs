@@ -94,8 +94,10 @@ fn tls() -> (Tls, CertificateDer<'static>) {
     let certificate = rcgen::CertificateParams::new(vec!["localhost".into()]).unwrap().self_signed(&key).unwrap();
     let config = |alpn: &[&str]| {
         let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-        let mut config =
-            ServerConfig::builder().with_no_client_auth().with_single_cert(vec![certificate.der().clone()], key).unwrap();
+        let mut config = ServerConfig::builder()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.der().clone()], key)
+            .unwrap();
         config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
         Arc::new(ArcSwap::from_pointee(config))
     };
@@ -188,10 +190,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     }
 
     /// Logs in and opens the next stream; Err is the failure's condition.
-    pub async fn scram(&mut self, mechanism: Mechanism, (user, password): (&str, &str), binding: ClientBinding) -> Result<Element, String> {
+    pub async fn scram(
+        &mut self,
+        mechanism: Mechanism,
+        (user, password): (&str, &str),
+        binding: ClientBinding,
+    ) -> Result<Element, String> {
         let (Mechanism::Scram(hash) | Mechanism::ScramPlus(hash)) = mechanism else { panic!("no SCRAM") };
         let (first, client) = ScramClient::start(hash, (user, password), "abcdefgh", binding).unwrap();
-        self.say(&format!("<auth xmlns='{}' mechanism='{}'>{}</auth>", ns::SASL, mechanism.name(), BASE64.encode(first))).await;
+        self.say(&format!(
+            "<auth xmlns='{}' mechanism='{}'>{}</auth>",
+            ns::SASL,
+            mechanism.name(),
+            BASE64.encode(first)
+        ))
+        .await;
         let challenge = self.hear_element().await;
         if challenge.name() == "failure" {
             return Err(challenge.elements().next().unwrap().name().to_owned());
@@ -207,7 +220,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     }
 
     pub async fn bind(&mut self, resource: &str) {
-        self.say(&format!("<iq type='set' id='bind'><bind xmlns='{}'><resource>{resource}</resource></bind></iq>", ns::BIND)).await;
+        self.say(&format!(
+            "<iq type='set' id='bind'><bind xmlns='{}'><resource>{resource}</resource></bind></iq>",
+            ns::BIND
+        ))
+        .await;
         assert!(self.hear_stanza().await.element(ns::BIND, "bind").is_some());
     }
 }

@@ -24,7 +24,13 @@ impl Server {
             Layer::Tls => ChannelBindings { exporter: Some([7; 32]), server_end_point: None },
             Layer::Clear { .. } => ChannelBindings::NONE,
         };
-        Server { ingress: Ingress::new(Limits::BEFORE_LOGIN), negotiation: Some(Negotiation::default()), layer, bindings, bound: None }
+        Server {
+            ingress: Ingress::new(Limits::BEFORE_LOGIN),
+            negotiation: Some(Negotiation::default()),
+            layer,
+            bindings,
+            bound: None,
+        }
     }
 
     /// The client says `text`; gives what the server answers.
@@ -59,7 +65,12 @@ impl Server {
         Ok(())
     }
 
-    fn answer(&mut self, next: Next, setting: &Setting<'_>, out: &mut Vec<u8>) -> Result<Option<Negotiation>, StreamError> {
+    fn answer(
+        &mut self,
+        next: Next,
+        setting: &Setting<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<Option<Negotiation>, StreamError> {
         Ok(Some(match next {
             Next::Wait(negotiation) => negotiation,
             Next::StartTls(negotiation) => {
@@ -124,11 +135,16 @@ fn a_whole_negotiation_with_starttls_and_scram_plus() {
     let answer = server.hears(&format!("<?xml version='1.0'?>{OPEN}"));
     assert!(answer.starts_with("<?xml version='1.0'?><stream:stream xmlns='jabber:client' xmlns:stream='http://etherx.jabber.org/streams' from='tavi.example' id='"), "{answer}");
     assert!(answer.ends_with("<stream:features><starttls xmlns='urn:ietf:params:xml:ns:xmpp-tls'><required/></starttls></stream:features>"), "{answer}");
-    assert_eq!(server.hears("<starttls xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>"), "<proceed xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>");
+    assert_eq!(
+        server.hears("<starttls xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>"),
+        "<proceed xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>"
+    );
 
     let answer = server.hears(OPEN);
     assert!(answer.contains("<mechanism>SCRAM-SHA-256-PLUS</mechanism><mechanism>SCRAM-SHA-1-PLUS</mechanism><mechanism>SCRAM-SHA-256</mechanism>"), "{answer}");
-    assert!(answer.contains("<sasl-channel-binding xmlns='urn:xmpp:sasl-cb:0'><channel-binding type='tls-exporter'/></sasl-channel-binding>"));
+    assert!(answer.contains(
+        "<sasl-channel-binding xmlns='urn:xmpp:sasl-cb:0'><channel-binding type='tls-exporter'/></sasl-channel-binding>"
+    ));
     assert!(!answer.contains("starttls"));
     let bound = ClientBinding::Bound(BindingKind::TlsExporter, vec![7; 32]);
     let answer = server.login(Mechanism::ScramPlus(Hash::Sha256), ("romeo", "secret"), bound);
@@ -138,8 +154,13 @@ fn a_whole_negotiation_with_starttls_and_scram_plus() {
     assert!(answer.contains("to='romeo@tavi.example'"));
     assert!(answer.contains("<bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'><required/></bind>"));
     assert!(answer.contains("<sm xmlns='urn:xmpp:sm:3'/><ver xmlns='urn:xmpp:features:rosterver'/>"));
-    let answer = server.hears("<iq type='set' id='b'><bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'><resource>Orchard</resource></bind></iq>");
-    assert_eq!(answer, "<iq type='result' id='b'><bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'><jid>romeo@tavi.example/Orchard</jid></bind></iq>");
+    let answer = server.hears(
+        "<iq type='set' id='b'><bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'><resource>Orchard</resource></bind></iq>",
+    );
+    assert_eq!(
+        answer,
+        "<iq type='result' id='b'><bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'><jid>romeo@tavi.example/Orchard</jid></bind></iq>"
+    );
     assert_eq!(server.bound.unwrap().as_str(), "romeo@tavi.example/Orchard");
 }
 
@@ -164,7 +185,10 @@ fn passwords_are_never_taken_in_the_clear() {
 fn scram_is_allowed_in_the_clear_on_loopback() {
     let mut server = Server::new(LOOPBACK);
     let answer = server.hears(OPEN);
-    assert!(answer.contains("<starttls xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>") && !answer.contains("PLUS"), "{answer}");
+    assert!(
+        answer.contains("<starttls xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>") && !answer.contains("PLUS"),
+        "{answer}"
+    );
     let answer = server.login(Mechanism::Scram(Hash::Sha1), ("romeo", "secret"), ClientBinding::Unsupported);
     assert!(answer.starts_with(SUCCESS));
     assert!(server.hears(OPEN).contains("<bind"));
@@ -188,9 +212,11 @@ fn wrong_passwords_and_unknown_users_look_alike_and_end_the_stream_after_a_while
 fn a_login_in_several_steps_can_be_aborted_or_garbled() {
     let mut server = Server::new(Layer::Tls);
     server.hears(OPEN);
-    let auth = |mechanism: &str, text: &str| format!("<auth xmlns='{}' mechanism='{mechanism}'>{text}</auth>", ns::SASL);
+    let auth =
+        |mechanism: &str, text: &str| format!("<auth xmlns='{}' mechanism='{mechanism}'>{text}</auth>", ns::SASL);
     assert_eq!(server.hears(&auth("PLAIN", "")), "<challenge xmlns='urn:ietf:params:xml:ns:xmpp-sasl'/>");
-    let response = format!("<response xmlns='{}'>{}</response>", ns::SASL, BASE64.encode("romeo@tavi.example\0romeo\0secret"));
+    let response =
+        format!("<response xmlns='{}'>{}</response>", ns::SASL, BASE64.encode("romeo@tavi.example\0romeo\0secret"));
     assert!(server.hears(&response).starts_with(SUCCESS));
 
     let mut server = Server::new(Layer::Tls);
@@ -206,12 +232,20 @@ fn a_login_in_several_steps_can_be_aborted_or_garbled() {
 fn nobody_acts_as_somebody_else() {
     let mut server = Server::new(Layer::Tls);
     server.hears(OPEN);
-    let auth = format!("<auth xmlns='{}' mechanism='PLAIN'>{}</auth>", ns::SASL, BASE64.encode("juliet@tavi.example\0romeo\0secret"));
+    let auth = format!(
+        "<auth xmlns='{}' mechanism='PLAIN'>{}</auth>",
+        ns::SASL,
+        BASE64.encode("juliet@tavi.example\0romeo\0secret")
+    );
     assert_eq!(server.hears(&auth), failure("invalid-authzid"));
     // A right password for another host of the server.
     let mut server = Server::new(Layer::Tls);
     server.hears(&OPEN.replace("tavi", "things.tavi"));
-    let auth = format!("<auth xmlns='{}' mechanism='PLAIN'>{}</auth>", ns::SASL, BASE64.encode("\0romeo@tavi.example\0secret"));
+    let auth = format!(
+        "<auth xmlns='{}' mechanism='PLAIN'>{}</auth>",
+        ns::SASL,
+        BASE64.encode("\0romeo@tavi.example\0secret")
+    );
     assert_eq!(server.hears(&auth), failure("not-authorized"));
 }
 
@@ -224,7 +258,10 @@ fn errors_before_our_header_come_with_one() {
     ] {
         let answer = Server::new(CLEAR).hears(bytes);
         assert!(answer.starts_with("<?xml version='1.0'?><stream:stream "), "{answer}");
-        assert!(answer.contains(&format!("<stream:error><{condition} xmlns='urn:ietf:params:xml:ns:xmpp-streams'/>")), "{answer}");
+        assert!(
+            answer.contains(&format!("<stream:error><{condition} xmlns='urn:ietf:params:xml:ns:xmpp-streams'/>")),
+            "{answer}"
+        );
         assert!(answer.ends_with("</stream:error></stream:stream>"));
     }
 }
@@ -245,7 +282,11 @@ fn nothing_works_before_login_and_binding() {
     assert!(server.hears("<message to='a@tavi.example'><body>x</body></message>").contains("<not-authorized"));
     let mut server = Server::new(Layer::Tls);
     server.hears(OPEN);
-    assert!(server.hears("<starttls xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>").contains("<failure xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>"));
+    assert!(
+        server
+            .hears("<starttls xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>")
+            .contains("<failure xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>")
+    );
 }
 
 #[test]
