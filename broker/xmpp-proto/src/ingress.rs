@@ -13,6 +13,29 @@ use crate::ns::{self, Atom};
 use crate::stanza::{Child, Children, Head, IqType, Kind, MessageType, PresenceType, Stanza, StanzaType};
 
 /// Reads one incoming stream. Bytes are fed in any pieces; between stanzas it holds no buffer.
+///
+/// ```
+/// use tavi_xmpp_proto::{Incoming, Ingress, Limits, ns};
+///
+/// let mut ingress = Ingress::new(Limits::default());
+/// let pieces = [
+///     "<stream:stream xmlns='jabber:client' xmlns:stream='http://etherx.jabber.org/streams' to='x'>",
+///     "<message to='juliet@x'><bo",
+///     "dy>Hi</body></message>",
+/// ];
+/// let mut bodies = Vec::new();
+/// for piece in pieces {
+///     let mut input = piece.as_bytes();
+///     while let Some(incoming) = ingress.next(&mut input)? {
+///         if let Incoming::Stanza(stanza) = incoming {
+///             assert!(stanza.child(ns::CLIENT, "body").is_some());
+///             bodies.extend(stanza.body());
+///         }
+///     }
+/// }
+/// assert_eq!(bodies, ["Hi"]);
+/// # Ok::<(), tavi_xmpp_proto::StreamError>(())
+/// ```
 #[derive(Debug)]
 pub struct Ingress {
     framer: Framer,

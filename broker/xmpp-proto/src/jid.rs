@@ -14,6 +14,15 @@ use precis_profiles::{OpaqueString, UsernameCaseMapped};
 pub const MAX_PART: usize = 1023;
 
 /// A JID, with or without a resource, normalised once when it was made. Cloning copies a pointer.
+///
+/// ```
+/// use tavi_xmpp_proto::Jid;
+///
+/// let jid: Jid = "Juliet@EXAMPLE.com/Balcony".parse()?;
+/// assert_eq!(jid.as_str(), "juliet@example.com/Balcony");
+/// assert_eq!(jid.to_bare(), "juliet@example.com");
+/// # Ok::<(), tavi_xmpp_proto::JidError>(())
+/// ```
 #[derive(Clone)]
 pub struct Jid {
     text: Arc<str>,
