@@ -148,6 +148,9 @@ impl Subscribers {
         if held[at].filters.is_empty() {
             held.remove(at);
         }
+        if held.is_empty() {
+            subscribed.remove(&jid.to_bare());
+        }
         let op = Op::Delete { table: Table::Node, item: row(jid), expect: Expect::Any };
         Some(self.store.commit(&Owner::topic(node), vec![op]))
     }

@@ -187,7 +187,9 @@ fn declares_all(element: &Element) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use tavi_core::{Draft, Principal, Qos};
+    use tavi_xmpp_proto::Stanza;
 
     fn publication(payload: &[u8], content_type: Option<&str>) -> Publication {
         let from = Principal::Device("abc@things.localhost".parse().unwrap());
@@ -288,5 +290,40 @@ mod tests {
              <item id='7' publisher='abc@things.localhost'>\
              <data xmlns='urn:tavi:data:0' type='text/plain' encoding='utf-8'>21.5</data></item></items></event>"
         );
+    }
+
+    /// What a subscriber finds in the event, read as a client reads it.
+    fn received(publication: &Publication) -> Element {
+        let event = event(publication);
+        let message = [b"<message>", &event[..], b"</message>"].concat();
+        let stanza = Stanza::parse(&message).unwrap_or_else(|error| panic!("{error}: {event:?}"));
+        assert_eq!(stanza.children().len(), 1, "{event:?}");
+        let event = stanza.element(ns::PUBSUB_EVENT, "event").unwrap();
+        let items = event.get_child(ns::PUBSUB_EVENT, "items").unwrap();
+        assert_eq!(items.get_attr("node"), Some(&*publication.topic));
+        let item = items.get_child(ns::PUBSUB_EVENT, "item").unwrap();
+        assert_eq!(item.elements().count(), 1);
+        item.elements().next().unwrap().clone()
+    }
+
+    proptest! {
+        #[test]
+        fn any_value_of_any_type_comes_back(payload: Vec<u8>, type_ in proptest::option::of("[ -~]{1,40}")) {
+            let publication = publication(&payload, type_.as_deref());
+            let (bytes, back) = read(&received(&publication)).unwrap();
+            prop_assert_eq!(&*bytes, &payload[..]);
+            prop_assert_eq!(back.as_deref(), type_.as_deref());
+        }
+
+        #[test]
+        fn what_calls_itself_xml_never_breaks_out(payload in "(</?[abp:]{1,3}( xmlns(:p)?='[ux]?')?/?>|[a&;<>'\"\\[\\]!?-]|</item>|</message>|<message>){0,8}") {
+            let publication = publication(payload.as_bytes(), Some("application/xml"));
+            let found = received(&publication);
+            if found.is(ns::TAVI_DATA, "data") {
+                prop_assert_eq!(found.text_content(), payload);
+            } else {
+                prop_assert_eq!(Ok(found), Element::parse(payload.as_bytes(), "urn:nothing"));
+            }
+        }
     }
 }
