@@ -5,7 +5,14 @@ use crate::{
     kv::{Family, Kv, Rows, Span, Visit},
 };
 use fjall::{Database, Error, Guard, Keyspace, KeyspaceCreateOptions, PersistMode};
-use std::{ops::ControlFlow, path::Path};
+use std::{
+    fs::{self, File},
+    io,
+    ops::ControlFlow,
+    os::unix::fs::FileExt,
+    panic::{self, AssertUnwindSafe},
+    path::{Path, PathBuf},
+};
 
 /// Background threads for flushes and compactions (storage.md: one or two).
 const WORKERS: usize = 2;
@@ -22,7 +29,10 @@ impl Fjall {
     /// Opens or creates the database in `folder` with a cache of `cache` bytes.
     pub fn open(folder: &Path, cache: u64) -> Result<Fjall, StoreError> {
         let builder = Database::builder(folder).cache_size(cache).worker_threads(WORKERS);
-        let db = builder.max_journaling_size(MAX_JOURNAL).manual_journal_persist(true).open().map_err(fault)?;
+        let builder = builder.max_journaling_size(MAX_JOURNAL).manual_journal_persist(true);
+        // It meets some damage with a panic; to us that is an error like the others.
+        let opened = panic::catch_unwind(AssertUnwindSafe(|| builder.open()));
+        let db = opened.map_err(|_| StoreError::Corrupt("fjall panicked while it opened".into()))?.map_err(fault)?;
         let keyspaces = Family::ALL.iter().map(|family| db.keyspace(family.name(), KeyspaceCreateOptions::default));
         let keyspaces = keyspaces.collect::<Result<_, _>>().map_err(fault)?;
         Ok(Fjall { keyspaces, db })
@@ -74,6 +84,44 @@ fn walk(mut rows: impl Iterator<Item = Guard>, visit: &mut Visit<'_>) -> Result<
         Err(error) => Err(Some(fault(error))),
     })
     .or_else(|stop| stop.map_or(Ok(()), Err))
+}
+
+/// Cuts the end off the newest journal.
+///
+/// A power loss in the middle of a flush can leave a batch whose last page is on the disk and another is not. fjall
+/// drops a batch without an end, but refuses one whose check fails. Such a batch was never acknowledged, because
+/// the next one is written only after its flush, so nothing stands behind it: without its end it is dropped like the
+/// others.
+pub(crate) fn cut_journal(folder: &Path, _copy: &Path) -> io::Result<()> {
+    let Some(journal) = newest_journal(folder)? else { return Ok(()) };
+    let file = File::options().read(true).write(true).open(journal)?;
+    let end = written(&file)?;
+    file.set_len(end.saturating_sub(1))?;
+    file.sync_all()
+}
+
+fn newest_journal(folder: &Path) -> io::Result<Option<PathBuf>> {
+    let paths = fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.path()));
+    let paths = paths.collect::<io::Result<Vec<_>>>()?;
+    let number = |path: &PathBuf| path.file_stem()?.to_str()?.parse::<u64>().ok();
+    let journals = paths.into_iter().filter(|path| path.extension().is_some_and(|extension| extension == "jnl"));
+    Ok(journals.filter_map(|path| Some((number(&path)?, path))).max().map(|(_, path)| path))
+}
+
+/// How much of a journal is written: fjall makes the file longer beforehand, with zeros, and no batch ends with one.
+fn written(file: &File) -> io::Result<u64> {
+    let mut end = file.metadata()?.len();
+    let mut block = [0; 1 << 16];
+    while end > 0 {
+        let start = end.saturating_sub(block.len() as u64);
+        let part = &mut block[..(end - start) as usize];
+        file.read_exact_at(part, start)?;
+        if let Some(last) = part.iter().rposition(|byte| *byte != 0) {
+            return Ok(start + last as u64 + 1);
+        }
+        end = start;
+    }
+    Ok(0)
 }
 
 fn fault(error: Error) -> StoreError {

@@ -90,19 +90,27 @@ fn parse(text: &str) -> Option<Current> {
     (head && plain).then(|| Current { engine, folder: folder.into() })
 }
 
-/// Opens an engine; where it finds damage, copies its folder aside, moves sled's snapshots away and tries once more
-/// (storage.md, rule 4).
-pub(crate) fn open_or_repair<T>(folder: &Path, open: impl Fn(&Path) -> Result<T, StoreError>) -> Result<T, OpenError> {
+/// Opens an engine; where it finds damage, copies its folder aside, lets `mend` take away what may be in the way, and
+/// tries once more (storage.md, rule 4). `mend` gets the folder and the copy.
+pub(crate) fn open_or_mend<T>(
+    folder: &Path,
+    open: impl Fn(&Path) -> Result<T, StoreError>,
+    mend: impl Fn(&Path, &Path) -> io::Result<()>,
+) -> Result<T, OpenError> {
     let refused = match open(folder) {
         Ok(engine) => return Ok(engine),
         Err(StoreError::Corrupt(reason)) => reason,
         Err(error) => return Err(error.into()),
     };
     let aside = aside(folder);
-    tracing::error!(%refused, copy = %aside.display(), "the store is damaged; copying it and trying without snapshots");
+    tracing::error!(%refused, copy = %aside.display(), "the store is damaged; copying it, then trying to mend it");
     copy_all(folder, &aside).map_err(io_error(&aside))?;
-    move_snapshots(folder, &aside).map_err(io_error(&aside))?;
-    open(folder).map_err(|error| OpenError::Damaged { copy: aside, reason: error.to_string() })
+    mend(folder, &aside).map_err(io_error(folder))?;
+    let opened = open(folder).map_err(|error| OpenError::Damaged { copy: aside, reason: error.to_string() });
+    if opened.is_ok() {
+        tracing::warn!("the store is mended; `tavi store check` tells whether it is whole");
+    }
+    opened
 }
 
 /// `FOLDER.damaged-N`, the first that is free.
@@ -124,16 +132,6 @@ fn copy_all(from: &Path, to: &Path) -> io::Result<()> {
             copy_all(&entry.path(), &target)?;
         } else {
             fs::copy(entry.path(), target)?;
-        }
-    }
-    Ok(())
-}
-
-fn move_snapshots(from: &Path, to: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with("snap.") {
-            fs::rename(entry.path(), to.join(entry.file_name()))?;
         }
     }
     Ok(())
@@ -178,9 +176,9 @@ mod tests {
             true => Err(StoreError::Corrupt("snapshot".into())),
             false => Ok(()),
         };
-        open_or_repair(&folder, open).unwrap();
+        open_or_mend(&folder, open, crate::sled::move_snapshots).unwrap();
         assert_eq!(fs::read_to_string(dir.path().join("sled-1.damaged-1/snap.1")).unwrap(), "bad");
-        let broken = open_or_repair(&folder, |_| Err::<(), _>(StoreError::Corrupt("log".into())));
+        let broken = open_or_mend(&folder, |_| Err::<(), _>(StoreError::Corrupt("log".into())), |_, _| Ok(()));
         assert!(broken.unwrap_err().to_string().contains("tavi store import"));
     }
 }

@@ -2,9 +2,9 @@
 
 use crate::{
     StoreError,
+    cache::Cache,
     keys::{self, Kind, Number},
     kv::{Family, Key, Kv, Replaced, Rows},
-    names::NameCache,
     value::{self, Body, CHUNK, Cell, InboxCell},
 };
 use bytes::Bytes;
@@ -20,8 +20,10 @@ pub(crate) struct Marks {
     pub last: u64,
     /// Purged owners whose rows are still to be swept.
     pub dead: BTreeSet<Number>,
-    /// Numbers of names.
-    pub names: NameCache,
+    /// Numbers of names, with their kind in front.
+    pub names: Cache<Box<str>, Number>,
+    /// Conversations by owner and correspondent. A purged owner's number never comes again, so his need no care.
+    pub inbox: Cache<(Number, Number), InboxCell>,
 }
 
 /// A batch in the making: each commit sees what those before it in the batch wrote.
@@ -31,6 +33,8 @@ pub(crate) struct Group<'a> {
     rows: Rows,
     /// How to take the commit in progress back.
     undo: Vec<(Family, Key, Replaced)>,
+    /// The conversations that the commit in progress has changed.
+    talked: Vec<(Number, Number)>,
     next: Number,
     last: u64,
     purged: Vec<(Owner, Number)>,
@@ -47,12 +51,13 @@ pub(crate) struct Finished {
 impl<'a> Group<'a> {
     pub fn new(kv: &'a dyn Kv, marks: &'a mut Marks) -> Group<'a> {
         let (next, last) = (marks.next, marks.last);
-        Group { kv, marks, rows: Rows::default(), undo: Vec::new(), next, last, purged: Vec::new() }
+        Group { kv, marks, rows: Rows::default(), undo: Vec::new(), talked: Vec::new(), next, last, purged: Vec::new() }
     }
 
     /// Takes in one commit: all of it, or nothing and the reason.
     pub fn commit(&mut self, owner: &Owner, ops: &[Op]) -> Result<(), StoreError> {
         self.undo.clear();
+        self.talked.clear();
         let purged = self.purged.len();
         let mut part = Part { number: None, group: self, owner };
         let done = ops.iter().try_for_each(|op| part.apply(op));
@@ -93,6 +98,7 @@ impl<'a> Group<'a> {
                 self.marks.names.forget(&cache_key(Kind::With, with));
             }
         }
+        self.talked.iter().for_each(|row| self.marks.inbox.forget(row));
     }
 
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
@@ -384,7 +390,10 @@ impl Part<'_, '_> {
         let owner = self.made()?;
         let number = self.group.number_or_new(Kind::With, with)?;
         let key = keys::inbox(owner, number);
-        let old = self.group.get(Family::Inbox, &key)?.map(|row| InboxCell::decode(&row)).transpose()?;
+        let old = match self.group.marks.inbox.get(&(owner, number)) {
+            Some(cell) => Some(cell),
+            None => self.group.get(Family::Inbox, &key)?.map(|row| InboxCell::decode(&row)).transpose()?,
+        };
         let mut row = InboxRow { with: "".into(), last: 0, unread: 0, preview: "".into() };
         if let Some(old) = old {
             self.group.set(Family::InboxTime, keys::inbox_time(owner, old.last, number), None);
@@ -394,6 +403,8 @@ impl Part<'_, '_> {
         let cell = InboxCell { last: row.last, unread: row.unread, preview: row.preview };
         self.group.set(Family::Inbox, key, Some(cell.encode()));
         self.group.set(Family::InboxTime, keys::inbox_time(owner, cell.last, number), Some(Vec::new()));
+        self.group.marks.inbox.insert((owner, number), cell);
+        self.group.talked.push((owner, number));
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 //! [`open`] gives a [`KvStore`]: the domain store of `tavi-store` on one of them. The rules that keep what was
 //! acknowledged are in `storage.md`; the crash suites under `tests` hold them to it.
 
+mod cache;
 mod check;
 mod committer;
 mod fjall;

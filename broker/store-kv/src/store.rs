@@ -3,13 +3,13 @@
 use crate::{
     CommitStats, Engine, OpenError, Options, StoreError,
     committer::{Bounds, Committer},
-    fjall::Fjall,
+    fjall::{self, Fjall},
     folder::{self, Current, Folder},
     group::Marks,
     keys::{self, Number},
     kv::{Family, Kv, Rows},
     read::Reader,
-    sled::Sled,
+    sled::{self, Sled},
     value,
 };
 use std::{
@@ -69,8 +69,8 @@ pub fn engine_of(path: &Path) -> Result<Option<Engine>, OpenError> {
 pub(crate) fn open_engine(folder: &Folder, current: &Current, cache: u64) -> Result<Arc<dyn Kv>, OpenError> {
     let path = folder.inside(&current.folder);
     Ok(match current.engine {
-        Engine::Sled => Arc::new(folder::open_or_repair(&path, |path| Sled::open(path, cache))?),
-        Engine::Fjall => Arc::new(folder::open_or_repair(&path, |path| Fjall::open(path, cache))?),
+        Engine::Sled => Arc::new(folder::open_or_mend(&path, |path| Sled::open(path, cache), sled::move_snapshots)?),
+        Engine::Fjall => Arc::new(folder::open_or_mend(&path, |path| Fjall::open(path, cache), fjall::cut_journal)?),
     })
 }
 
