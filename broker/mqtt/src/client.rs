@@ -9,7 +9,7 @@ use tavi_core::metrics::Outcome;
 use tavi_core::permit::Action;
 use tavi_core::topics::{Refusal, SubOptions};
 use tavi_core::{Closed, Publication, Ticket, TicketQueue};
-use tavi_store::{Op, QueueRow, StoreError};
+use tavi_store::{Commit, Op, QueueRow, StoreError};
 use tavi_wire::topic::check_filter;
 
 use crate::error::Fault;
@@ -18,7 +18,7 @@ use crate::packet::{
     Disconnect, Options, Packet, Publish, Qos, Reason, RetainHandling, Subscribe, Unsubscribe, Version, Wish,
 };
 use crate::publish::Head;
-use crate::record::{self, Inbound, SessionRecord};
+use crate::record::{self, Inbound};
 use crate::render;
 use crate::reply;
 use crate::seat::{Due, KeptSeat, Parcel};
@@ -62,6 +62,17 @@ enum Pending {
     Subscribed(Box<Subscribed>),
     /// They are gone from the store.
     Unsubscribed(Box<(u16, Vec<bool>)>),
+}
+
+impl Pending {
+    /// The packet id of the QoS 2 publish that it is for.
+    fn publish_id(&self) -> Option<u16> {
+        match self {
+            Self::FanOut(unpublished) => Some(unpublished.publish.packet_id),
+            Self::Answer(answer) => answer.received_id(),
+            _ => None,
+        }
+    }
 }
 
 struct Unpublished {
@@ -129,7 +140,7 @@ impl Client {
         match self.session.receive(packet, self.now_ms, out)? {
             Step::Idle => {}
             Step::Publish(publish) => self.publish(publish, size, out)?,
-            Step::Repeated(answer) => self.repeated(answer, size, out)?,
+            Step::Repeated(answer) => self.after(Ticket::done(), Pending::Answer(answer), size, out)?,
             Step::Release(answer) => self.release(answer, size, out)?,
             Step::Taken { row } => self.taken(row),
             Step::Received { row, answer } => self.received(row, answer, size, out)?,
@@ -228,19 +239,6 @@ impl Client {
         self.after(ticket, Pending::FanOut(Box::new(Unpublished { id, publish })), size, out)
     }
 
-    /// The publish may have come on an earlier connection, whose commit is still on its way. Commits of one owner land
-    /// in order, so one more tells that it has landed.
-    fn repeated(&mut self, answer: Answer, size: usize, out: &mut Vec<u8>) -> Result<(), Fault> {
-        let ticket = match &self.place.seat {
-            Seat::Live(_) => Ticket::done(),
-            Seat::Kept(_) => {
-                let record = SessionRecord { expiry: self.place.expiry, left_ms: 0 };
-                self.commit(vec![record::put(record::SESSION, record.encode())])
-            }
-        };
-        self.after(ticket, Pending::Answer(answer), size, out)
-    }
-
     fn publish_as(&mut self, publish: &Publish, id: Option<u64>) -> Result<Ticket, Refusal> {
         let topic = self.shared_topic(publish.body.topic());
         let mut draft = render::draft(topic, &publish.body, publish.qos, publish.retain, self.now_ms);
@@ -272,7 +270,7 @@ impl Client {
     }
 
     fn release(&mut self, answer: Answer, size: usize, out: &mut Vec<u8>) -> Result<(), Fault> {
-        if let Seat::Live(_) = self.place.seat {
+        if self.place.seat.kept().is_none() || answer.is_failure() {
             self.session.answer(answer, out);
             return Ok(());
         }
@@ -312,7 +310,7 @@ impl Client {
     fn flush_deletes(&mut self) {
         if !self.deletes.is_empty() {
             let ops = std::mem::take(&mut self.deletes);
-            drop(self.hub.node().parts.store.commit(&self.place.owner, ops));
+            drop(self.saver()(ops));
         }
     }
 
@@ -417,13 +415,23 @@ impl Client {
 
     // --- tickets ---
 
+    /// Saves what belongs to this session, as long as it is there.
+    fn saver(&self) -> impl FnOnce(Vec<Op>) -> Commit + Send + 'static {
+        let (store, owner, seat) =
+            (self.hub.node().parts.store.clone(), self.place.owner.clone(), self.place.seat.clone());
+        move |ops| match seat.kept() {
+            Some(seat) => seat.save(|| store.commit(&owner, ops)),
+            None => store.commit(&owner, ops),
+        }
+    }
+
     fn commit(&self, ops: Vec<Op>) -> Ticket {
         let mut ticket = Ticket::done();
         // One commit takes a bounded number of operations; a filter may have found more retained values than that.
         let mut rest = ops;
         while !rest.is_empty() {
             let more = rest.split_off(rest.len().min(1000));
-            ticket.wait_for(self.hub.node().parts.store.commit(&self.place.owner, rest));
+            ticket.wait_for(self.saver()(rest));
             rest = more;
         }
         ticket
@@ -444,9 +452,9 @@ impl Client {
     fn complete(&mut self, pending: Pending, result: Result<(), StoreError>, out: &mut Vec<u8>) -> Result<(), Fault> {
         if let Err(error) = result {
             tracing::error!(%error, "an MQTT session ends because the store failed");
-            if let (Pending::FanOut(lost), Seat::Kept(seat)) = (pending, &self.place.seat) {
-                // It was never saved: the client's next attempt is a new one.
-                seat.let_go(lost.publish.packet_id);
+            if let (Some(packet_id), Seat::Kept(seat)) = (pending.publish_id(), &self.place.seat) {
+                // It may not have reached everybody: the client's next attempt is a new one.
+                seat.let_go(packet_id);
             }
             return Err(Fault::Store);
         }
@@ -466,8 +474,8 @@ impl Client {
         let done = record::put(&record::inbound_item(publish.packet_id), Inbound { id, unfinished: None }.encode());
         match self.publish_as(&publish, Some(id)) {
             Ok(mut ticket) => {
-                let (store, owner) = (self.hub.node().parts.store.clone(), self.place.owner.clone());
-                ticket.save_last(Box::new(move || store.commit(&owner, vec![done])));
+                let save = self.saver();
+                ticket.save_last(Box::new(move || save(vec![done])));
                 self.after(ticket, answer(Reason::SUCCESS), 0, out)
             }
             Err(refusal) => {

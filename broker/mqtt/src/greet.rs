@@ -94,7 +94,9 @@ async fn let_in(
     greeting: &mut Vec<u8>,
 ) -> Result<Client, Reason> {
     let asked = connect.expiry;
-    let Entered { place, session_present, held, ticket } = hub.enter(&principal, &mut connect)?;
+    // A former connection of the session leaves at once, but the store may keep what it began waiting.
+    let entering = tokio::time::timeout(hub.config().connect_timeout, hub.enter(&principal, &mut connect));
+    let Entered { place, session_present, held, ticket } = entering.await.unwrap_or(Err(Reason::UNAVAILABLE))?;
     let welcome = Welcome {
         session_present,
         assigned_id,

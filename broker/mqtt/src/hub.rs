@@ -12,7 +12,7 @@ use tavi_core::node::Attached;
 use tavi_core::topics::{SubOptions, Subscriber};
 use tavi_core::{Closed, Mailbox, Node, Principal, Ticket};
 use tavi_store::{Op, Owner, QueueRow, StoreError};
-use tokio::sync::watch;
+use tokio::sync::{OwnedMutexGuard, watch};
 
 use crate::config::Config;
 use crate::packet::{Connect, Reason, Will};
@@ -80,6 +80,14 @@ impl Seat {
         }
     }
 
+    /// The durable one.
+    pub fn kept(&self) -> Option<&Arc<KeptSeat>> {
+        match self {
+            Seat::Live(_) => None,
+            Seat::Kept(seat) => Some(seat),
+        }
+    }
+
     /// As the core sees it.
     pub fn subscriber(&self) -> Arc<dyn Subscriber> {
         match self {
@@ -104,6 +112,8 @@ pub struct Place {
     filters: Vec<Box<str>>,
     generation: u64,
     attached: Option<Attached>,
+    /// While it lives, what this connection began is not done, and no other one goes on with the session.
+    _pen: Option<OwnedMutexGuard<()>>,
 }
 
 impl Place {
@@ -158,6 +168,18 @@ enum Due {
     Expiry { key: Key, generation: u64 },
     /// Its will is published.
     Will { key: Key, generation: u64, principal: Principal, will: Box<Will> },
+}
+
+/// What a connection finds at its seat: the mailbox, the QoS 2 publishes not released, the right to go on.
+fn sit_down(
+    seat: &Seat,
+    pen: Option<OwnedMutexGuard<()>>,
+) -> (Arc<Mailbox<Parcel>>, Vec<u16>, Option<OwnedMutexGuard<()>>) {
+    match seat {
+        Seat::Live(seat) => (seat.mailbox.clone(), Vec::new(), None),
+        // A new seat's pen is free.
+        Seat::Kept(seat) => (seat.attach(), seat.held(), pen.or_else(|| seat.pen().try_lock_owned().ok())),
+    }
 }
 
 /// What becomes of a will when its connection is cut.
@@ -244,26 +266,60 @@ impl Hub {
     ///
     /// # Errors
     /// [`Reason::QUOTA`] if the principal has as many durable sessions as it may have.
-    pub fn enter(&self, principal: &Principal, connect: &mut Connect) -> Result<Entered, Reason> {
+    pub async fn enter(&self, principal: &Principal, connect: &mut Connect) -> Result<Entered, Reason> {
         let key: Key = (principal.subject().into(), connect.client_id.as_str().into());
+        loop {
+            let turn = self.displace(&key, connect.clean);
+            let pen = match &turn {
+                Some((seat, _)) => Some(seat.pen().lock_owned().await),
+                None => None,
+            };
+            if let Some(entered) = self.try_enter(principal, connect, &key, (turn, pen))? {
+                return Ok(entered);
+            }
+        }
+    }
+
+    /// Tells the connected client of the key to go. If its session goes on, gives it and the number of this wish: the
+    /// session has to be waited for until all that its former connection began is done.
+    fn displace(&self, key: &Key, clean: bool) -> Option<(Arc<KeptSeat>, u64)> {
+        let entries = self.entries.lock();
+        let entry = entries.get(key)?;
+        if let Some(mailbox) = &entry.mailbox {
+            mailbox.close(Closed::Replaced);
+        }
+        match &entry.seat {
+            Seat::Kept(seat) if !clean => Some((seat.clone(), seat.wish())),
+            _ => None,
+        }
+    }
+
+    /// Takes the place, unless the session that was waited for is not the one that is there now (`None`).
+    fn try_enter(
+        &self,
+        principal: &Principal,
+        connect: &mut Connect,
+        key: &Key,
+        (turn, pen): (Option<(Arc<KeptSeat>, u64)>, Option<OwnedMutexGuard<()>>),
+    ) -> Result<Option<Entered>, Reason> {
+        let mut entries = self.entries.lock();
+        let there = entries.get(key).and_then(|entry| entry.seat.kept()).filter(|_| !connect.clean);
+        if there.map(Arc::as_ptr) != turn.as_ref().map(|(seat, _)| Arc::as_ptr(seat)) {
+            return Ok(None);
+        }
         let owner = Owner::mqtt(&key.0, &key.1);
         let expiry = self.bounded_expiry(connect.expiry);
-        let will = connect.will.take().map(Box::new);
-        let mut entries = self.entries.lock();
-        if expiry > 0 && !entries.contains_key(&key) {
+        if expiry > 0 && entries.get(key).is_none_or(|entry| entry.seat.kept().is_none()) {
             self.check_quota(&entries, &key.0)?;
         }
-        let former = entries.remove(&key);
+        let will = connect.will.take().map(Box::new);
+        let former = entries.remove(key);
         let generation = former.as_ref().map_or(1, |entry| entry.generation + 1);
         let had_will = former.as_ref().is_some_and(|entry| entry.has_will);
         let mut ops = Vec::new();
         let resumed = former.and_then(|entry| self.take_over(entry, connect.clean, &mut ops));
         let session_present = resumed.is_some();
         let seat = resumed.map_or_else(|| self.new_seat(principal, &owner, expiry), Seat::Kept);
-        let (mailbox, held) = match &seat {
-            Seat::Live(seat) => (seat.mailbox.clone(), Vec::new()),
-            Seat::Kept(seat) => (seat.attach(), seat.held()),
-        };
         if let Seat::Kept(_) = seat {
             ops.push(record::put(record::SESSION, SessionRecord { expiry, left_ms: 0 }.encode()));
         }
@@ -273,12 +329,18 @@ impl Hub {
             None => {}
         }
         let has_will = will.is_some();
-        entries.insert(key, Entry { seat: seat.clone(), mailbox: Some(mailbox.clone()), generation, has_will });
+        let (mailbox, held, pen) = sit_down(&seat, pen);
+        if turn.is_some_and(|(seat, wish)| seat.is_outdated(wish)) {
+            // Somebody came while this one waited, and waits now.
+            mailbox.close(Closed::Replaced);
+        }
+        entries.insert(key.clone(), Entry { seat: seat.clone(), mailbox: Some(mailbox.clone()), generation, has_will });
         let ticket = self.commit(&owner, ops);
         drop(entries);
-        let (attached, client_id) = (Some(self.node.attach(principal)), connect.client_id.as_str().into());
-        let place = Place { seat, mailbox, owner, expiry, client_id, will, filters: Vec::new(), generation, attached };
-        Ok(Entered { place, session_present, held, ticket })
+        let (attached, client_id) = (Some(self.node.attach(principal)), key.1.clone());
+        let filters = Vec::new();
+        let place = Place { seat, mailbox, owner, expiry, client_id, will, filters, generation, attached, _pen: pen };
+        Ok(Some(Entered { place, session_present, held, ticket }))
     }
 
     /// A durable session costs memory and rows while nobody is connected, so nobody may have any number of them.
@@ -299,7 +361,7 @@ impl Hub {
         match entry.seat {
             Seat::Kept(seat) if !clean => Some(seat),
             Seat::Kept(seat) => {
-                self.unsubscribe_all(&seat);
+                self.end_seat(&seat);
                 ops.push(Op::Purge);
                 None
             }
@@ -318,7 +380,9 @@ impl Hub {
         Seat::Kept(Arc::new(KeptSeat::new(id, principal.clone(), owner.clone(), room, metrics)))
     }
 
-    fn unsubscribe_all(&self, seat: &KeptSeat) {
+    /// A durable session ends: nothing is kept for it any more, and nothing that it began is noted any more.
+    fn end_seat(&self, seat: &KeptSeat) {
+        seat.end();
         for (filter, _) in seat.filters() {
             self.node.parts.topics.unsubscribe(Subscriber::id(seat), &filter);
         }
@@ -387,7 +451,7 @@ impl Hub {
         if !goes_on {
             entries.remove(key);
             if let Seat::Kept(seat) = &place.seat {
-                self.unsubscribe_all(seat);
+                self.end_seat(seat);
                 ops.push(Op::Purge);
             }
             return;
@@ -473,7 +537,7 @@ impl Hub {
         let mut entries = self.entries.lock();
         let waiting = entries.get(key).is_some_and(|e| e.generation == generation && e.mailbox.is_none());
         if waiting && let Some(Entry { seat: Seat::Kept(seat), .. }) = entries.remove(key) {
-            self.unsubscribe_all(&seat);
+            self.end_seat(&seat);
             // If this is lost in a crash, the session is found expired at the next start.
             drop(self.node.parts.store.commit(seat.owner(), vec![Op::Purge]));
         }
@@ -490,7 +554,7 @@ impl Hub {
                 mailbox.close(Closed::Revoked);
             }
             if let Seat::Kept(seat) = &seat {
-                self.unsubscribe_all(seat);
+                self.end_seat(seat);
             }
             if has_will || matches!(seat, Seat::Kept(_)) {
                 drop(self.commit(&Owner::mqtt(&key.0, &key.1), vec![Op::Purge]));

@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tavi_core::metrics::{Outcome, Protocol};
 use tavi_core::topics::{Rows, SubOptions, Subscriber};
 use tavi_core::{Mailbox, Metrics, Overflow, Principal, Publication, Pushed, Weigh};
-use tavi_store::{Op, Owner};
+use tavi_store::{Commit, Op, Owner};
 
 use crate::flight::successor;
 use crate::packet::Qos;
@@ -115,6 +116,8 @@ pub struct KeptSeat {
     room: Room,
     metrics: Arc<Metrics>,
     kept: Mutex<Kept>,
+    pen: Arc<tokio::sync::Mutex<()>>,
+    wishes: AtomicU64,
 }
 
 #[derive(Default)]
@@ -128,6 +131,7 @@ struct Kept {
     filters: BTreeMap<Box<str>, SubOptions>,
     /// Packet ids of the client's own QoS 2 publishes that it has not released.
     held: BTreeSet<u16>,
+    ended: bool,
 }
 
 /// What is known of a stored row without reading it.
@@ -169,12 +173,39 @@ pub enum Due {
 impl KeptSeat {
     /// A new durable session without rows.
     pub fn new(id: u64, principal: Principal, owner: Owner, room: Room, metrics: Arc<Metrics>) -> Self {
-        Self { id, principal, owner, room, metrics, kept: Mutex::default() }
+        let (kept, pen, wishes) = (Mutex::default(), Arc::default(), AtomicU64::new(0));
+        Self { id, principal, owner, room, metrics, kept, pen, wishes }
     }
 
     /// The partition of its rows.
     pub fn owner(&self) -> &Owner {
         &self.owner
+    }
+
+    /// Held by a connection until all that it began is done: only then another one goes on with the session.
+    pub fn pen(&self) -> Arc<tokio::sync::Mutex<()>> {
+        self.pen.clone()
+    }
+
+    /// A connection wants to go on with the session; gives the number of this wish.
+    pub fn wish(&self) -> u64 {
+        self.wishes.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Whether another connection wants the session since.
+    pub fn is_outdated(&self, wish: u64) -> bool {
+        self.wishes.load(Ordering::Relaxed) != wish
+    }
+
+    /// The session ends: what is still on its way to the store for it is not saved.
+    pub fn end(&self) {
+        self.kept.lock().ended = true;
+    }
+
+    /// Saves something of the session, unless it has ended: its rows are gone then, or are another session's.
+    pub fn save(&self, commit: impl FnOnce() -> Commit) -> Commit {
+        let kept = self.kept.lock();
+        if kept.ended { Commit::ready(Ok(())) } else { commit() }
     }
 
     /// Takes up a row found in the store at start-up.
@@ -338,6 +369,9 @@ impl KeptSeat {
     /// fan-out, or there is no room (counted).
     fn keep(&self, publication: &Publication, qos: Qos, retain: bool) -> Option<Op> {
         let mut kept = self.kept.lock();
+        if kept.ended {
+            return None;
+        }
         let packet_id = match kept.rows.get(&publication.id) {
             Some(row) if row.stage == RowStage::Coming => row.packet_id,
             Some(_) => return None,

@@ -81,6 +81,16 @@ impl Answer {
         Self { kind, packet_id, reason }
     }
 
+    /// The packet id of the QoS 2 publish that it confirms, if it is a PUBREC.
+    pub fn received_id(&self) -> Option<u16> {
+        (self.kind == Some(AckKind::PubRec)).then_some(self.packet_id)
+    }
+
+    /// Whether it refuses.
+    pub fn is_failure(&self) -> bool {
+        self.reason.is_failure()
+    }
+
     /// The packet id that it answers.
     pub fn packet_id(&self) -> u16 {
         self.packet_id
@@ -108,7 +118,7 @@ impl Session {
             heard_ms: now_ms,
             receive_maximum: bounds.receive_maximum,
             open: 0,
-            held: Held { ids: held.to_vec() },
+            held: Held { ids: held.iter().map(|id| (*id, true)).collect() },
             flight: Flight::new(bounds.in_flight.min(connect.receive_maximum)),
         }
     }
@@ -146,11 +156,16 @@ impl Session {
             return Ok(Step::Publish(publish));
         }
         if publish.qos == Qos::ExactlyOnce {
-            // MQTT 5.0 §4.3.3: an id that is still held is the same message again.
-            if self.held.has(publish.packet_id) {
-                return Ok(Step::Repeated(Answer::published(publish.qos, publish.packet_id, Reason::SUCCESS)));
+            // MQTT 5.0 §4.3.3: an id that is still held is the same message again. Its PUBREC is repeated if it was
+            // sent; else it comes anyway.
+            match self.held.find(publish.packet_id) {
+                Some(true) => {
+                    let answer = Answer::published(publish.qos, publish.packet_id, Reason::SUCCESS);
+                    return Ok(Step::Repeated(answer));
+                }
+                Some(false) => return Ok(Step::Idle),
+                None => self.held.add(publish.packet_id),
             }
-            self.held.add(publish.packet_id);
         }
         // §3.3.4: 3.1.1 clients know no limit; the ticket window stops reading from them.
         if self.version == Version::V5 && self.open >= self.receive_maximum {
@@ -164,6 +179,9 @@ impl Session {
     pub fn answer(&mut self, answer: Answer, out: &mut Vec<u8>) {
         let Some(kind) = answer.kind else { return };
         let failed_receipt = kind == AckKind::PubRec && answer.reason.is_failure();
+        if kind == AckKind::PubRec {
+            self.held.confirm(answer.packet_id);
+        }
         if failed_receipt {
             // §4.3.3: a PUBREC of 0x80 and more ends the exchange; the packet id is free.
             self.held.remove(answer.packet_id);
@@ -207,7 +225,8 @@ impl Session {
     }
 
     fn released(&mut self, ack: Ack) -> Step {
-        let known = self.held.remove(ack.packet_id);
+        // A PUBREL that did not wait for PUBREC releases nothing.
+        let known = self.held.find(ack.packet_id) == Some(true) && self.held.remove(ack.packet_id);
         let reason = if known { Reason::SUCCESS } else { Reason::PACKET_ID_NOT_FOUND };
         let answer = Answer { kind: Some(AckKind::PubComp), packet_id: ack.packet_id, reason };
         Step::Release(answer)
@@ -265,23 +284,33 @@ impl Session {
 /// Packet ids of the client's QoS 2 publishes whose PUBREL has not come.
 #[derive(Debug, Default)]
 struct Held {
-    /// Sorted. At most 65,535.
-    ids: Vec<u16>,
+    /// Sorted by id; with whether PUBREC was sent. At most 65,535.
+    ids: Vec<(u16, bool)>,
 }
 
 impl Held {
-    fn has(&self, id: u16) -> bool {
-        self.ids.binary_search(&id).is_ok()
+    fn place(&self, id: u16) -> Result<usize, usize> {
+        self.ids.binary_search_by_key(&id, |(id, _)| *id)
+    }
+
+    fn find(&self, id: u16) -> Option<bool> {
+        self.place(id).ok().map(|at| self.ids[at].1)
     }
 
     fn add(&mut self, id: u16) {
-        if let Err(at) = self.ids.binary_search(&id) {
-            self.ids.insert(at, id);
+        if let Err(at) = self.place(id) {
+            self.ids.insert(at, (id, false));
+        }
+    }
+
+    fn confirm(&mut self, id: u16) {
+        if let Ok(at) = self.place(id) {
+            self.ids[at].1 = true;
         }
     }
 
     fn remove(&mut self, id: u16) -> bool {
-        let found = self.ids.binary_search(&id);
+        let found = self.place(id);
         if let Ok(at) = found {
             self.ids.remove(at);
         }

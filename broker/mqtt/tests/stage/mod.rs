@@ -96,7 +96,7 @@ impl World {
         let bytes = connect.encode(client_id, version);
         let Ok(Some((Packet::Connect(mut connect), _))) = codec.decode(&bytes) else { panic!("a bad CONNECT") };
         let who = Principal::Account(format!("{name}@localhost").parse().unwrap());
-        let Entered { place, session_present, held, ticket } = self.hub.enter(&who, &mut connect).unwrap();
+        let Entered { place, session_present, held, ticket } = self.hub.enter(&who, &mut connect).await.unwrap();
         ticket.complete().await.unwrap();
         let session = Session::new(&connect, self.bounds, &held, self.hub.now_ms());
         let client = Client::new(self.hub.clone(), place, session);
