@@ -669,19 +669,19 @@ impl Random {
 
     fn put(&mut self) -> Op {
         let (table, item) = self.place();
-        Op::Put { table, item, value: self.value(), expect: self.expect() }
+        Op::Put { table, item, value: self.value(), expect: self.expectation() }
     }
 
     fn delete(&mut self) -> Op {
         let (table, item) = self.place();
-        Op::Delete { table, item, expect: self.expect() }
+        Op::Delete { table, item, expect: self.expectation() }
     }
 
     fn place(&mut self) -> (Table, Box<str>) {
         ([Table::Item, Table::Session][self.below(2) as usize], self.below(4).to_string().into())
     }
 
-    fn expect(&mut self) -> Expect {
+    fn expectation(&mut self) -> Expect {
         match self.below(12) {
             0 => Expect::Absent,
             1 => Expect::Version(1 + self.below(3)),
