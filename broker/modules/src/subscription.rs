@@ -130,6 +130,9 @@ impl OnSent for Subscriptions {
         if contact == ev.account.jid {
             return Flow::Stop;
         }
+        if ev.state.roster.get(&contact).is_none() && ev.state.roster.len() >= roster::MAX_CONTACTS {
+            return Flow::Refuse(StanzaError::new(Condition::ResourceConstraint).text("the roster is full"));
+        }
         // RFC 6121 §3.1.2: from bare JID to bare JID.
         ev.env.stanza.head.from = Some((&ev.account.jid).into());
         ev.env.stanza.head.to = Some((&contact).into());
@@ -170,9 +173,7 @@ fn sent(ev: &mut Ev<'_>, change: Change, contact: &BareJid) -> Flow {
 
 /// RFC 6121 §3.4: approval before the request. It goes no further than here.
 fn approve_beforehand(ev: &mut Ev<'_>, contact: &BareJid) -> Flow {
-    if ev.state.roster.len() < roster::MAX_CONTACTS {
-        Book::of(ev).change(contact, |entry| (entry.approved, entry.added) = (true, true));
-    }
+    Book::of(ev).change(contact, |entry| (entry.approved, entry.added) = (true, true));
     Flow::Stop
 }
 

@@ -175,6 +175,20 @@ async fn removing_a_contact_ends_both_subscriptions() {
 }
 
 #[tokio::test]
+async fn a_full_roster_takes_no_more_contacts() {
+    let world = World::new().await;
+    let mut romeo = world.online("romeo/orchard").await;
+    for n in 0..crate::roster::MAX_CONTACTS {
+        let jid = format!("c{n}@localhost").parse().unwrap();
+        romeo.bound.account.lock().roster.entry(&jid).added = true;
+    }
+    for type_ in ["subscribe", "subscribed"] {
+        romeo.sends(&format!("<presence to='juliet@localhost' type='{type_}'/>")).await;
+        romeo.sees_error("resource-constraint");
+    }
+}
+
+#[tokio::test]
 async fn a_bot_lets_everybody_in_and_is_seen_as_available() {
     let world = World::new().await;
     let mut bot = world.bot("pump").await;
