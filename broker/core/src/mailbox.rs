@@ -80,7 +80,7 @@ struct State<T> {
 }
 
 /// An empty queue keeps no more room than this many items.
-const KEPT_CAPACITY: usize = 16;
+const KEPT_CAPACITY: usize = 4;
 
 impl<T: Weigh> Mailbox<T> {
     /// An empty mailbox for at most `max_items` items of `max_bytes` together. One item is always accepted.

@@ -257,6 +257,12 @@ impl Sessions {
         account.iter().for_each(|a| a.lock().sessions.iter().for_each(|session| session.inbox.close(Closed::Revoked)));
     }
 
+    /// How many stanzas wait for sessions and bots, all together.
+    pub fn waiting(&self) -> usize {
+        let of = |account: &Arc<Account>| account.lock().sessions.iter().map(|s| s.inbox.len()).sum::<usize>();
+        self.shards.iter().map(|shard| shard.lock().values().map(of).sum::<usize>()).sum()
+    }
+
     /// The bots that have a seat, in order; at most `limit` from behind `after`.
     pub fn bots(&self, after: Option<&BareJid>, limit: usize) -> Vec<BareJid> {
         let mut bots = Vec::new();

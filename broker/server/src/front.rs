@@ -138,6 +138,8 @@ impl Pages for Site {
     fn metrics(&self) -> String {
         let mut out = self.node.parts.metrics.render();
         let (subscriptions, retained) = self.node.parts.topics.counts();
+        metrics::family(&mut out, "tavi_queue_length", "gauge", "What waits in memory for receivers.");
+        metrics::line(&mut out, "tavi_queue_length{protocol=\"xmpp\"}", self.node.parts.sessions.waiting());
         metrics::family(&mut out, "tavi_subscriptions", "gauge", "Topic subscriptions.");
         metrics::line(&mut out, "tavi_subscriptions", subscriptions);
         metrics::family(&mut out, "tavi_retained", "gauge", "Topics with a retained value.");

@@ -60,7 +60,7 @@ async fn execute(command: UserCommand) -> Result<()> {
 
 enum Reached {
     Running(Client),
-    Closed(Closed),
+    Closed(Box<Closed>),
 }
 
 /// A data folder that no broker uses; locked.
@@ -82,7 +82,7 @@ async fn reach(place: &Place) -> Result<Reached> {
     }
     let lock = data::lock(&place.data).context("no broker answers on its admin socket, and the data folder is not free")?;
     let args = ServeArgs { data: Some(place.data.clone()), ..ServeArgs::default() };
-    Ok(Reached::Closed(Closed { config: Config::load(&args)?, _lock: lock }))
+    Ok(Reached::Closed(Box::new(Closed { config: Config::load(&args)?, _lock: lock })))
 }
 
 impl Closed {
