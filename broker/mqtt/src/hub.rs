@@ -170,6 +170,13 @@ enum Due {
     Will { key: Key, generation: u64, principal: Principal, will: Box<Will> },
 }
 
+/// A connection's turn at a durable session that was there before.
+struct Turn {
+    seat: Arc<KeptSeat>,
+    wish: u64,
+    pen: OwnedMutexGuard<()>,
+}
+
 /// What a connection finds at its seat: the mailbox, the QoS 2 publishes not released, the right to go on.
 fn sit_down(
     seat: &Seat,
@@ -269,12 +276,11 @@ impl Hub {
     pub async fn enter(&self, principal: &Principal, connect: &mut Connect) -> Result<Entered, Reason> {
         let key: Key = (principal.subject().into(), connect.client_id.as_str().into());
         loop {
-            let turn = self.displace(&key, connect.clean);
-            let pen = match &turn {
-                Some((seat, _)) => Some(seat.pen().lock_owned().await),
+            let turn = match self.displace(&key, connect.clean) {
+                Some((seat, wish)) => Some(Turn { pen: seat.pen().lock_owned().await, seat, wish }),
                 None => None,
             };
-            if let Some(entered) = self.try_enter(principal, connect, &key, (turn, pen))? {
+            if let Some(entered) = self.try_enter(principal, connect, &key, turn)? {
                 return Ok(entered);
             }
         }
@@ -300,11 +306,11 @@ impl Hub {
         principal: &Principal,
         connect: &mut Connect,
         key: &Key,
-        (turn, pen): (Option<(Arc<KeptSeat>, u64)>, Option<OwnedMutexGuard<()>>),
+        turn: Option<Turn>,
     ) -> Result<Option<Entered>, Reason> {
         let mut entries = self.entries.lock();
         let there = entries.get(key).and_then(|entry| entry.seat.kept()).filter(|_| !connect.clean);
-        if there.map(Arc::as_ptr) != turn.as_ref().map(|(seat, _)| Arc::as_ptr(seat)) {
+        if there.map(Arc::as_ptr) != turn.as_ref().map(|turn| Arc::as_ptr(&turn.seat)) {
             return Ok(None);
         }
         let owner = Owner::mqtt(&key.0, &key.1);
@@ -329,8 +335,9 @@ impl Hub {
             None => {}
         }
         let has_will = will.is_some();
-        let (mailbox, held, pen) = sit_down(&seat, pen);
-        if turn.is_some_and(|(seat, wish)| seat.is_outdated(wish)) {
+        let outdated = turn.as_ref().is_some_and(|turn| turn.seat.is_outdated(turn.wish));
+        let (mailbox, held, pen) = sit_down(&seat, turn.map(|turn| turn.pen));
+        if outdated {
             // Somebody came while this one waited, and waits now.
             mailbox.close(Closed::Replaced);
         }

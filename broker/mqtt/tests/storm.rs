@@ -232,8 +232,6 @@ async fn released<T>(store: &MemoryStore, work: impl Future<Output = T>) -> T {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
-
     #[test]
     fn qos_2_comes_exactly_once(weather in proptest::collection::vec((0u8..20, any::<u8>()), 0..150)) {
         let mut storm = Storm::new(2);
