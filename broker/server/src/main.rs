@@ -8,6 +8,7 @@ mod front;
 mod limits;
 mod listen;
 mod logs;
+mod memory;
 mod people;
 mod serve;
 mod signals;
@@ -23,8 +24,8 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = match cli.command {
-        None => serve::run(&cli.serve),
-        Some(Command::Serve(args)) => serve::run(&args),
+        None => serve(&cli.serve),
+        Some(Command::Serve(args)) => serve(&args),
         Some(Command::User { command }) => users::run(command),
         Some(Command::Store { command }) => stored::run(command),
     };
@@ -35,4 +36,9 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn serve(args: &cli::ServeArgs) -> anyhow::Result<()> {
+    memory::watch();
+    serve::run(args)
 }

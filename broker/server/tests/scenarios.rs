@@ -1,4 +1,6 @@
-//! The end-to-end tests: each scenario file is played against the real program.
+//! The end-to-end tests, against the real program: each scenario file is played, and the floods.
+
+mod floods;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
