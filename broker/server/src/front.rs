@@ -14,8 +14,8 @@ use tavi_web::{
     Limits,
     http::{Health, Pages},
 };
+use tavi_xmpp_proto::{Element, ns};
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
-use tokio_rustls::TlsAcceptor;
 
 /// What the front ends are made of.
 pub struct Start<'a> {
@@ -68,7 +68,9 @@ fn xmpp(start: &Start<'_>) -> Arc<tavi_xmpp::Xmpp> {
         direct: start.tls.xmpps.clone(),
         certificate: start.tls.certificate.clone(),
     };
-    tavi_xmpp::Xmpp::new(start.node.clone(), Some(tls), start.config.limits.xmpp(), Vec::new())
+    // RFC 6121 §3.4.1: the subscription module takes approvals beforehand.
+    let features = vec![Element::new(ns::PRE_APPROVAL, "sub")];
+    tavi_xmpp::Xmpp::new(start.node.clone(), Some(tls), start.config.limits.xmpp(), features)
 }
 
 impl Fronts {
@@ -80,9 +82,9 @@ impl Fronts {
                 self.tasks.spawn(tavi_web::http::serve(listener, site(), Limits::default(), stopped));
             }
             Key::Https => {
-                let acceptor = TlsAcceptor::from(start.tls.https.load_full());
+                let listener = tavi_web::Tls::new(listener, start.tls.https.clone());
                 let stopped = self.stopped();
-                self.tasks.spawn(tavi_web::http::serve(tavi_web::Tls::new(listener, acceptor), site(), Limits::default(), stopped));
+                self.tasks.spawn(tavi_web::http::serve(listener, site(), Limits::default(), stopped));
             }
             Key::Mqtt => {
                 self.tasks.spawn(self.mqtt.clone().listen(listener));
@@ -155,20 +157,21 @@ impl Pages for Site {
 
 fn commit_metrics(out: &mut String, stats: &CommitStats) {
     metrics::family(out, "tavi_commit_seconds", "histogram", "From handing a commit in to its being on disk.");
-    histogram(out, "tavi_commit_seconds", &stats.latency_us, 1e-6);
+    histogram(out, "tavi_commit_seconds", &stats.latency_us, 1e6);
     metrics::family(out, "tavi_commit_batch", "histogram", "Commits that shared one flush.");
     histogram(out, "tavi_commit_batch", &stats.batch, 1.0);
     metrics::family(out, "tavi_commits_waiting", "gauge", "Commits handed in and not yet on disk.");
     metrics::line(out, "tavi_commits_waiting", stats.waiting);
 }
 
-fn histogram(out: &mut String, name: &str, histogram: &Histogram, unit: f64) {
+/// `per_unit` is how many of the histogram's units make one of the metric's.
+fn histogram(out: &mut String, name: &str, histogram: &Histogram, per_unit: f64) {
     let mut below = 0;
     for (n, count) in histogram.counts.iter().enumerate() {
         below += count;
-        let bound = histogram.bounds.get(n).map_or("+Inf".to_owned(), |bound| (*bound as f64 * unit).to_string());
+        let bound = histogram.bounds.get(n).map_or("+Inf".to_owned(), |bound| (*bound as f64 / per_unit).to_string());
         metrics::line(out, &format!("{name}_bucket{{le=\"{bound}\"}}"), below);
     }
-    metrics::line(out, &format!("{name}_sum"), histogram.sum as f64 * unit);
+    metrics::line(out, &format!("{name}_sum"), histogram.sum as f64 / per_unit);
     metrics::line(out, &format!("{name}_count"), below);
 }

@@ -42,7 +42,10 @@ impl Outcome {
 async fn execute(command: StoreCommand) -> Result<(Place, Outcome)> {
     Ok(match command {
         StoreCommand::Export { file, place } => (place.clone(), export_to(&file, &Closed::take(&place)?).await?),
-        StoreCommand::Import { file, place } => (place.clone(), import_from(&file, &Closed::take(&place)?).await?),
+        StoreCommand::Import { file, place } => {
+            let input = File::open(&file).with_context(|| format!("cannot read {}", file.display()))?;
+            (place.clone(), import_from(&file, input, &Closed::take(&place)?).await?)
+        }
         StoreCommand::Check { place } => (place.clone(), check(&Closed::take(&place)?)?),
         StoreCommand::Migrate { to, place } => (place.clone(), migrate(&to, &Closed::take(&place)?).await?),
     })
@@ -91,8 +94,7 @@ async fn export_to(path: &Path, closed: &Closed) -> Result<Outcome> {
     Ok(counted("exported", done, path))
 }
 
-async fn import_from(path: &Path, closed: &Closed) -> Result<Outcome> {
-    let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+async fn import_from(path: &Path, file: File, closed: &Closed) -> Result<Outcome> {
     let options = closed.options(closed.config.engine.unwrap_or(tavi_store_kv::Engine::Sled));
     let store = closed.config.store_path();
     let mut told = |progress| told("imported", progress);

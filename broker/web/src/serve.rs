@@ -7,6 +7,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -18,6 +19,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::server::TlsStream;
 
 use crate::reply::Reply;
@@ -91,13 +93,14 @@ impl Listener for UnixListener {
 /// A TCP listener whose connections begin with a TLS handshake.
 pub struct Tls {
     listener: TcpListener,
-    acceptor: TlsAcceptor,
+    config: Arc<ArcSwap<ServerConfig>>,
 }
 
 impl Tls {
-    /// The configuration is the caller's; if it names ALPN protocols, `http/1.1` has to be among them (RFC 7301 §6).
-    pub fn new(listener: TcpListener, acceptor: TlsAcceptor) -> Self {
-        Self { listener, acceptor }
+    /// The configuration is the caller's, who may exchange it while this runs; if it names ALPN protocols, `http/1.1`
+    /// has to be among them (RFC 7301 §6).
+    pub fn new(listener: TcpListener, config: Arc<ArcSwap<ServerConfig>>) -> Self {
+        Self { listener, config }
     }
 }
 
@@ -110,7 +113,7 @@ impl Listener for Tls {
     }
 
     async fn secure(&self, raw: TcpStream) -> io::Result<TlsStream<TcpStream>> {
-        self.acceptor.accept(raw).await
+        TlsAcceptor::from(self.config.load_full()).accept(raw).await
     }
 }
 

@@ -117,7 +117,7 @@ async fn https_serves_the_same_pages() {
         rustls::ServerConfig::builder().with_no_client_auth().with_single_cert(vec![certificate.clone()], key).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let tls = Tls::new(listener, Arc::new(config).into());
+    let tls = Tls::new(listener, Arc::new(arc_swap::ArcSwap::from_pointee(config)));
     let _stop = Stop::spawn(|stop| serve(tls, Arc::new(Site(Health::Good)), Limits::default(), stop));
 
     let mut roots = rustls::RootCertStore::empty();
