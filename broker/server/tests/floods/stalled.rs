@@ -1,0 +1,122 @@
+//! Receivers that stop reading: whoever sends to them does not wait, and what waits for them is bounded.
+
+use tavi_testkit::Broker;
+use tavi_testkit::mqtt::MqttClient;
+use tavi_testkit::xmpp::XmppClient;
+
+use super::link::Link;
+use super::people::{self, body, message, payload, publication};
+use super::{Memory, connections, eventually, flooded};
+
+/// 1 MiB may wait for one client, and 16 deliveries may be on their way to it.
+const MQTT: &str = "[limits.mqtt]\nqueue_bytes = 1048576\nin_flight = 16\n";
+/// 1 MiB may wait for one session.
+const XMPP: &str = "[limits.xmpp]\ninbox_bytes = 1048576\n";
+
+const PUBLICATIONS: u32 = 1_000;
+const PAYLOAD: usize = 32 * 1024;
+const MESSAGES: usize = 600;
+const BODY: usize = 16 * 1024;
+
+/// What a stalled receiver may cost, in KiB: its queue, what is being written, the store's part; a fraction of what is sent.
+const ALLOWED_KIB: u64 = 10 * 1024;
+
+/// MQTT 5 §4.3.1: at QoS 0 what does not fit is lost, the oldest first, and counted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stalled_qos_0_subscriber_loses_the_oldest() {
+    let (broker, _turn) = flooded(MQTT).await;
+    let (screen, link, sensor) = stalled_subscriber(&broker, 0).await;
+    let memory = Memory::of(&broker);
+    for n in 0..PUBLICATIONS {
+        sensor.publish(publication("u/reader/t", 1, numbered(n))).await.unwrap();
+    }
+    let grown = memory.grown(&broker);
+    assert!(grown < ALLOWED_KIB, "{grown} KiB for a subscriber that does not read");
+    let dropped = broker.metric("tavi_messages_total").unwrap();
+    assert!(dropped > 0.0, "drops are counted");
+    link.resume();
+    let mut seen = 0;
+    while number(&payload(&screen).await) != PUBLICATIONS - 1 {
+        seen += 1;
+    }
+    assert!(seen < PUBLICATIONS - 1, "nothing was dropped: the test shows nothing");
+    println!("{grown} KiB; {} of {PUBLICATIONS} came", seen + 1);
+}
+
+/// semantics.md, order: a clean session that does not take its QoS 1 deliveries is closed, nobody waits for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stalled_qos_1_subscriber_is_closed() {
+    let (broker, _turn) = flooded(MQTT).await;
+    let (_screen, _link, sensor) = stalled_subscriber(&broker, 1).await;
+    let memory = Memory::of(&broker);
+    for n in 0..PUBLICATIONS {
+        sensor.publish(publication("u/reader/t", 1, numbered(n))).await.unwrap();
+    }
+    let grown = memory.grown(&broker);
+    assert!(grown < ALLOWED_KIB, "{grown} KiB for a subscriber that does not read");
+    eventually("only the publisher is left", || async { connections(&broker) == 1 }).await;
+    println!("{grown} KiB");
+}
+
+/// semantics.md, order: the stream of a stalled session ends, and its messages are kept for the next one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stalled_xmpp_session_keeps_its_messages_offline() {
+    let (broker, _turn) = flooded(XMPP).await;
+    people::settle_in(&broker);
+    let address = broker.address("xmpp").unwrap();
+    let caller = people::xmpp(address, "caller").await;
+    caller.manage_stream().await.unwrap();
+    // Once to somebody who is away: the store's cache has its size then.
+    send_all(&caller).await;
+    take_all(people::xmpp(address, "reader").await).await;
+    let link = Link::to(address).await;
+    let reader = people::xmpp(link.address, "reader").await;
+    reader.manage_stream().await.unwrap();
+    link.stall();
+    let memory = Memory::of(&broker);
+    send_all(&caller).await;
+    let grown = memory.grown(&broker);
+    assert!(grown < ALLOWED_KIB, "{grown} KiB for a session that does not read");
+    println!("{grown} KiB");
+    eventually("only the sender is left", || async { connections(&broker) == 1 }).await;
+    take_all(people::xmpp(address, "reader").await).await;
+}
+
+/// Sends the messages; done when all are acknowledged.
+async fn send_all(caller: &XmppClient) {
+    let filling = "x".repeat(BODY);
+    for n in 0..MESSAGES {
+        caller.send(&message("reader@localhost", &format!("{n} {filling}"))).unwrap();
+    }
+    caller.acknowledged().await.unwrap();
+}
+
+/// All messages, in order.
+async fn take_all(reader: XmppClient) {
+    for n in 0..MESSAGES {
+        let body = body(&reader).await;
+        assert!(body.starts_with(&format!("{n} ")), "{} instead of {n}", &body[..4]);
+    }
+    reader.close().await.unwrap();
+}
+
+/// A subscriber behind a link that stands still, and who publishes to it.
+async fn stalled_subscriber(broker: &Broker, qos: u8) -> (MqttClient, Link, MqttClient) {
+    people::settle_in(broker);
+    let (address, link) = (broker.address("mqtt").unwrap(), Link::to(broker.address("mqtt").unwrap()).await);
+    let (sensor, screen) =
+        (people::mqtt(address, "reader", "sensor").await, people::mqtt(link.address, "reader", "screen").await);
+    screen.subscribe("u/reader/#", qos).await.unwrap();
+    link.stall();
+    (screen, link, sensor)
+}
+
+fn numbered(n: u32) -> Vec<u8> {
+    let mut payload = n.to_be_bytes().to_vec();
+    payload.resize(PAYLOAD, 0);
+    payload
+}
+
+fn number(payload: &[u8]) -> u32 {
+    u32::from_be_bytes(payload[..4].try_into().unwrap())
+}
