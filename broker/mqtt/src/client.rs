@@ -368,7 +368,8 @@ impl Client {
     /// What subscriptions and the retained values that they find may take is bounded for a client that reads nothing.
     fn is_over_quota(&self, done: &Subscribed) -> bool {
         let (config, waiting) = (self.hub.config(), self.waiting.len() - self.next + done.retained.len());
-        self.place.filter_count() >= config.max_subscriptions || waiting > config.queue_messages
+        let filters = self.place.filter_count().max(done.grants.len());
+        filters >= config.max_subscriptions || waiting > config.queue_messages
     }
 
     /// Retained values at QoS 1 and 2 are promised as any other delivery, so a durable session gets rows for them.
@@ -403,7 +404,9 @@ impl Client {
             if let (Err(error), Version::V4) = (check_filter(filter), self.version()) {
                 return Err(Fault::Filter(error));
             }
-            let found = self.hub.node().parts.topics.unsubscribe(self.place.seat.id(), filter);
+            // Asked here first: a change of subscriptions costs all publishers something.
+            let found =
+                self.place.has_filter(filter) && self.hub.node().parts.topics.unsubscribe(self.place.seat.id(), filter);
             if found {
                 self.place.remove_filter(filter, &mut ops);
             }

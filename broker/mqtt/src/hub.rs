@@ -125,6 +125,14 @@ impl Place {
         }
     }
 
+    /// Whether the session has that subscription.
+    pub fn has_filter(&self, filter: &str) -> bool {
+        match &self.seat {
+            Seat::Live(_) => self.filters.iter().any(|f| **f == *filter),
+            Seat::Kept(seat) => seat.has_filter(filter),
+        }
+    }
+
     /// Notes a subscription; what has to be saved for it is added to `ops`.
     pub fn add_filter(&mut self, filter: &str, options: SubOptions, ops: &mut Vec<Op>) {
         match &self.seat {
@@ -340,6 +348,9 @@ impl Hub {
         if outdated {
             // Somebody came while this one waited, and waits now.
             mailbox.close(Closed::Replaced);
+        }
+        if self.is_stopping() {
+            mailbox.close(Closed::Shutdown);
         }
         entries.insert(key.clone(), Entry { seat: seat.clone(), mailbox: Some(mailbox.clone()), generation, has_will });
         let ticket = self.commit(&owner, ops);

@@ -280,6 +280,11 @@ impl KeptSeat {
         self.kept.lock().filters.remove(filter);
     }
 
+    /// Whether there is that subscription.
+    pub fn has_filter(&self, filter: &str) -> bool {
+        self.kept.lock().filters.contains_key(filter)
+    }
+
     /// All subscriptions.
     pub fn filters(&self) -> Vec<(Box<str>, SubOptions)> {
         self.kept.lock().filters.iter().map(|(filter, options)| (filter.clone(), *options)).collect()

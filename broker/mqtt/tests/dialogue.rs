@@ -526,6 +526,19 @@ async fn illegal_topics_and_filters_are_refused() {
 }
 
 #[tokio::test]
+async fn subscriptions_are_bounded() {
+    let world = World::with(Config { max_subscriptions: 2, ..Config::default() }).await;
+    let mut reader = world.new_style("reader", clean()).await;
+    for id in 1..=3 {
+        reader.subscribes(id, &format!("home/{id}"), 0);
+    }
+    assert_eq!(reader.hears()[1..], ["SUBACK #1 [00]", "SUBACK #2 [00]", "SUBACK #3 [97]"]);
+    let mut greedy = world.new_style("greedy", clean()).await;
+    greedy.says(b"\x82\x1b\0\x01\0\0\x05yes/a\0\0\x05yes/b\0\0\x05yes/c\0");
+    assert_eq!(greedy.hears()[1..], ["SUBACK #1 [87, 87, 97]"]);
+}
+
+#[tokio::test]
 async fn a_subscription_identifier_is_refused_as_connack_said() {
     let world = World::new().await;
     let mut new = world.new_style("new", clean()).await;
