@@ -185,7 +185,8 @@ pub trait Service: Send + Sync {
     }
 }
 
-type ErasedHandle = Box<dyn Fn(Head, &Element, Option<Arc<Account>>) -> BoxFuture<'static, Result<Reply, StanzaError>> + Send + Sync>;
+type ErasedHandle =
+    Box<dyn Fn(Head, &Element, Option<Arc<Account>>) -> BoxFuture<'static, Result<Reply, StanzaError>> + Send + Sync>;
 
 /// Why a registration is refused: two owners of one thing are a mistake of the start-up list.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -287,7 +288,12 @@ impl Registry {
     }
 
     /// Answers an IQ of type get or set.
-    pub(crate) fn answer(&self, head: Head, payload: &Element, account: Option<Arc<Account>>) -> BoxFuture<'static, Result<Reply, StanzaError>> {
+    pub(crate) fn answer(
+        &self,
+        head: Head,
+        payload: &Element,
+        account: Option<Arc<Account>>,
+    ) -> BoxFuture<'static, Result<Reply, StanzaError>> {
         // Both strings are looked up by value: the static keys compare as strings.
         let found = self.iq.iter().find(|((ns, name), _)| payload.is(ns, name));
         match found {

@@ -50,7 +50,12 @@ pub struct Attempt<'a> {
 /// Checks signed device tokens; enrolment implements it, so that the core needs to know no device keys.
 pub trait Tokens: Send + Sync {
     /// Whether `token` is a device's, valid now for `audience`, and used for the first time.
-    fn verify<'a>(&'a self, device: &'a BareJid, token: &'a [u8], audience: &'a str) -> crate::hooks::BoxFuture<'a, bool>;
+    fn verify<'a>(
+        &'a self,
+        device: &'a BareJid,
+        token: &'a [u8],
+        audience: &'a str,
+    ) -> crate::hooks::BoxFuture<'a, bool>;
 }
 
 /// Password checks that run at the same time; each costs milliseconds of a core.

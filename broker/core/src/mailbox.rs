@@ -97,7 +97,8 @@ impl<T: Weigh> Mailbox<T> {
         }
         let weight = item.weight();
         let mut dropped = 0;
-        while !state.items.is_empty() && (state.items.len() >= self.max_items || state.bytes + weight > self.max_bytes) {
+        while !state.items.is_empty() && (state.items.len() >= self.max_items || state.bytes + weight > self.max_bytes)
+        {
             let made_room = overflow == Overflow::DropOldest && state.drop_oldest();
             if !made_room {
                 let waker = if overflow.cuts_off() { state.close(Closed::Overflow) } else { None };

@@ -133,7 +133,12 @@ impl Grant {
     fn decode(id: &str, value: &[u8]) -> Option<Grant> {
         let mut fields = std::str::from_utf8(value).ok()?.splitn(3, '\n');
         let (subject, actions, filter) = (fields.next()?, fields.next()?, fields.next()?);
-        Some(Grant { id: id.parse().ok()?, subject: subject.into(), actions: actions.parse().ok()?, filter: filter.into() })
+        Some(Grant {
+            id: id.parse().ok()?,
+            subject: subject.into(),
+            actions: actions.parse().ok()?,
+            filter: filter.into(),
+        })
     }
 }
 
@@ -204,8 +209,11 @@ impl Permit {
     /// The grants of one subject or of all.
     pub fn list(&self, subject: Option<&str>) -> Vec<Grant> {
         let rules = self.rules.load();
-        let mut all: Vec<Grant> =
-            rules.iter().filter(|(s, _)| subject.is_none_or(|want| &***s == want)).flat_map(|(_, g)| g.clone()).collect();
+        let mut all: Vec<Grant> = rules
+            .iter()
+            .filter(|(s, _)| subject.is_none_or(|want| &***s == want))
+            .flat_map(|(_, g)| g.clone())
+            .collect();
         all.sort_by_key(|grant| grant.id);
         all
     }

@@ -1,7 +1,7 @@
 //! Who acts: people, devices, bots and the nameless; and the hosts that they live on.
 
-use tavi_xmpp_proto::jid::{BareJid, Jid};
 use std::fmt;
+use tavi_xmpp_proto::jid::{BareJid, Jid};
 
 /// Who is behind a session or a publication.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -239,7 +239,9 @@ impl Router {
             (Some(session), _) => vec![session.inbox.clone()],
             (None, StanzaType::Presence(_)) if to.is_bare() => state.available().map(inbox).collect(),
             // RFC 6121 §8.5.3.2.1: one for a session that went away is ignored.
-            (None, StanzaType::Message(MessageType::Headline)) if to.is_bare() => state.receivers().map(inbox).collect(),
+            (None, StanzaType::Message(MessageType::Headline)) if to.is_bare() => {
+                state.receivers().map(inbox).collect()
+            }
             (None, StanzaType::Message(MessageType::Chat | MessageType::Normal)) => {
                 let inboxes: Vec<_> = state.receivers().map(inbox).collect();
                 if inboxes.is_empty() {
@@ -263,8 +265,17 @@ impl Router {
     }
 
     /// A message from a sender with stream management gets a row before it counts as handled (semantics.md).
-    fn keep_row(&self, mut env: Envelope, (account, state): (&Arc<Account>, &mut AccountState), run: &mut Run) -> Envelope {
-        if !is_lasting(&env) || env.meta.origin != Origin::Managed || env.meta.queued.is_some() || env.has(ns::HINTS, "no-store") {
+    fn keep_row(
+        &self,
+        mut env: Envelope,
+        (account, state): (&Arc<Account>, &mut AccountState),
+        run: &mut Run,
+    ) -> Envelope {
+        if !is_lasting(&env)
+            || env.meta.origin != Origin::Managed
+            || env.meta.queued.is_some()
+            || env.has(ns::HINTS, "no-store")
+        {
             return env;
         }
         let id = env.meta.place;
@@ -460,7 +471,11 @@ impl Router {
             let mut state = bound.account.lock();
             if state.session(bound.id).is_some() {
                 for hook in &self.registry.on_session {
-                    hook.on_session(SessionEvent::Ended, bound.id, &mut self.place(&bound.account, &mut state, &mut fx));
+                    hook.on_session(
+                        SessionEvent::Ended,
+                        bound.id,
+                        &mut self.place(&bound.account, &mut state, &mut fx),
+                    );
                 }
                 state.sessions.retain(|session| session.id != bound.id);
             }

@@ -100,7 +100,7 @@ pub struct Draft {
 pub struct Subscribed {
     /// Whether this subscriber already had this filter.
     pub existed: bool,
-    /// Retained values that the filter matches, in topic order; asked for by [`Topics::subscribe`]'s caller.
+    /// Retained values that the filter matches and the subscriber may retrieve, in topic order.
     pub retained: Vec<Arc<Publication>>,
 }
 
@@ -207,7 +207,10 @@ impl Topics {
         let matches = self.matches(&mut state, &publication.topic);
         let mut ticket = Ticket::done();
         if publication.retain {
-            ticket.wait_for(self.store.commit(&Owner::topic(&publication.topic), vec![retained_op(&publication), Op::Drawn { id: publication.id }]));
+            ticket.wait_for(self.store.commit(
+                &Owner::topic(&publication.topic),
+                vec![retained_op(&publication), Op::Drawn { id: publication.id }],
+            ));
         }
         for m in matches.iter().filter(|m| m.wants(&publication)) {
             if let Some((owner, ops)) = m.subscriber.store(&publication, &m.options) {
@@ -237,7 +240,10 @@ impl Topics {
             return Err(Refusal::Forbidden);
         }
         let existed = self.restore(subscriber, filter, options);
-        Ok(Subscribed { existed, retained: self.retained(filter) })
+        let mut retained = self.retained(filter);
+        // Reading what is retained is an action of its own (semantics.md, permissions).
+        retained.retain(|p| self.permit.may(who, Action::Retrieve, &p.topic));
+        Ok(Subscribed { existed, retained })
     }
 
     /// Puts a subscription back that was permitted before a restart; each delivery asks the access model all the
@@ -570,6 +576,17 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn who_may_only_subscribe_does_not_get_what_is_retained() {
+        let world = world().await;
+        world.publish("romeo", "u/romeo/a", "kept", true).await.unwrap();
+        world.grant("juliet@localhost", "subscribe", "u/romeo/#").await;
+        let (_, handle) = world.reader("juliet", false);
+        assert!(world.topics.subscribe(&handle, "u/romeo/+", SubOptions::default()).unwrap().retained.is_empty());
+        world.grant("juliet@localhost", "retrieve", "u/romeo/a").await;
+        assert_eq!(world.topics.subscribe(&handle, "u/romeo/+", SubOptions::default()).unwrap().retained.len(), 1);
+    }
+
+    #[tokio::test]
     async fn retained_values_survive_a_restart_and_end_when_cleared() {
         let world = world().await;
         world.publish("romeo", "u/romeo/a", "kept", true).await.unwrap();
@@ -603,7 +620,8 @@ mod tests {
     #[tokio::test]
     async fn an_older_publication_that_lands_late_changes_no_value() {
         let world = world().await;
-        let draft = |v: &'static str| Draft { topic: "u/romeo/a".into(), payload: v.into(), retain: true, ..Draft::default() };
+        let draft =
+            |v: &'static str| Draft { topic: "u/romeo/a".into(), payload: v.into(), retain: true, ..Draft::default() };
         let first = world.topics.publish(&who("romeo"), draft("old")).unwrap();
         let second = world.topics.publish(&who("romeo"), draft("new")).unwrap();
         second.complete().await.unwrap();

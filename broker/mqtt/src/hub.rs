@@ -620,6 +620,12 @@ impl Hub {
         *self.stop.borrow()
     }
 
+    /// Publications that wait in memory for connected clients, all together.
+    pub fn waiting(&self) -> usize {
+        let mailboxes: Vec<_> = self.entries.lock().values().filter_map(|entry| entry.mailbox.clone()).collect();
+        mailboxes.iter().map(|mailbox| mailbox.len()).sum()
+    }
+
     /// Open connections.
     pub fn connections(&self) -> usize {
         *self.connections.borrow()

@@ -11,7 +11,8 @@ use tavi_store_kv::{Engine, Options};
 #[expect(clippy::print_stdout, reason = "a bench prints its figures")]
 async fn main() -> anyhow::Result<()> {
     let mut args = std::env::args().skip(1);
-    let engine: Engine = args.next().unwrap_or_else(|| "sled".into()).parse().map_err(|_| anyhow::anyhow!("sled or fjall"))?;
+    let engine: Engine =
+        args.next().unwrap_or_else(|| "sled".into()).parse().map_err(|_| anyhow::anyhow!("sled or fjall"))?;
     let count: usize = args.next().map_or(Ok(5_000), |n| n.parse())?;
     let folder = tempfile::tempdir()?;
     let store = tavi_store_kv::open(&folder.path().join("store"), &Options { engine, ..Options::default() })?;
@@ -35,7 +36,10 @@ async fn main() -> anyhow::Result<()> {
         next(&mut window).await?;
     }
     let pipelined = rate(count, start);
-    println!("{engine}: one sender, 300-byte retained values, durable: {alone:.0}/s one at a time, {pipelined:.0}/s pipelined ({:.1}x)", pipelined / alone);
+    println!(
+        "{engine}: one sender, 300-byte retained values, durable: {alone:.0}/s one at a time, {pipelined:.0}/s pipelined ({:.1}x)",
+        pipelined / alone
+    );
     Ok(())
 }
 

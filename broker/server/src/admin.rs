@@ -13,8 +13,8 @@ use tavi_core::{
 use tavi_enrol::{
     DeviceId,
     admin::{
-        AddedDevice, ApiError, DeviceList, DeviceRow, ErrorCode, GrantList, GrantRow, NewDevice, NewGrant, NewPassword, NewUser,
-        Removed, Status, UserList, UserPassword,
+        AddedDevice, ApiError, DeviceList, DeviceRow, ErrorCode, GrantList, GrantRow, NewDevice, NewGrant, NewPassword,
+        NewUser, Removed, Status, UserList, UserPassword,
     },
     device::{DeviceRecord, DeviceState},
     grant::Grant,
@@ -60,13 +60,24 @@ impl Office {
             tavi_enrol::device::CredentialKind::Ed25519 { key } => Some(key),
             _ => None,
         });
-        let public_key = key.ok_or_else(|| ApiError::new(ErrorCode::Internal, format!("device {} has no key", record.id)))?;
-        Ok(DeviceRow { id: record.id, jid, name: record.name, state: record.state, public_key, created: record.created })
+        let public_key =
+            key.ok_or_else(|| ApiError::new(ErrorCode::Internal, format!("device {} has no key", record.id)))?;
+        Ok(DeviceRow {
+            id: record.id,
+            jid,
+            name: record.name,
+            state: record.state,
+            public_key,
+            created: record.created,
+        })
     }
 
     async fn known_device(&self, id: DeviceId) -> Outcome<DeviceRecord> {
         let record = device_record(&self.parts, &self.device_jid(id)?).await;
-        record.ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("there is no device {id}")).hint("tavi-fleet device list shows them"))
+        record.ok_or_else(|| {
+            ApiError::new(ErrorCode::NotFound, format!("there is no device {id}"))
+                .hint("tavi-fleet device list shows them")
+        })
     }
 
     async fn check_new(&self, record: &DeviceRecord) -> Outcome<()> {
@@ -79,7 +90,10 @@ impl Office {
                 return Err(ApiError::new(ErrorCode::Conflict, format!("the device {} exists already", known.id)));
             }
             if record.name.is_some() && known.name == record.name {
-                return Err(ApiError::new(ErrorCode::Conflict, format!("the device {} has that name already", known.id)));
+                return Err(ApiError::new(
+                    ErrorCode::Conflict,
+                    format!("the device {} has that name already", known.id),
+                ));
             }
         }
         Ok(())
@@ -175,7 +189,10 @@ impl Admin for Office {
         let number: Option<u64> = id.parse().ok();
         let (removed, commit) = self.parts.permit.remove(|grant| Some(grant.id) == number);
         commit.await.map_err(store_failed)?;
-        let none = || ApiError::new(ErrorCode::NotFound, format!("there is no grant {id:?}")).hint("tavi-fleet grant list shows them");
+        let none = || {
+            ApiError::new(ErrorCode::NotFound, format!("there is no grant {id:?}"))
+                .hint("tavi-fleet grant list shows them")
+        };
         grant_row(removed.first().ok_or_else(none)?)
     }
 }

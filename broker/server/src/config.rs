@@ -65,7 +65,9 @@ pub fn parse_addresses(text: &str) -> Result<Addresses> {
     }
     match text.parse::<SocketAddr>() {
         Ok(address) => Ok(vec![address]),
-        Err(_) => bail!("{text:?} is no place to listen: write ADDR:PORT such as 0.0.0.0:5222 or [::]:5222, localhost:PORT, or off"),
+        Err(_) => bail!(
+            "{text:?} is no place to listen: write ADDR:PORT such as 0.0.0.0:5222 or [::]:5222, localhost:PORT, or off"
+        ),
     }
 }
 
@@ -178,7 +180,8 @@ impl Config {
         let domain = args.domain.as_deref().or(file.domain.as_deref()).unwrap_or("localhost");
         let hosts = Hosts::new(domain).with_context(|| format!("{domain:?} is no domain name"))?;
         let engine = file.store.engine.as_deref();
-        let engine = engine.map(|name| name.parse().map_err(|_| anyhow::anyhow!("[store] engine = {name:?}: use sled or fjall")));
+        let engine = engine
+            .map(|name| name.parse().map_err(|_| anyhow::anyhow!("[store] engine = {name:?}: use sled or fjall")));
         let certificate = match (file.tls.certificate, file.tls.key) {
             (Some(certificate), Some(key)) => Some((certificate, key)),
             (None, None) => None,
@@ -222,7 +225,11 @@ fn read_file(path: &Path) -> Result<File> {
 fn parse(text: &str) -> Result<File> {
     toml::from_str(text).map_err(|error| {
         let suggestion = suggestion(error.message());
-        anyhow::anyhow!("{}{}", error.to_string().trim_end(), suggestion.map(|s| format!("\ndid you mean `{s}`?")).unwrap_or_default())
+        anyhow::anyhow!(
+            "{}{}",
+            error.to_string().trim_end(),
+            suggestion.map(|s| format!("\ndid you mean `{s}`?")).unwrap_or_default()
+        )
     })
 }
 
@@ -349,7 +356,12 @@ mod tests {
     #[test]
     fn the_template_is_right_as_it_stands_and_with_its_comments_taken_off() {
         parse(TEMPLATE).unwrap();
-        let open: String = TEMPLATE.lines().map(|l| l.strip_prefix('#').filter(|l| l.contains(" = ") && !l.starts_with(' ')).unwrap_or(l).to_owned() + "\n").collect();
+        let open: String = TEMPLATE
+            .lines()
+            .map(|l| {
+                l.strip_prefix('#').filter(|l| l.contains(" = ") && !l.starts_with(' ')).unwrap_or(l).to_owned() + "\n"
+            })
+            .collect();
         let file = parse(&open).unwrap();
         assert_eq!(file.store.engine.as_deref(), Some("sled"));
     }

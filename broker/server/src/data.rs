@@ -18,7 +18,11 @@ pub struct Lock(#[expect(dead_code, reason = "the open file is the lock")] File)
 
 /// Makes the folder if need be and takes its lock.
 pub fn lock(data: &Path) -> Result<Lock> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(data).with_context(|| format!("cannot make {}", data.display()))?;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(data)
+        .with_context(|| format!("cannot make {}", data.display()))?;
     let path = data.join("lock");
     let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
     let file = file.with_context(|| format!("cannot open {}", path.display()))?;

@@ -50,7 +50,11 @@ pub async fn start(start: Start<'_>, open: Vec<(Key, Open)>) -> Result<Fronts> {
         match sockets {
             Open::Udp(sockets) => {
                 for socket in sockets {
-                    fronts.coap.push(tavi_coap::Endpoint::serve((&start.node.parts).into(), start.config.limits.coap(), socket)?);
+                    fronts.coap.push(tavi_coap::Endpoint::serve(
+                        (&start.node.parts).into(),
+                        start.config.limits.coap(),
+                        socket,
+                    )?);
                 }
             }
             Open::Tcp(listeners) => listeners.into_iter().for_each(|listener| fronts.listen(&start, key, listener)),
@@ -75,7 +79,8 @@ fn xmpp(start: &Start<'_>) -> Arc<tavi_xmpp::Xmpp> {
 
 impl Fronts {
     fn listen(&mut self, start: &Start<'_>, key: Key, listener: TcpListener) {
-        let site = || Arc::new(Site { node: start.node.clone(), store: start.store.clone() });
+        let mqtt = self.mqtt.clone();
+        let site = || Arc::new(Site { node: start.node.clone(), store: start.store.clone(), mqtt });
         match key {
             Key::Http => {
                 let stopped = self.stopped();
@@ -134,6 +139,7 @@ impl Fronts {
 struct Site {
     node: Node,
     store: Arc<KvStore>,
+    mqtt: Arc<tavi_mqtt::Hub>,
 }
 
 impl Pages for Site {
@@ -142,6 +148,7 @@ impl Pages for Site {
         let (subscriptions, retained) = self.node.parts.topics.counts();
         metrics::family(&mut out, "tavi_queue_length", "gauge", "What waits in memory for receivers.");
         metrics::line(&mut out, "tavi_queue_length{protocol=\"xmpp\"}", self.node.parts.sessions.waiting());
+        metrics::line(&mut out, "tavi_queue_length{protocol=\"mqtt\"}", self.mqtt.waiting());
         metrics::family(&mut out, "tavi_subscriptions", "gauge", "Topic subscriptions.");
         metrics::line(&mut out, "tavi_subscriptions", subscriptions);
         metrics::family(&mut out, "tavi_retained", "gauge", "Topics with a retained value.");
@@ -151,7 +158,11 @@ impl Pages for Site {
     }
 
     fn health(&self) -> Health {
-        if self.store.stats().failed > 0 { Health::Bad("the store has failed; see the log".into()) } else { Health::Good }
+        if self.store.stats().failed > 0 {
+            Health::Bad("the store has failed; see the log".into())
+        } else {
+            Health::Good
+        }
     }
 }
 

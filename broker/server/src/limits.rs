@@ -108,7 +108,8 @@ mod tests {
 
     #[test]
     fn what_is_set_is_used_and_the_rest_keeps_its_default() {
-        let limits: Limits = toml::from_str("[xmpp]\nlogin_seconds = 3\nstanza_bytes = 1\n[mqtt]\nin_flight = 7\n").unwrap();
+        let limits: Limits =
+            toml::from_str("[xmpp]\nlogin_seconds = 3\nstanza_bytes = 1\n[mqtt]\nin_flight = 7\n").unwrap();
         assert_eq!(limits.xmpp().login_deadline, Duration::from_secs(3));
         assert_eq!(limits.xmpp().stanza.stanza, LEAST_STANZA);
         assert_eq!(limits.mqtt().in_flight, 7);

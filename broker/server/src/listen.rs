@@ -53,7 +53,8 @@ fn open_key(key: Key, addresses: &Addresses) -> Result<Vec<Socket>> {
 }
 
 fn no_ipv6(error: &std::io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::AddrNotAvailable | ErrorKind::Unsupported) || error.raw_os_error() == Some(libc::EAFNOSUPPORT)
+    matches!(error.kind(), ErrorKind::AddrNotAvailable | ErrorKind::Unsupported)
+        || error.raw_os_error() == Some(libc::EAFNOSUPPORT)
 }
 
 fn bind(key: Key, address: SocketAddr) -> std::io::Result<Socket> {
@@ -80,9 +81,9 @@ fn explain(key: Key, address: SocketAddr, error: std::io::Error) -> anyhow::Erro
         ErrorKind::AddrInUse => anyhow!(
             "{address} is in use by another program. Choose another port with --listen {key}=ADDR:PORT, let one be picked with --listen {key}={free}, or close it with --listen {key}=off"
         ),
-        ErrorKind::PermissionDenied => anyhow!(
-            "this user may not listen on {address}. Choose a port above 1023 with --listen {key}=ADDR:PORT"
-        ),
+        ErrorKind::PermissionDenied => {
+            anyhow!("this user may not listen on {address}. Choose a port above 1023 with --listen {key}=ADDR:PORT")
+        }
         _ => anyhow!(error).context(format!("cannot listen on {address}; change it with --listen {key}=ADDR:PORT")),
     }
 }

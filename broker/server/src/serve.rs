@@ -4,9 +4,7 @@ use crate::{
     admin::Office,
     cli::ServeArgs,
     config::{Config, Key},
-    data, front,
-    listen,
-    logs, people,
+    data, front, listen, logs, people,
     signals::{Signals, Wish},
     tls::Tls,
     tokens, users,
@@ -38,7 +36,11 @@ fn check(config: &Config) -> Result<()> {
     if config.certificate.is_some() {
         Tls::load(config, SystemClock.now_ms())?;
     }
-    say(&format!("the configuration is right; data folder {}, domain {}", config.data.display(), config.hosts.domain()));
+    say(&format!(
+        "the configuration is right; data folder {}, domain {}",
+        config.data.display(),
+        config.hosts.domain()
+    ));
     Ok(())
 }
 
@@ -55,7 +57,9 @@ async fn serve(config: Config) -> Result<()> {
     node.correct_states().await?;
     let addresses = listeners.addresses.clone();
     let office = Arc::new(Office::new(node.parts.clone(), addresses.clone()));
-    let fronts = front::start(front::Start { node: &node, tls: &tls, config: &config, store: &store, office }, listeners.open).await?;
+    let fronts =
+        front::start(front::Start { node: &node, tls: &tls, config: &config, store: &store, office }, listeners.open)
+            .await?;
     announce(&config, &addresses)?;
     until_stopped(&mut signals, &config, &tls, &fronts).await;
     fronts.stop().await;
@@ -83,7 +87,10 @@ async fn first_admin(parts: &Parts) -> Result<()> {
     let jid = BareJid::new("admin", parts.hosts.domain())?;
     let password = people::new_secret().map_err(|error| anyhow!("{error}"))?;
     match parts.accounts.create(&jid, password.expose(), Strength::Generated).await {
-        Ok(()) => eprintln!("made the account {jid} with the password {} (shown this once; change it with `tavi user passwd {jid}`)", password.expose()),
+        Ok(()) => eprintln!(
+            "made the account {jid} with the password {} (shown this once; change it with `tavi user passwd {jid}`)",
+            password.expose()
+        ),
         Err(tavi_core::accounts::AccountError::Exists(_)) => {}
         Err(error) => return Err(error.into()),
     }

@@ -112,16 +112,20 @@ fn check(closed: &Closed) -> Result<Outcome> {
     let json = json!({ "engine": report.engine.name(), "rows": report.rows, "problems": report.problems, "described": report.described });
     let mut text = format!("{} rows in {}, {} problems", report.rows, report.engine, report.problems);
     report.described.iter().for_each(|problem| text.push_str(&format!("\n  {problem}")));
-    let failure = (report.problems > 0).then(|| "the store is damaged: restore the last export with `tavi store import FILE` into a new data folder".to_owned());
+    let failure = (report.problems > 0).then(|| {
+        "the store is damaged: restore the last export with `tavi store import FILE` into a new data folder".to_owned()
+    });
     Ok(Outcome { json, text, failure })
 }
 
 async fn migrate(to: &str, closed: &Closed) -> Result<Outcome> {
     let engine = to.parse().map_err(|_| anyhow::anyhow!("{to:?} is no engine: use sled or fjall"))?;
     let options = closed.options(engine);
-    let moved = tavi_store_kv::migrate(&closed.config.store_path(), &options, &mut |progress| told("copied", progress)).await?;
+    let moved =
+        tavi_store_kv::migrate(&closed.config.store_path(), &options, &mut |progress| told("copied", progress)).await?;
     let json = json!({ "engine": to, "rows": moved.copied.entries, "kept": moved.kept });
-    let mut text = format!("moved {} rows to {to}; the old files are kept in {}", moved.copied.entries, moved.kept.display());
+    let mut text =
+        format!("moved {} rows to {to}; the old files are kept in {}", moved.copied.entries, moved.kept.display());
     if closed.config.engine.is_some_and(|configured| configured != engine) {
         text.push_str(&format!("\nset [store] engine = \"{to}\" in the configuration before the next start"));
     }

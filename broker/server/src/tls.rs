@@ -3,7 +3,9 @@
 use crate::{config::Config, data::write_new};
 use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+};
 use rustls::{ServerConfig, crypto::ring};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use std::{
@@ -76,7 +78,10 @@ impl Loaded {
             None => own_certificate(&config.data.join("tls"), &config.hosts, now_ms)?,
         };
         let what = || format!("the certificate {}", certificate.display());
-        let chain: Vec<_> = CertificateDer::pem_file_iter(&certificate).with_context(what)?.collect::<Result<_, _>>().with_context(what)?;
+        let chain: Vec<_> = CertificateDer::pem_file_iter(&certificate)
+            .with_context(what)?
+            .collect::<Result<_, _>>()
+            .with_context(what)?;
         anyhow::ensure!(!chain.is_empty(), "{} holds no certificate", certificate.display());
         let key = PrivateKeyDer::from_pem_file(&key).with_context(|| format!("the key {}", key.display()))?;
         Ok(Loaded { chain, key })
@@ -85,7 +90,9 @@ impl Loaded {
     fn config(&self, alpn: &[&str]) -> Result<ServerConfig> {
         let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
         let builder = builder.with_safe_default_protocol_versions()?.with_no_client_auth();
-        let mut config = builder.with_single_cert(self.chain.clone(), self.key.clone_key()).context("certificate and key do not fit")?;
+        let mut config = builder
+            .with_single_cert(self.chain.clone(), self.key.clone_key())
+            .context("certificate and key do not fit")?;
         config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
         // An idle connection keeps no records buffered; sessions are resumed by tickets, not by server memory.
         config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
@@ -154,7 +161,8 @@ fn server_params(hosts: &Hosts, now_ms: u64) -> Result<CertificateParams> {
 /// Midnight of the day in which the moment lies.
 fn day(ms: u64) -> time::OffsetDateTime {
     let text = xmpp_time(ms);
-    let number = |range: std::ops::Range<usize>| text.get(range).and_then(|digits| digits.parse::<u16>().ok()).unwrap_or(1);
+    let number =
+        |range: std::ops::Range<usize>| text.get(range).and_then(|digits| digits.parse::<u16>().ok()).unwrap_or(1);
     rcgen::date_time_ymd(i32::from(number(0..4)), number(5..7) as u8, number(8..10) as u8)
 }
 

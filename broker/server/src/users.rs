@@ -36,7 +36,9 @@ async fn execute(command: UserCommand) -> Result<()> {
             let new = NewPassword { password: read_password(password_stdin)? };
             let changed = match reach(&place).await? {
                 Reached::Running(client) => client.set_password(&jid, &new).await?,
-                Reached::Closed(store) => store.with(|parts| async move { people::set_password(&parts, &jid, new).await }).await?,
+                Reached::Closed(store) => {
+                    store.with(|parts| async move { people::set_password(&parts, &jid, new).await }).await?
+                }
             };
             show(&place, &changed, || password_lines(&changed, "changed"));
         }
@@ -80,7 +82,8 @@ async fn reach(place: &Place) -> Result<Reached> {
         Err(error) if error.is_not_running() => {}
         Err(error) => return Err(error.into()),
     }
-    let lock = data::lock(&place.data).context("no broker answers on its admin socket, and the data folder is not free")?;
+    let lock =
+        data::lock(&place.data).context("no broker answers on its admin socket, and the data folder is not free")?;
     let args = ServeArgs { data: Some(place.data.clone()), ..ServeArgs::default() };
     Ok(Reached::Closed(Box::new(Closed { config: Config::load(&args)?, _lock: lock })))
 }
@@ -91,7 +94,9 @@ impl Closed {
         F: Future<Output = Result<T, ApiError>>,
     {
         let store = open_store(&self.config)?;
-        let parts = Parts::load(self.config.hosts.clone(), store.clone(), Arc::new(SystemClock), SessionLimits::default()).await?;
+        let parts =
+            Parts::load(self.config.hosts.clone(), store.clone(), Arc::new(SystemClock), SessionLimits::default())
+                .await?;
         let outcome = work(parts).await;
         store.close();
         outcome.map_err(|error| anyhow!("{error}"))
