@@ -7,10 +7,7 @@ use tavi_core::{
     hooks::{BoxFuture, Handle, Iq, IqPayload, OnReceived, OnSent, Phase, Reply, TwoOwners},
     principal::Host,
 };
-use tavi_xmpp_proto::{
-    Condition, Element, Jid, MessageType, Stanza, StanzaError, StanzaType, ns,
-    stanza::Head,
-};
+use tavi_xmpp_proto::{Condition, Element, Jid, MessageType, Stanza, StanzaError, StanzaType, ns, stanza::Head};
 
 /// The line of the table of extensions.
 pub const XEP: Xep = Xep { number: 280, name: "Message Carbons", version: "1.0.1", module: "carbons" };

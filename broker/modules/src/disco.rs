@@ -90,7 +90,9 @@ impl Handle<Items> for Disco {
                 Asked::Host(Host::Main) => {
                     vec![item(self.hosts.name(Host::Pubsub), "Topics"), item(self.hosts.name(Host::Bots), "Bots")]
                 }
-                Asked::Host(Host::Bots) => self.sessions.bots(None, MAX_ITEMS).iter().map(|jid| bare_item(jid.as_str())).collect(),
+                Asked::Host(Host::Bots) => {
+                    self.sessions.bots(None, MAX_ITEMS).iter().map(|jid| bare_item(jid.as_str())).collect()
+                }
                 Asked::Host(_) => Vec::new(),
                 Asked::Account(account) => resources(&account),
             };
@@ -112,7 +114,8 @@ impl Disco {
         // RFC 6120 §10.3.3: without a recipient, one's own account is meant.
         let to = iq.head.to.clone().unwrap_or_else(|| Jid::from(&from));
         if to.local().is_none() {
-            let host = self.hosts.find(to.domain()).filter(|host| matches!(host, Host::Main | Host::Things | Host::Bots));
+            let host =
+                self.hosts.find(to.domain()).filter(|host| matches!(host, Host::Main | Host::Things | Host::Bots));
             return host.map(Asked::Host).ok_or_else(gone);
         }
         let account = self.sessions.account(&to.to_bare()).await.map_err(|_| Condition::InternalServerError)?;

@@ -32,7 +32,9 @@ impl OnUndelivered for Offline {
         match verdict(ev.env) {
             Verdict::Keep if ev.state.stored >= MAX_KEPT => {
                 // XEP-0160 §3: a full store answers as if there were none.
-                Flow::Refuse(StanzaError::new(Condition::ServiceUnavailable).text("too many messages wait for this account"))
+                Flow::Refuse(
+                    StanzaError::new(Condition::ServiceUnavailable).text("too many messages wait for this account"),
+                )
             }
             Verdict::Keep => {
                 ev.fx.push(Effect::Keep { account: ev.account.clone(), envelope: ev.env.clone() });
@@ -88,9 +90,18 @@ mod tests {
             ("<message type='chat'><body>Hi</body></message>", Verdict::Keep),
             ("<message><body>Hi</body></message>", Verdict::Keep),
             ("<message type='chat'><received xmlns='urn:xmpp:receipts' id='1'/></message>", Verdict::Keep),
-            ("<message type='chat'><encrypted xmlns='urn:example'/><store xmlns='urn:xmpp:hints'/></message>", Verdict::Keep),
-            ("<message type='chat'><composing xmlns='http://jabber.org/protocol/chatstates'/></message>", Verdict::Ignore),
-            ("<message type='chat'><composing xmlns='http://jabber.org/protocol/chatstates'/><thread>t</thread></message>", Verdict::Ignore),
+            (
+                "<message type='chat'><encrypted xmlns='urn:example'/><store xmlns='urn:xmpp:hints'/></message>",
+                Verdict::Keep,
+            ),
+            (
+                "<message type='chat'><composing xmlns='http://jabber.org/protocol/chatstates'/></message>",
+                Verdict::Ignore,
+            ),
+            (
+                "<message type='chat'><composing xmlns='http://jabber.org/protocol/chatstates'/><thread>t</thread></message>",
+                Verdict::Ignore,
+            ),
             ("<message type='chat'><body>Hi</body><no-store xmlns='urn:xmpp:hints'/></message>", Verdict::Refuse),
             ("<message type='headline'><body>Hi</body></message>", Verdict::Refuse),
             ("<message type='groupchat'><body>Hi</body></message>", Verdict::Refuse),

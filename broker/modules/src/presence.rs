@@ -5,10 +5,7 @@ use tavi_core::{
     AccountState, Effect, Effects, Envelope, Ev, Flow, Registry, SessionEntry,
     hooks::{OnReceived, OnSent, OnSession, Phase, Place, SessionEvent},
 };
-use tavi_xmpp_proto::{
-    BareJid, Condition, Jid, PresenceType, Stanza, StanzaError, StanzaType, ns,
-    stanza::Head,
-};
+use tavi_xmpp_proto::{BareJid, Condition, Jid, PresenceType, Stanza, StanzaError, StanzaType, ns, stanza::Head};
 
 /// Recipients of directed presence that a session may have.
 const MAX_DIRECTED: usize = 1000;
@@ -127,7 +124,9 @@ fn undirected(ev: &mut Ev<'_>, id: u64, to: &Jid) -> Flow {
 fn priority(env: &Envelope) -> Result<i8, StanzaError> {
     let Some(element) = env.element(ns::CLIENT, "priority") else { return Ok(0) };
     let text = element.text_content();
-    text.trim().parse().map_err(|_| StanzaError::new(Condition::BadRequest).text("a priority is a number from -128 to 127"))
+    text.trim()
+        .parse()
+        .map_err(|_| StanzaError::new(Condition::BadRequest).text("a priority is a number from -128 to 127"))
 }
 
 /// RFC 6121 §4.2.2, §4.4.2, §4.5.2: to all who may see it, and to all own sessions that are there.
@@ -248,7 +247,9 @@ mod tests {
         romeo.sees("<presence from='juliet@localhost/balcony' to='romeo@localhost'><show>away</show></presence>");
         juliet.sees("<presence from='juliet@localhost/balcony'><show>away</show></presence>");
         juliet.sends("<presence type='unavailable'><status>Good night</status></presence>").await;
-        romeo.sees("<presence from='juliet@localhost/balcony' type='unavailable'><status>Good night</status></presence>");
+        romeo.sees(
+            "<presence from='juliet@localhost/balcony' type='unavailable'><status>Good night</status></presence>",
+        );
         juliet.sees("<presence type='unavailable'/>");
         juliet.sends("<presence/>").await;
         romeo.sees("<presence from='juliet@localhost/balcony'/>");

@@ -104,7 +104,9 @@ fn check(item: &Element) -> Result<(), StanzaError> {
         item.elements().filter(|child| child.is(ns::ROSTER, "group")).map(Element::text_content).collect();
     let name = item.get_attr("name").unwrap_or_default();
     if name.len() > MAX_TEXT || groups.len() > MAX_GROUPS || groups.iter().any(|g| g.is_empty() || g.len() > MAX_TEXT) {
-        return Err(StanzaError::new(Condition::NotAcceptable).text("a name or group is too long, or a group has no name"));
+        return Err(
+            StanzaError::new(Condition::NotAcceptable).text("a name or group is too long, or a group has no name")
+        );
     }
     let mut sorted = groups;
     sorted.sort_unstable();
@@ -147,7 +149,9 @@ mod tests {
         let world = world.restart().await;
         let mut orchard = world.bind("romeo/orchard").await;
         orchard.sends(GET).await;
-        orchard.sees("<iq type='result'><query xmlns='jabber:iq:roster'><item jid='nurse@localhost' name='Nurse'/></query></iq>");
+        orchard.sees(
+            "<iq type='result'><query xmlns='jabber:iq:roster'><item jid='nurse@localhost' name='Nurse'/></query></iq>",
+        );
         let remove = "<iq type='set' id='r'><query xmlns='jabber:iq:roster'><item jid='nurse@localhost' subscription='remove'/></query></iq>";
         orchard.sends(remove).await;
         orchard.sees("<iq type='set'><query xmlns='jabber:iq:roster'><item jid='nurse@localhost' subscription='remove'/></query></iq>");

@@ -9,10 +9,7 @@ use tavi_core::{
     hooks::{OnReceived, OnSent, Phase},
     roster::{Contact, Subscription},
 };
-use tavi_xmpp_proto::{
-    BareJid, Condition, Jid, PresenceType, Stanza, StanzaError, StanzaType, ns,
-    stanza::Head,
-};
+use tavi_xmpp_proto::{BareJid, Condition, Jid, PresenceType, Stanza, StanzaError, StanzaType, ns, stanza::Head};
 
 /// A request is kept with its text, but not with more than this (bytes).
 const MAX_REQUEST: usize = 4096;
@@ -125,7 +122,9 @@ impl OnSent for Subscriptions {
     fn on_sent(&self, ev: &mut Ev<'_>) -> Flow {
         let Some(change) = Change::of(ev.env) else { return Flow::Continue };
         let Some(contact) = ev.env.to().map(Jid::to_bare) else {
-            return Flow::Refuse(StanzaError::new(Condition::BadRequest).text("a subscription needs somebody: no 'to'"));
+            return Flow::Refuse(
+                StanzaError::new(Condition::BadRequest).text("a subscription needs somebody: no 'to'"),
+            );
         };
         if contact == ev.account.jid {
             return Flow::Stop;

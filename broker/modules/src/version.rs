@@ -57,7 +57,8 @@ mod tests {
         let world = World::new().await;
         let mut romeo = world.bind("romeo/orchard").await;
         romeo.sends("<iq type='get' to='localhost' id='1'><query xmlns='jabber:iq:version'/></iq>").await;
-        romeo.sees("<iq type='result' id='1'><query xmlns='jabber:iq:version'><name>Tavi</name><version/></query></iq>");
+        romeo
+            .sees("<iq type='result' id='1'><query xmlns='jabber:iq:version'><name>Tavi</name><version/></query></iq>");
         romeo.sends("<iq type='get' to='juliet@localhost' id='2'><query xmlns='jabber:iq:version'/></iq>").await;
         romeo.sees_error("service-unavailable");
     }

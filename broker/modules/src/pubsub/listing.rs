@@ -16,7 +16,8 @@ impl Pubsub {
             return Ok(info([identity("pubsub", "service", "Topics")], FEATURES).into());
         };
         let value = self.parts.topics.retained_value(&asker.principal, node).map_err(refused)?;
-        let rows = self.parts.store.list(&Owner::topic(node), Table::Node, None, 1).await.map_err(super::unavailable)?;
+        let rows =
+            self.parts.store.list(&Owner::topic(node), Table::Node, None, 1).await.map_err(super::unavailable)?;
         if value.is_none() && rows.is_empty() {
             return Err(Condition::ItemNotFound.into());
         }
@@ -78,6 +79,8 @@ impl Page {
 
 /// XEP-0059 §2.1: the first and the last of this page.
 fn set(nodes: &[Arc<str>]) -> Element {
-    let end = |name: &'static str, node: Option<&Arc<str>>| node.map(|node| Element::new(ns::RSM, name).text(node.to_string()));
+    let end = |name: &'static str, node: Option<&Arc<str>>| {
+        node.map(|node| Element::new(ns::RSM, name).text(node.to_string()))
+    };
     Element::new(ns::RSM, "set").child_opt(end("first", nodes.first())).child_opt(end("last", nodes.last()))
 }

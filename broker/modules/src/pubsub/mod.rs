@@ -21,9 +21,7 @@ use tavi_core::{
     principal::Host,
 };
 use tavi_store::StoreError;
-use tavi_xmpp_proto::{
-    Condition, Element, IqType, Jid, Kind, Stanza, StanzaError, StanzaType, ns,
-};
+use tavi_xmpp_proto::{Condition, Element, IqType, Jid, Kind, Stanza, StanzaError, StanzaType, ns};
 
 /// The line of the table of extensions.
 pub const XEP: Xep = Xep { number: 60, name: "Publish-Subscribe", version: "1.26.0", module: "pubsub" };

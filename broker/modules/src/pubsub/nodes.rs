@@ -33,7 +33,11 @@ impl Pubsub {
         let ticket = self.parts.topics.publish(&asker.principal, draft).map_err(refused)?;
         let item = Element::new(ns::PUBSUB, "item").attr("id", item);
         let publish = Element::new(ns::PUBSUB, "publish").attr("node", node.to_owned()).child(item);
-        Ok(Answer { ticket, payload: Payload::Element(Element::new(ns::PUBSUB, "pubsub").child(publish)), after: Vec::new() })
+        Ok(Answer {
+            ticket,
+            payload: Payload::Element(Element::new(ns::PUBSUB, "pubsub").child(publish)),
+            after: Vec::new(),
+        })
     }
 
     /// XEP-0060 §7.2.

@@ -102,7 +102,12 @@ fn subscriber(verb: &Element) -> Result<Jid, StanzaError> {
 }
 
 fn wanted(items: &Element) -> Vec<String> {
-    items.elements().filter(|item| item.is(ns::PUBSUB, "item")).filter_map(|item| item.get_attr("id")).map(Into::into).collect()
+    items
+        .elements()
+        .filter(|item| item.is(ns::PUBSUB, "item"))
+        .filter_map(|item| item.get_attr("id"))
+        .map(Into::into)
+        .collect()
 }
 
 /// XEP-0060 §7.1.

@@ -7,8 +7,8 @@ use std::{
     sync::Arc,
 };
 use tavi_core::{
-    Action, Effect, Envelope, Hosts, Overflow, Parts, Permit, Principal, Publication, Qos, Refusal, Sessions, SubOptions,
-    Subscriber, Topics,
+    Action, Effect, Envelope, Hosts, Overflow, Parts, Permit, Principal, Publication, Qos, Refusal, Sessions,
+    SubOptions, Subscriber, Topics,
     accounts::Accounts,
     hooks::{OnSession, Place, SessionEvent},
     principal::Host,
@@ -121,7 +121,12 @@ impl Subscribers {
     }
 
     /// Subscribes a JID; gives the retained values and the commit of the row.
-    pub(super) fn add(&self, jid: &Jid, who: &Principal, node: &str) -> Result<(Vec<Arc<Publication>>, Commit), Refused> {
+    pub(super) fn add(
+        &self,
+        jid: &Jid,
+        who: &Principal,
+        node: &str,
+    ) -> Result<(Vec<Arc<Publication>>, Commit), Refused> {
         if jid.as_str().len() > MAX_JID {
             return Err(Refused::LongJid);
         }
@@ -232,7 +237,8 @@ pub(super) async fn forget_removed(subscribers: Arc<Subscribers>, mut revoked: b
 }
 
 /// XMPP publishes and receives as QoS 1 (semantics.md).
-const OPTIONS: SubOptions = SubOptions { qos: Qos::AtLeastOnce, no_local: false, retain_as_published: false, identifier: 0 };
+const OPTIONS: SubOptions =
+    SubOptions { qos: Qos::AtLeastOnce, no_local: false, retain_as_published: false, identifier: 0 };
 
 fn row(jid: &Jid) -> Box<str> {
     format!("{ROW}{jid}").into()

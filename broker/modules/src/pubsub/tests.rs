@@ -8,7 +8,9 @@ use tavi_core::{Change, Draft, Principal, Publication, Qos, SubOptions, Subscrib
 const EVENT: &str = "http://jabber.org/protocol/pubsub#event";
 
 fn set(pubsub: &str) -> String {
-    format!("<iq type='set' to='pubsub.localhost' id='s'><pubsub xmlns='http://jabber.org/protocol/pubsub'>{pubsub}</pubsub></iq>")
+    format!(
+        "<iq type='set' to='pubsub.localhost' id='s'><pubsub xmlns='http://jabber.org/protocol/pubsub'>{pubsub}</pubsub></iq>"
+    )
 }
 
 fn get(pubsub: &str) -> String {
@@ -45,7 +47,9 @@ async fn device_publishes(world: &World, payload: &'static [u8], content_type: &
 }
 
 fn event(items: &str) -> String {
-    format!("<message type='headline' from='pubsub.localhost'><event xmlns='{EVENT}'><items>{items}</items></event></message>")
+    format!(
+        "<message type='headline' from='pubsub.localhost'><event xmlns='{EVENT}'><items>{items}</items></event></message>"
+    )
 }
 
 #[tokio::test]
@@ -61,7 +65,8 @@ async fn what_a_device_publishes_reaches_who_subscribed() {
         "<item publisher='abc@things.localhost'><data xmlns='urn:tavi:data:0' encoding='utf-8'>21.5</data></item>",
     ));
     assert!(seen.contains("node='d/abc/up/t'") && seen.contains("to='romeo@localhost'"), "{seen}");
-    device_publishes(&world, b"<t xmlns='urn:t'>22</t>", "application/xml", Draft { retain: true, ..Draft::default() }).await;
+    device_publishes(&world, b"<t xmlns='urn:t'>22</t>", "application/xml", Draft { retain: true, ..Draft::default() })
+        .await;
     romeo.sees(&event("<item id='*'><t xmlns='urn:t'>22</t></item>"));
     romeo.sends(&get("<items node='d/abc/up/t'/>")).await;
     romeo.sees(
@@ -201,7 +206,8 @@ async fn retracting_purging_and_deleting_clear_the_value_and_are_seen() {
     romeo.skip();
     romeo.sends(&owner("<delete node='u/romeo/a'/>")).await;
     romeo.sees("<iq type='result'/>");
-    romeo.sees(&format!("<message type='headline'><event xmlns='{EVENT}'><delete node='u/romeo/a'/></event></message>"));
+    romeo
+        .sees(&format!("<message type='headline'><event xmlns='{EVENT}'><delete node='u/romeo/a'/></event></message>"));
     romeo.sends(&owner("<delete node='u/romeo/a'/>")).await;
     romeo.sees_error("item-not-found");
     publishes(&mut romeo, "u/romeo/a", item).await;
@@ -246,7 +252,11 @@ async fn each_mistake_gets_the_error_that_names_it() {
         (set("<publish node='u/romeo/a'/>"), "bad-request", "item-required"),
         (set("<publish node='u/romeo/a'><item/></publish>"), "bad-request", "payload-required"),
         (set(&format!("<publish node='u/romeo/a'><item>{on}{on}</item></publish>")), "bad-request", "invalid-payload"),
-        (set(&format!("<publish node='u/romeo/a'><item>{on}</item><item>{on}</item></publish>")), "not-allowed", "max-items-exceeded"),
+        (
+            set(&format!("<publish node='u/romeo/a'><item>{on}</item><item>{on}</item></publish>")),
+            "not-allowed",
+            "max-items-exceeded",
+        ),
         (set("<subscribe node='u/romeo/a' jid='juliet@localhost'/>"), "bad-request", "invalid-jid"),
         (set("<subscribe node='u/romeo/a'/>"), "bad-request", "jid-required"),
         (set("<subscribe node='u/romeo/a#' jid='romeo@localhost'/>"), "bad-request", ""),
@@ -261,7 +271,11 @@ async fn each_mistake_gets_the_error_that_names_it() {
         (owner("<affiliations node='u/romeo/a'/>"), "feature-not-implemented", "modify-affiliations"),
         (set("<odd/>"), "bad-request", ""),
         (set("<publish node='u/romeo/a'/>").replace("pubsub.localhost", "x@pubsub.localhost"), "item-not-found", ""),
-        ("<iq type='get' to='pubsub.localhost' id='1'><query xmlns='jabber:iq:version'/></iq>".into(), "service-unavailable", ""),
+        (
+            "<iq type='get' to='pubsub.localhost' id='1'><query xmlns='jabber:iq:version'/></iq>".into(),
+            "service-unavailable",
+            "",
+        ),
         ("<message to='pubsub.localhost'><body>Hi</body></message>".into(), "service-unavailable", ""),
     ];
     for (request, condition, specific) in cases {
@@ -306,7 +320,11 @@ async fn topics_are_discovered_page_by_page_and_only_where_one_may_look() {
         publishes(&mut romeo, node, "<item id='1'><on xmlns='urn:x'/></item>").await;
     }
     romeo.skip();
-    let ask = |rsm: &str| format!("<iq type='get' to='pubsub.localhost' id='d'><query xmlns='http://jabber.org/protocol/disco#items'>{rsm}</query></iq>");
+    let ask = |rsm: &str| {
+        format!(
+            "<iq type='get' to='pubsub.localhost' id='d'><query xmlns='http://jabber.org/protocol/disco#items'>{rsm}</query></iq>"
+        )
+    };
     romeo.sends(&ask("<set xmlns='http://jabber.org/protocol/rsm'><max>2</max></set>")).await;
     let seen = romeo.sees(
         "<iq id='d'><query xmlns='http://jabber.org/protocol/disco#items'><item jid='pubsub.localhost' node='u/romeo/a'/><item node='u/romeo/b'/>
@@ -314,12 +332,17 @@ async fn topics_are_discovered_page_by_page_and_only_where_one_may_look() {
     );
     assert!(!seen.contains("u/romeo/c"), "{seen}");
     romeo.sends(&ask("<set xmlns='http://jabber.org/protocol/rsm'><max>2</max><after>u/romeo/b</after></set>")).await;
-    romeo.sees("<iq id='d'><query xmlns='http://jabber.org/protocol/disco#items'><item node='u/romeo/c'/></query></iq>");
+    romeo
+        .sees("<iq id='d'><query xmlns='http://jabber.org/protocol/disco#items'><item node='u/romeo/c'/></query></iq>");
     juliet.sends(&ask("")).await;
     let seen = juliet.sees("<iq type='result' id='d'/>");
     assert!(!seen.contains("romeo"), "{seen}");
 
-    let info = |node: &str| format!("<iq type='get' to='pubsub.localhost' id='i'><query xmlns='http://jabber.org/protocol/disco#info'{node}/></iq>");
+    let info = |node: &str| {
+        format!(
+            "<iq type='get' to='pubsub.localhost' id='i'><query xmlns='http://jabber.org/protocol/disco#info'{node}/></iq>"
+        )
+    };
     juliet.sends(&info("")).await;
     juliet.sees("<iq id='i'><query xmlns='http://jabber.org/protocol/disco#info'><identity category='pubsub' type='service'/><feature var='http://jabber.org/protocol/pubsub#publish'/></query></iq>");
     for node in [" node='u/romeo/a'", " node='u/romeo/missing'"] {
@@ -355,7 +378,8 @@ async fn a_lost_grant_ends_events_and_last_items_at_once() {
 async fn nothing_is_answered_before_it_is_durable() {
     let (world, store) = World::delayed().await;
     let mut romeo = world.bind("romeo/orchard").await;
-    let ticket = romeo.begins(&set("<publish node='u/romeo/a'><item id='1'><on xmlns='urn:x'/></item></publish>")).await;
+    let ticket =
+        romeo.begins(&set("<publish node='u/romeo/a'><item id='1'><on xmlns='urn:x'/></item></publish>")).await;
     assert_eq!(store.waiting(), 1);
     romeo.sees_nothing();
     store.release_all();
@@ -381,7 +405,11 @@ impl Subscriber for Device {
 
     fn deliver(&self, publication: &Arc<Publication>, _: &[SubOptions]) {
         let type_ = publication.content_type.as_deref().unwrap_or("-");
-        self.seen.lock().push(format!("{} {type_} {}", publication.topic, String::from_utf8_lossy(&publication.payload)));
+        self.seen.lock().push(format!(
+            "{} {type_} {}",
+            publication.topic,
+            String::from_utf8_lossy(&publication.payload)
+        ));
     }
 }
 
@@ -394,7 +422,8 @@ async fn what_a_person_publishes_reaches_a_device() {
     let handle: Arc<dyn Subscriber> = device.clone();
     topics.subscribe(&handle, "d/abc/cmd/#", SubOptions::default()).unwrap();
     let mut romeo = world.online("romeo/orchard").await;
-    publishes(&mut romeo, "d/abc/cmd/power", "<item><data xmlns='urn:tavi:data:0' type='text/plain'>on</data></item>").await;
+    publishes(&mut romeo, "d/abc/cmd/power", "<item><data xmlns='urn:tavi:data:0' type='text/plain'>on</data></item>")
+        .await;
     publishes(&mut romeo, "d/abc/cmd/mode", "<item><json xmlns='urn:xmpp:json:0'>{\"m\":1}</json></item>").await;
     assert_eq!(*device.seen.lock(), ["d/abc/cmd/power text/plain on", "d/abc/cmd/mode application/json {\"m\":1}"]);
     publishes(&mut romeo, "d/abc/state", "<item><data xmlns='urn:tavi:data:0'>online</data></item>").await;

@@ -159,13 +159,13 @@ fn stands_alone(payload: &[u8]) -> bool {
     let payload = payload.trim_ascii();
     // Room for the stream header and the stanza round it.
     let limits = Limits { stanza: payload.len() + 256, depth: MAX_DEPTH, attributes: 64 };
-    passes_ingress(payload, limits)
-        && Element::parse(payload, NOWHERE).is_ok_and(|element| declares_all(&element))
+    passes_ingress(payload, limits) && Element::parse(payload, NOWHERE).is_ok_and(|element| declares_all(&element))
 }
 
 /// The one strict judge of XML: what a peer may send us as the only child of a stanza.
 fn passes_ingress(payload: &[u8], limits: Limits) -> bool {
-    const HEADER: &[u8] = b"<stream:stream xmlns='jabber:client' xmlns:stream='http://etherx.jabber.org/streams' version='1.0'>";
+    const HEADER: &[u8] =
+        b"<stream:stream xmlns='jabber:client' xmlns:stream='http://etherx.jabber.org/streams' version='1.0'>";
     let mut ingress = Ingress::new(limits);
     let whole = [HEADER, b"<message>", payload, b"</message>"].concat();
     let mut input = &whole[..];
@@ -227,14 +227,27 @@ mod tests {
         assert_eq!(written(b"<a xmlns=''/>", Some("text/xml")), "<a xmlns=''/>");
         let deep = ["<a xmlns='urn:a'>".repeat(60), "</a>".repeat(60)].concat();
         let wrapped = [
-            "<a/>", "<a xmlns='urn:a'/><b xmlns='urn:a'/>", "text", "", "<p:a xmlns:p='urn:a'><b/></p:a>", "<a xmlns='urn:a'>",
-            "<a xmlns='urn:a'/>text", "<a xmlns='urn:a'>&nbsp;</a>", "<!-- c --><a xmlns='urn:a'/>", "<stream:a/>",
-            "<?xml version='1.0'?><a xmlns='urn:a'/>", "<a xmlns='urn:a'/></message><message><a xmlns='urn:a'/>", &deep,
+            "<a/>",
+            "<a xmlns='urn:a'/><b xmlns='urn:a'/>",
+            "text",
+            "",
+            "<p:a xmlns:p='urn:a'><b/></p:a>",
+            "<a xmlns='urn:a'>",
+            "<a xmlns='urn:a'/>text",
+            "<a xmlns='urn:a'>&nbsp;</a>",
+            "<!-- c --><a xmlns='urn:a'/>",
+            "<stream:a/>",
+            "<?xml version='1.0'?><a xmlns='urn:a'/>",
+            "<a xmlns='urn:a'/></message><message><a xmlns='urn:a'/>",
+            &deep,
             "<a xmlns='urn:a'><b xmlns:p='urn:p' p:x='<'/></a>",
         ];
         for xml in wrapped {
             let text = written(xml.as_bytes(), Some("text/xml"));
-            assert!(text.starts_with("<data xmlns='urn:tavi:data:0' type='text/xml' encoding='utf-8'>"), "{xml}: {text}");
+            assert!(
+                text.starts_with("<data xmlns='urn:tavi:data:0' type='text/xml' encoding='utf-8'>"),
+                "{xml}: {text}"
+            );
         }
         assert!(written(own.as_bytes(), Some("text/plain")).starts_with("<data"));
         assert!(written(own.as_bytes(), None).starts_with("<data xmlns='urn:tavi:data:0' encoding='utf-8'>&lt;a"));

@@ -28,7 +28,11 @@ const TABLE: [(Way, Change, [&str; 9]); 8] = {
     use {Change::*, Way::*};
     [
         // A.2.1
-        (Out, Subscribe, ["none+out", "none+out", "none+out+in", "none+out+in", "to", "to+in", "from+out", "from+out", "both"]),
+        (
+            Out,
+            Subscribe,
+            ["none+out", "none+out", "none+out+in", "none+out+in", "to", "to+in", "from+out", "from+out", "both"],
+        ),
         // A.2.2
         (Out, Unsubscribe, ["none", "none", "none+in", "none+in", "none", "none+in", "from", "from", "from"]),
         // A.2.3
@@ -36,7 +40,11 @@ const TABLE: [(Way, Change, [&str; 9]); 8] = {
         // A.2.4
         (Out, Unsubscribed, ["!none", "!none+out", "none", "none+out", "!to", "to", "none", "none+out", "to"]),
         // A.3.1
-        (In, Subscribe, ["none+in", "none+out+in", "!none+in", "!none+out+in", "to+in", "!to+in", "!from", "!from+out", "!both"]),
+        (
+            In,
+            Subscribe,
+            ["none+in", "none+out+in", "!none+in", "!none+out+in", "to+in", "!to+in", "!from", "!from+out", "!both"],
+        ),
         // A.3.2
         (In, Unsubscribe, ["!none", "!none+out", "none", "none+out", "!to", "to", "none", "none+out", "to"]),
         // A.3.3
@@ -71,7 +79,9 @@ async fn two_people_come_to_see_each_other() {
 
     romeo.sends("<presence to='juliet@localhost' type='subscribe'><status>It is I</status></presence>").await;
     romeo.sees_push("<item jid='juliet@localhost' subscription='none' ask='subscribe'/>");
-    juliet.sees("<presence from='romeo@localhost' to='juliet@localhost' type='subscribe'><status>It is I</status></presence>");
+    juliet.sees(
+        "<presence from='romeo@localhost' to='juliet@localhost' type='subscribe'><status>It is I</status></presence>",
+    );
     juliet.sees_nothing();
 
     juliet.sends("<presence to='romeo@localhost' type='subscribed'/>").await;

@@ -21,8 +21,12 @@ async fn two_people_chat_and_receipts_pass() {
         "<message from='romeo@localhost/orchard' to='juliet@localhost' type='chat' id='m1'><body>Hello</body>
          <request xmlns='urn:xmpp:receipts'/></message>",
     );
-    juliet.sends("<message to='romeo@localhost/orchard' id='r1'><received xmlns='urn:xmpp:receipts' id='m1'/></message>").await;
-    romeo.sees("<message from='juliet@localhost/balcony' id='r1'><received xmlns='urn:xmpp:receipts' id='m1'/></message>");
+    juliet
+        .sends("<message to='romeo@localhost/orchard' id='r1'><received xmlns='urn:xmpp:receipts' id='m1'/></message>")
+        .await;
+    romeo.sees(
+        "<message from='juliet@localhost/balcony' id='r1'><received xmlns='urn:xmpp:receipts' id='m1'/></message>",
+    );
     romeo.sees_nothing();
     juliet.sees_nothing();
 }

@@ -71,7 +71,13 @@ impl World {
         }
         let account = self.node.parts.sessions.account(&jid).await.unwrap().unwrap();
         let bound = self.node.parts.sessions.bind(&account, jid.with_resource(resource).unwrap()).unwrap();
-        Person { node: self.node.clone(), bound, unread: Vec::new(), unacknowledged: Vec::new(), origin: Origin::Managed }
+        Person {
+            node: self.node.clone(),
+            bound,
+            unread: Vec::new(),
+            unacknowledged: Vec::new(),
+            origin: Origin::Managed,
+        }
     }
 
     /// A session that has sent its presence and seen it.
@@ -90,8 +96,13 @@ impl World {
         let account = self.node.parts.sessions.seat(&jid).await.unwrap().unwrap();
         let bound = self.node.parts.sessions.bind(&account, jid.with_resource("bot").unwrap()).unwrap();
         self.node.router.open(&bound).await.complete().await.unwrap();
-        let mut bot =
-            Person { node: self.node.clone(), bound, unread: Vec::new(), unacknowledged: Vec::new(), origin: Origin::Broker };
+        let mut bot = Person {
+            node: self.node.clone(),
+            bound,
+            unread: Vec::new(),
+            unacknowledged: Vec::new(),
+            origin: Origin::Broker,
+        };
         bot.skip();
         bot
     }
@@ -163,7 +174,8 @@ impl Person {
         let text = text(&env);
         self.unacknowledged.push(env);
         let seen = Element::parse(text.as_bytes(), ns::CLIENT).unwrap_or_else(|error| panic!("{text}: {error}"));
-        let wanted = Element::parse(pattern.as_bytes(), ns::CLIENT).unwrap_or_else(|error| panic!("{pattern}: {error}"));
+        let wanted =
+            Element::parse(pattern.as_bytes(), ns::CLIENT).unwrap_or_else(|error| panic!("{pattern}: {error}"));
         if let Err(difference) = compare(&wanted, &seen) {
             panic!("{} sees {text}\nwanted {pattern}\n{difference}", self.bound.jid);
         }
@@ -250,7 +262,8 @@ fn compare(wanted: &Element, seen: &Element) -> Result<(), String> {
     if !words(wanted).is_empty() && words(wanted) != words(seen) {
         return Err(format!("<{}> says {:?}", seen.name(), seen.text_content()));
     }
-    let children = wanted.nodes().iter().filter_map(|node| if let XmlNode::Element(child) = node { Some(child) } else { None });
+    let children =
+        wanted.nodes().iter().filter_map(|node| if let XmlNode::Element(child) = node { Some(child) } else { None });
     for child in children {
         if !seen.elements().any(|candidate| compare(child, candidate).is_ok()) {
             let tries: Vec<_> = seen.elements().filter_map(|candidate| compare(child, candidate).err()).collect();
