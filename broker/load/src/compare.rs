@@ -24,6 +24,9 @@ pub struct Plan {
     /// Only these loads.
     #[arg(long, value_delimiter = ',')]
     only: Vec<Load>,
+    /// Messages on their way at once, of each pair or publisher. The bars are meant for 16.
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    in_flight: u64,
     /// Only the peers, to know what the bars are.
     #[arg(long)]
     peers_only: bool,
@@ -59,8 +62,8 @@ enum Peer {
 impl Load {
     fn terms(self) -> Terms {
         let (title, bar, peer) = match self {
-            Self::Chat => ("chat, 16 in flight", 0.25, Some(Peer::Ejabberd)),
-            Self::ChatManaged => ("chat, 16 in flight, stream management", 0.25, Some(Peer::Ejabberd)),
+            Self::Chat => ("chat", 0.25, Some(Peer::Ejabberd)),
+            Self::ChatManaged => ("chat, stream management", 0.25, Some(Peer::Ejabberd)),
             Self::MqttIn0 => ("MQTT fan-in, QoS 0", 1.0, Some(Peer::Mosquitto)),
             Self::MqttIn1 => ("MQTT fan-in, QoS 1", 1.0, Some(Peer::Mosquitto)),
             Self::MqttOut0 => ("MQTT fan-out, QoS 0", 1.0, Some(Peer::Mosquitto)),
@@ -74,21 +77,21 @@ impl Load {
 
     fn accounts(self) -> Vec<String> {
         match self {
-            Self::Chat | Self::ChatManaged => chat::accounts(&self.chat()),
+            Self::Chat | Self::ChatManaged => chat::accounts(&self.chat(1)),
             Self::IdleXmpp | Self::IdleXmpps => idle::accounts(&self.idle()),
             _ => vec![ACCOUNT.into()],
         }
     }
 
-    fn chat(self) -> chat::Plan {
+    fn chat(self, in_flight: u64) -> chat::Plan {
         let managed = self == Self::ChatManaged;
-        chat::Plan { pairs: 50, messages: if managed { 400 } else { 2000 }, in_flight: 16, body: 64, managed }
+        chat::Plan { pairs: 50, messages: if managed { 400 } else { 2000 }, in_flight, body: 64, managed }
     }
 
-    fn mqtt(self) -> mqtt::Plan {
+    fn mqtt(self, in_flight: u64) -> mqtt::Plan {
         let fan_in = matches!(self, Self::MqttIn0 | Self::MqttIn1);
         let qos = u8::from(matches!(self, Self::MqttIn1 | Self::MqttOut1));
-        mqtt::Plan { qos, clients: 50, messages: if fan_in { 4000 } else { 8000 }, in_flight: 16, payload: 64 }
+        mqtt::Plan { qos, clients: 50, messages: if fan_in { 4000 } else { 8000 }, in_flight, payload: 64 }
     }
 
     fn idle(self) -> idle::Plan {
@@ -100,11 +103,11 @@ impl Load {
         idle::Plan { protocol, connections }
     }
 
-    async fn run(self, server: &Server) -> anyhow::Result<Cost> {
+    async fn run(self, server: &Server, in_flight: u64) -> anyhow::Result<Cost> {
         match self {
-            Self::Chat | Self::ChatManaged => chat::run(&server.target("xmpp")?, &self.chat()).await,
-            Self::MqttIn0 | Self::MqttIn1 => mqtt::fan_in(&server.target("mqtt")?, &self.mqtt()).await,
-            Self::MqttOut0 | Self::MqttOut1 => mqtt::fan_out(&server.target("mqtt")?, &self.mqtt()).await,
+            Self::Chat | Self::ChatManaged => chat::run(&server.target("xmpp")?, &self.chat(in_flight)).await,
+            Self::MqttIn0 | Self::MqttIn1 => mqtt::fan_in(&server.target("mqtt")?, &self.mqtt(in_flight)).await,
+            Self::MqttOut0 | Self::MqttOut1 => mqtt::fan_out(&server.target("mqtt")?, &self.mqtt(in_flight)).await,
             Self::IdleXmpp => idle::run(&server.target("xmpp")?, &self.idle()).await,
             Self::IdleXmpps => idle::run(&server.target("xmpps")?, &self.idle()).await,
             Self::IdleMqtt => idle::run(&server.target("mqtt")?, &self.idle()).await,
@@ -139,17 +142,18 @@ async fn row(plan: &Plan, load: Load) -> anyhow::Result<Row> {
     for round in 0..=rounds {
         eprintln!("{}, round {round} of {rounds}", terms.title);
         if let Some((_, server)) = &peer {
-            others.push(load.run(server).await?);
+            others.push(load.run(server, plan.in_flight).await?);
         }
         if let Some(server) = &tavi {
-            own.push(load.run(server).await?);
+            own.push(load.run(server, plan.in_flight).await?);
         }
     }
     if rounds > 0 {
         others = others.split_off(1.min(others.len()));
         own = own.split_off(1.min(own.len()));
     }
-    Ok(Row { load: terms.title.into(), costs: own, peer: peer.map(|(name, _)| (name, others)), bar: Some(terms.bar) })
+    let load = if rounds > 0 { format!("{}, {} in flight", terms.title, plan.in_flight) } else { terms.title.into() };
+    Ok(Row { load, costs: own, peer: peer.map(|(name, _)| (name, others)), bar: Some(terms.bar) })
 }
 
 fn program(plan: &Plan) -> anyhow::Result<PathBuf> {
