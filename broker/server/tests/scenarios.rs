@@ -1,5 +1,7 @@
 //! The end-to-end tests, against the real program: each scenario file is played, and the floods.
 
+#![allow(clippy::print_stdout, reason = "the floods tell what they measured")]
+
 mod floods;
 
 use std::collections::BTreeSet;

@@ -106,7 +106,7 @@ async fn what_a_person_publishes_becomes_the_topic_s_retained_value() {
 #[tokio::test]
 async fn the_last_item_comes_on_subscription_on_presence_and_after_a_restart() {
     let world = World::new().await;
-    world.grant("@everyone", "subscribe", "news").await;
+    world.grant("@everyone", "subscribe,retrieve", "news").await;
     world.grant("romeo@localhost", "publish", "news").await;
     let mut romeo = world.online("romeo/orchard").await;
     publishes(&mut romeo, "news", "<item id='1'><on xmlns='urn:x'/></item>").await;
