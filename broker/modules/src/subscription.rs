@@ -1,6 +1,6 @@
 //! Presence subscriptions (RFC 6121 §3): who sees whose presence, as a table and as hooks.
 //!
-//! [`State::step`] is Appendix A of the RFC; everything else moves stanzas, saves contacts and pushes items.
+//! `State::step` is Appendix A of the RFC; everything else moves stanzas, saves contacts and pushes items.
 
 use crate::{presence, push::Book, roster};
 use std::sync::Arc;

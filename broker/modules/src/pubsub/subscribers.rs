@@ -301,7 +301,9 @@ impl OnSession for Subscribers {
             if !jid.is_bare() && jid != session.jid {
                 continue;
             }
-            let may = |p: &Arc<Publication>| self.permit.may(&at.account.principal, Action::Subscribe, &p.topic);
+            let who = &at.account.principal;
+            let both = [Action::Subscribe, Action::Retrieve];
+            let may = |p: &Arc<Publication>| both.iter().all(|action| self.permit.may(who, *action, &p.topic));
             let mut retained = self.topics.retained(&filter);
             retained.retain(|p| may(p) && seen.insert(p.topic.clone()));
             for envelope in self.last_items(&jid, &retained) {
