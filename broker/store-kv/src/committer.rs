@@ -21,7 +21,7 @@ use std::{
 use tavi_store::{Commit, CommitSlot, Op, Owner};
 use tokio::sync::oneshot;
 
-/// At most so many commits in one batch.
+/// At most so many commits in one group.
 const MAX_GROUP: usize = 1_024;
 /// A batch that has so many rows is closed.
 const MAX_ROWS: usize = 16_384;
@@ -68,7 +68,8 @@ impl Committer {
     pub fn start(kv: Arc<dyn Kv>, marks: Marks, bounds: Bounds) -> std::io::Result<Committer> {
         let shared = Arc::new(Shared { last: marks.last.into(), ..Shared::default() });
         let (requests, incoming) = mpsc::sync_channel(bounds.commits);
-        let worker = Worker { kv, marks, incoming, shared: shared.clone(), stopping: false, broken: None };
+        let worker =
+            Worker { kv, marks, incoming, shared: shared.clone(), stopping: false, unsynced: false, broken: None };
         let thread = std::thread::Builder::new().name("tavi-commit".into()).spawn(move || worker.run())?;
         Ok(Committer { requests, thread: Mutex::new(Some(thread)), bounds, shared })
     }
@@ -151,8 +152,17 @@ struct Worker {
     shared: Arc<Shared>,
     /// Told to stop: serves what waits, then ends.
     stopping: bool,
+    /// Whether something was written that is not durable yet.
+    unsynced: bool,
     /// Why nothing more can be written: after a failed write or flush nobody knows what is on the disk.
     broken: Option<StoreError>,
+}
+
+/// What a group has so far.
+#[derive(Default)]
+struct Gathered {
+    taken: Vec<Taken>,
+    bytes: u64,
 }
 
 /// A commit of the group being made that was taken in.
@@ -191,56 +201,78 @@ impl Worker {
         }
     }
 
-    /// Makes one batch of `first` and of what waits behind it.
+    /// Writes `first` and what waits behind it, makes all of it durable at once, and tells it.
     fn group(&mut self, first: Request) {
-        let mut taken = Vec::new();
-        let mut behind = None;
-        let mut freed = 0;
-        let kv = self.kv.clone();
-        let mut group = Group::new(&*kv, &mut self.marks);
+        let mut gathered = Gathered::default();
         let mut next = Some(first);
-        while let Some(request) = next {
-            let Request::Commit { owner, ops, slot, since } = request else {
-                behind = Some(request);
-                break;
-            };
-            freed += size(&ops);
-            let done = self.broken.clone().map_or(Ok(()), Err).and_then(|()| group.commit(&owner, &ops));
-            match done {
-                Ok(()) => taken.push(Taken { slot, since }),
-                Err(error) => self.shared.refused(slot, error),
-            }
-            let full = taken.len() >= MAX_GROUP || group.len() >= MAX_ROWS;
-            next = if full { None } else { self.incoming.try_recv().ok() };
+        while let Some(request) = next.take_if(|request| matches!(request, Request::Commit { .. })) {
+            next = self.batch(request, &mut gathered);
         }
-        let finished = group.finish();
-        let done = self.land(finished);
-        self.shared.tell(taken, &done);
-        self.shared.bytes.fetch_sub(freed, Ordering::Relaxed);
-        if let Some(request) = behind {
+        let done = self.sync();
+        self.shared.tell(gathered.taken, &done);
+        self.shared.bytes.fetch_sub(gathered.bytes, Ordering::Relaxed);
+        if let Some(request) = next {
             self.serve(request);
         }
     }
 
-    /// Writes a batch and makes it durable.
-    fn land(&mut self, finished: Finished) -> Result<(), StoreError> {
-        if let Some(error) = &self.broken {
-            return Err(error.clone());
+    /// Writes one batch of the group; gives the request that follows it, if it waits already and there is room.
+    fn batch(&mut self, first: Request, gathered: &mut Gathered) -> Option<Request> {
+        let kv = self.kv.clone();
+        let room = MAX_GROUP - gathered.taken.len();
+        let (taken, most) = (gathered.taken.len(), room.min(kv.batch()));
+        let mut group = Group::new(&*kv, &mut self.marks);
+        let mut next = Some(first);
+        while let Some(Request::Commit { owner, ops, slot, since }) =
+            next.take_if(|request| matches!(request, Request::Commit { .. }))
+        {
+            gathered.bytes += size(&ops);
+            let done = self.broken.clone().map_or(Ok(()), Err).and_then(|()| group.commit(&owner, &ops));
+            match done {
+                Ok(()) => gathered.taken.push(Taken { slot, since }),
+                Err(error) => self.shared.refused(slot, error),
+            }
+            if gathered.taken.len() - taken >= most || group.len() >= MAX_ROWS {
+                break;
+            }
+            next = self.incoming.try_recv().ok();
         }
-        if finished.rows.len() == 0 {
-            return Ok(());
+        let finished = group.finish();
+        self.write(finished);
+        let full = gathered.taken.len() >= MAX_GROUP;
+        next.or_else(|| if full { None } else { self.incoming.try_recv().ok() })
+    }
+
+    /// Writes a batch. If that fails, `broken` tells why, as it will to all who come later.
+    fn write(&mut self, finished: Finished) {
+        if self.broken.is_some() || finished.rows.len() == 0 {
+            return;
         }
-        let done = self.kv.write(finished.rows).and_then(|()| self.kv.sync());
-        if let Err(error) = &done {
-            tracing::error!(%error, "the store cannot be written any more");
-            self.broken = Some(error.clone());
-            return done;
+        match self.kv.write(finished.rows) {
+            Ok(()) => {
+                self.marks.last = finished.last;
+                self.marks.dead.extend(finished.purged.iter().map(|(_, number)| *number));
+                self.shared.remember(finished.purged);
+                self.unsynced = true;
+            }
+            Err(error) => self.breaks(error),
         }
-        self.marks.last = finished.last;
-        self.shared.last.fetch_max(finished.last, Ordering::Release);
-        self.marks.dead.extend(finished.purged.iter().map(|(_, number)| *number));
-        self.shared.remember(finished.purged);
-        Ok(())
+    }
+
+    /// Makes durable what was written.
+    fn sync(&mut self) -> Result<(), StoreError> {
+        if self.broken.is_none() && std::mem::take(&mut self.unsynced) {
+            match self.kv.sync() {
+                Ok(()) => _ = self.shared.last.fetch_max(self.marks.last, Ordering::Release),
+                Err(error) => self.breaks(error),
+            }
+        }
+        self.broken.clone().map_or(Ok(()), Err)
+    }
+
+    fn breaks(&mut self, error: StoreError) {
+        tracing::error!(%error, "the store cannot be written any more");
+        self.broken = Some(error);
     }
 
     fn expire(&mut self, rows: &[(Number, u64)]) -> Result<usize, StoreError> {
@@ -251,7 +283,8 @@ impl Worker {
             count += usize::from(group.expire(*owner, *id)?);
         }
         let finished = group.finish();
-        self.land(finished).map(|()| count)
+        self.write(finished);
+        self.sync().map(|()| count)
     }
 
     fn sweep(&mut self, dead: Number) {
@@ -259,7 +292,10 @@ impl Worker {
         let mut group = Group::new(&*kv, &mut self.marks);
         let swept = group.sweep(dead, SWEEP);
         let finished = group.finish();
-        let done = swept.and_then(|more| self.land(finished).map(|()| more));
+        let done = swept.and_then(|more| {
+            self.write(finished);
+            self.sync().map(|()| more)
+        });
         if let Err(error) = &done {
             tracing::warn!(%error, "a purged owner's rows could not be deleted; the next start tries again");
         }

@@ -86,17 +86,30 @@ fn walk(mut rows: impl Iterator<Item = Guard>, visit: &mut Visit<'_>) -> Result<
     .or_else(|stop| stop.map_or(Ok(()), Err))
 }
 
-/// Cuts the end off the newest journal.
+/// What ends each batch of fjall's journal.
+const TRAILER: &[u8] = b"FJL\x03";
+/// Where the end of the batch before the last is looked for, in bytes from the journal's end.
+const WINDOW: u64 = 16 << 20;
+
+/// Cuts the last batch off the newest journal.
 ///
-/// A power loss in the middle of a flush can leave a batch whose last page is on the disk and another is not. fjall
-/// drops a batch without an end, but refuses one whose check fails. Such a batch was never acknowledged, because
-/// the next one is written only after its flush, so nothing stands behind it: without its end it is dropped like the
-/// others.
+/// A power loss in the middle of a flush can leave a batch of which some pages are on the disk and others, before
+/// them, are not. fjall drops a batch without an end, but refuses one whose check fails. Such a batch was never
+/// acknowledged, because the next one is written only after its flush, so nothing stands behind it.
 pub(crate) fn cut_journal(folder: &Path, _copy: &Path) -> io::Result<()> {
     let Some(journal) = newest_journal(folder)? else { return Ok(()) };
     let file = File::options().read(true).write(true).open(journal)?;
     let end = written(&file)?;
-    file.set_len(end.saturating_sub(1))?;
+    let start = end.saturating_sub(WINDOW);
+    let mut tail = vec![0; (end - start) as usize];
+    file.read_exact_at(&mut tail, start)?;
+    let before = &tail[..tail.len().saturating_sub(TRAILER.len())];
+    let cut = match before.windows(TRAILER.len()).rposition(|bytes| bytes == TRAILER) {
+        Some(at) => start + (at + TRAILER.len()) as u64,
+        // It is the only one: without its end it is dropped as a batch that was never finished.
+        None => end.saturating_sub(1),
+    };
+    file.set_len(cut)?;
     file.sync_all()
 }
 

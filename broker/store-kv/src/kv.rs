@@ -136,6 +136,11 @@ pub(crate) trait Kv: Send + Sync + 'static {
     /// Walks through a range against key order.
     fn range_back(&self, family: Family, span: Span<'_>, visit: &mut Visit<'_>) -> Result<(), StoreError>;
 
+    /// How many commits one batch should hold at most. A group is made durable as a whole, however many batches it has.
+    fn batch(&self) -> usize {
+        usize::MAX
+    }
+
     /// Applies a batch, all of it or, after a crash, perhaps nothing of it.
     fn write(&self, rows: Rows) -> Result<(), StoreError>;
 

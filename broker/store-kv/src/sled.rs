@@ -20,6 +20,9 @@ use std::{
     time::Duration,
 };
 
+/// A transaction locks readers out, so it is kept short.
+const BATCH: usize = 128;
+
 /// How long to wait for sled's threads to let its lock go.
 const LOCK_TRIES: u32 = 500;
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
@@ -67,6 +70,10 @@ impl Kv for Sled {
 
     fn range_back(&self, family: Family, span: Span<'_>, visit: &mut Visit<'_>) -> Result<(), StoreError> {
         walk(self.tree(family).range::<&[u8], _>(span).rev(), visit)
+    }
+
+    fn batch(&self) -> usize {
+        BATCH
     }
 
     fn write(&self, rows: Rows) -> Result<(), StoreError> {
