@@ -163,12 +163,17 @@ impl Login {
     pub fn failed(&self, user: &str, peer: IpAddr) -> Duration {
         self.metrics.login_failures.add(1);
         tracing::info!(%user, %peer, "login failed");
-        self.failures.lock().count(user, peer, self.clock.now_ms())
+        self.failures.lock().count(&self.counted_name(user), peer, self.clock.now_ms())
     }
 
     /// A login succeeded: the name's failures are forgotten.
     pub fn succeeded(&self, user: &str, _peer: IpAddr) {
-        self.failures.lock().forget(user);
+        self.failures.lock().forget(&self.counted_name(user));
+    }
+
+    /// One name in all its spellings, so that a guesser gains nothing from another protocol's.
+    fn counted_name(&self, user: &str) -> String {
+        self.resolve(user).map_or_else(|| user.to_owned(), |jid| jid.to_string())
     }
 }
 

@@ -18,7 +18,7 @@ const TASKS: usize = 4;
 /// default: what the system drops says nothing of the broker.
 const BURST: usize = 25;
 /// Of requests that the quiet client gets through before the flood ends.
-const PAIRS: usize = 5;
+const PAIRS: usize = 50;
 
 /// RFC 7252 §4.2: what is no CoAP is ignored or reset; §5.2: requests are answered. Neither is remembered.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use tavi_testkit::Broker;
+use tavi_testkit::mqtt::MqttClient;
 use tavi_testkit::xmpp::XmppClient;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -50,10 +51,13 @@ async fn guessed_passwords_are_delayed_and_counted() {
     let (broker, _turn) = flooded("").await;
     people::settle_in(&broker);
     let (counted, start) = (broker.metric("tavi_login_failures_total").unwrap(), Instant::now());
-    for _ in 0..4 {
+    for _ in 0..3 {
         let mut guesser = XmppClient::connect(broker.address("xmpp").unwrap(), "localhost").await.unwrap();
         assert_eq!(guesser.log_in("reader", "a guess").await.unwrap_err().to_string(), "not-authorized");
     }
+    // One count for all protocols.
+    let guess = people::connect("reader", "guesser", "a guess");
+    assert_eq!(MqttClient::connect(broker.address("mqtt").unwrap(), &guess).await.unwrap_err().to_string(), "0x86");
     // 0.1, 0.2, 0.4 and 0.8 s.
     assert!(start.elapsed() >= Duration::from_millis(1_500), "four guesses took only {:?}", start.elapsed());
     assert_eq!(broker.metric("tavi_login_failures_total").unwrap(), counted + 4.0);

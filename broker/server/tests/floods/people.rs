@@ -35,15 +35,18 @@ pub async fn log_in(address: SocketAddr, user: &str) -> XmppClient {
 
 /// A clean session of the account on MQTT 5.
 pub async fn mqtt(address: SocketAddr, user: &str, client_id: &str) -> MqttClient {
-    let connect = Connect {
+    MqttClient::connect(address, &connect(user, client_id, PASSWORD)).await.unwrap().0
+}
+
+pub fn connect(user: &str, client_id: &str, password: &str) -> Connect {
+    Connect {
         version: Version::V5,
         client_id: client_id.into(),
-        login: Some((user.into(), PASSWORD.into())),
+        login: Some((user.into(), password.into())),
         clean: true,
         will: None,
         keep_alive: 0,
-    };
-    MqttClient::connect(address, &connect).await.unwrap().0
+    }
 }
 
 pub fn message(to: &str, body: &str) -> Element {
