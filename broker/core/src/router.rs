@@ -298,8 +298,8 @@ impl Router {
             // It has its row already: the next session gets it from there. One that is just reading its rows may have
             // missed it.
             state.in_flight.remove(&id);
-            if state.flushing > 0 {
-                state.landed.push((id, env));
+            if is_passed(state, id) {
+                state.landed.push((id, Some(env)));
             }
             return;
         }
@@ -393,32 +393,74 @@ impl Router {
     }
 
     /// Hands over what was kept, in order; until it is done, new messages are kept behind it.
-    async fn flush(&self, account: Arc<Account>, session: u64, run: &mut Run) {
-        account.lock().flushing += 1;
-        let rows = self.kept_rows(&account).await;
-        let mut state = account.lock();
-        state.flushing -= 1;
-        match rows {
-            Ok(rows) => hand_over(&mut state, session, rows),
-            Err(error) => run.ticket.join(Ticket::failed(error)),
+    async fn flush(self: &Arc<Self>, account: Arc<Account>, session: u64, run: &mut Run) {
+        account.lock().paused.retain(|(paused, _)| *paused != session);
+        if let Err(error) = self.flush_from(&account, session, 0).await {
+            run.ticket.join(Ticket::failed(error));
         }
     }
 
-    async fn kept_rows(&self, account: &Account) -> Result<Vec<(u64, Envelope)>, StoreError> {
-        let (mut kept, mut after) = (Vec::new(), 0);
+    /// Hands over the rows behind `after`, page by page. When the inbox is full it pauses until the session
+    /// acknowledges something; the session takes no other messages before all rows are handed over.
+    async fn flush_from(&self, account: &Account, session: u64, mut after: u64) -> Result<(), StoreError> {
+        account.lock().flushing += 1;
         loop {
-            let rows = self.parts.store.queue(&account.owner, after, FLUSH_PAGE).await?;
-            for row in &rows {
-                after = row.id;
-                match Stanza::parse(&row.value) {
-                    Ok(stanza) => kept.push((row.id, self.kept_envelope(row.id, stanza))),
-                    Err(_) => tracing::error!(owner = ?account.owner, id = row.id, "a kept message is damaged"),
+            let page = self.kept_page(account, after).await;
+            let mut state = account.lock();
+            let mut rows = match page {
+                Ok(rows) => rows,
+                Err(error) => {
+                    state.flushing -= 1;
+                    return Err(error);
                 }
+            };
+            let last = rows.len() < FLUSH_PAGE;
+            if last {
+                rows.append(&mut state.landed);
+                rows.sort_by_key(|(id, _)| *id);
             }
-            if rows.len() < FLUSH_PAGE {
-                return Ok(kept);
+            let whole = hand_over(&mut state, session, (&mut after, rows));
+            if last || !whole {
+                state.flushing -= 1;
+            }
+            if last && whole {
+                join_in(&mut state, session);
+            }
+            if last || !whole {
+                return Ok(());
             }
         }
+    }
+
+    async fn kept_page(&self, account: &Account, after: u64) -> Result<Vec<(u64, Option<Envelope>)>, StoreError> {
+        let rows = self.parts.store.queue(&account.owner, after, FLUSH_PAGE).await?;
+        let read = |row: tavi_store::QueueRow| match Stanza::parse(&row.value) {
+            Ok(stanza) => (row.id, Some(self.kept_envelope(row.id, stanza))),
+            Err(_) => {
+                tracing::error!(owner = ?account.owner, id = row.id, "a kept message is damaged");
+                (row.id, None)
+            }
+        };
+        Ok(rows.into_iter().map(read).collect())
+    }
+
+    /// A session that was given what fits has room again: its hand-over goes on.
+    fn resume(self: &Arc<Self>, account: &Arc<Account>) {
+        let paused = {
+            let mut state = account.lock();
+            let state = &mut *state;
+            let sessions = &state.sessions;
+            let has_room = |id: u64| sessions.iter().any(|s| s.id == id && s.inbox.is_empty());
+            let at = state.paused.iter().position(|(session, _)| has_room(*session));
+            at.map(|at| state.paused.swap_remove(at))
+        };
+        let Some((session, after)) = paused else { return };
+        let (router, account) = (self.clone(), account.clone());
+        tokio::spawn(async move {
+            if let Err(error) = router.flush_from(&account, session, after).await {
+                tracing::error!(%error, account = %account.jid, "kept messages could not be read");
+            }
+        });
     }
 
     fn kept_envelope(&self, id: u64, stanza: Stanza) -> Envelope {
@@ -442,7 +484,7 @@ impl Router {
     }
 
     /// The recipient has these rows for good: they are deleted.
-    pub fn acknowledge(&self, account: &Account, ids: &[u64]) {
+    pub fn acknowledge(self: &Arc<Self>, account: &Arc<Account>, ids: &[u64]) {
         if ids.is_empty() {
             return;
         }
@@ -453,12 +495,17 @@ impl Router {
     }
 
     /// The same for a recipient who deletes the rows in a commit of its own (bots).
-    pub fn settle(&self, account: &Account, ids: &[u64]) {
+    pub fn settle(self: &Arc<Self>, account: &Arc<Account>, ids: &[u64]) {
         let mut state = account.lock();
         for id in ids {
             state.in_flight.remove(id);
         }
         state.stored = state.stored.saturating_sub(ids.len());
+        let waits = !state.paused.is_empty();
+        drop(state);
+        if waits {
+            self.resume(account);
+        }
     }
 
     /// A session ended. `unacknowledged` are the messages that it was sent and did not acknowledge; with what still
@@ -478,6 +525,7 @@ impl Router {
                     );
                 }
                 state.sessions.retain(|session| session.id != bound.id);
+                state.paused.retain(|(session, _)| *session != bound.id);
             }
             // Nothing is kept anew for an account that was removed.
             if bound.inbox.closed() != Some(Closed::Revoked) {
@@ -548,8 +596,9 @@ fn inbox(session: &SessionEntry) -> Arc<Inbox> {
 /// A kept message is durable. If somebody came in the meantime it is for him.
 fn landed(account: &Account, id: u64, env: Envelope) {
     let mut state = account.lock();
-    if state.flushing > 0 {
-        state.landed.push((id, env));
+    // A row that a paused hand-over has passed already, though it landed later, must not be left behind.
+    if is_passed(&state, id) {
+        state.landed.push((id, Some(env)));
     } else {
         push_row(&mut state, id, &env);
     }
@@ -573,16 +622,31 @@ fn push_row(state: &mut AccountState, id: u64, env: &Envelope) {
     }
 }
 
-fn hand_over(state: &mut AccountState, session: u64, mut rows: Vec<(u64, Envelope)>) {
-    rows.append(&mut state.landed);
-    rows.sort_by_key(|(id, _)| *id);
-    rows.dedup_by_key(|(id, _)| *id);
-    let Some(entry) = state.session(session) else { return };
-    entry.receiving = true;
-    let inbox = entry.inbox.clone();
+/// Gives rows to a session, in order, as far as its inbox has room; `after` follows. True if all were given.
+fn hand_over(state: &mut AccountState, session: u64, (after, rows): (&mut u64, Vec<(u64, Option<Envelope>)>)) -> bool {
+    let Some(inbox) = state.session(session).map(|entry| entry.inbox.clone()) else { return false };
     for (id, env) in rows {
-        if state.in_flight.insert(id) && matches!(inbox.push(env, Overflow::Detach), Pushed::Refused(_)) {
-            state.in_flight.remove(&id);
+        if let Some(env) = env.filter(|_| !state.in_flight.contains(&id)) {
+            if inbox.is_half_full() || matches!(inbox.push(env, Overflow::Refuse), Pushed::Refused(_)) {
+                // A row that landed late may have a smaller id than those before it.
+                state.paused.push((session, id.saturating_sub(1).min(*after)));
+                return false;
+            }
+            state.in_flight.insert(id);
         }
+        *after = id.max(*after);
     }
+    true
+}
+
+/// All that was kept is handed over: the session takes messages for the account, if it still wants any.
+fn join_in(state: &mut AccountState, session: u64) {
+    if let Some(entry) = state.session(session) {
+        entry.receiving = entry.available && entry.priority >= 0;
+    }
+}
+
+/// Whether a row that becomes free now would be left behind by a hand-over that is under way or pauses behind it.
+fn is_passed(state: &AccountState, id: u64) -> bool {
+    state.flushing > 0 || state.paused.iter().any(|(_, after)| *after >= id)
 }

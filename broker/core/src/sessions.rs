@@ -65,7 +65,9 @@ pub struct AccountState {
     /// How many hand-overs of kept messages are under way.
     pub(crate) flushing: usize,
     /// Messages that became durable during a hand-over.
-    pub(crate) landed: Vec<(u64, Envelope)>,
+    pub(crate) landed: Vec<(u64, Option<Envelope>)>,
+    /// Hand-overs that wait for room in their session's inbox: the session, and the row that it was given last.
+    pub(crate) paused: Vec<(u64, u64)>,
 }
 
 impl AccountState {

@@ -32,6 +32,30 @@ async fn two_people_chat_and_receipts_pass() {
 }
 
 #[tokio::test]
+async fn more_than_an_inbox_holds_is_handed_over_piece_by_piece_and_newer_messages_follow() {
+    let world = World::with_inboxes_of(8).await;
+    let mut juliet = world.online("juliet/balcony").await;
+    world.account("romeo").await;
+    let says = |n: u32| format!("<message to='romeo@localhost' type='chat'><body>{n}</body></message>");
+    for n in 0..300 {
+        juliet.sends(&says(n)).await;
+    }
+    let mut romeo = world.online("romeo/orchard").await;
+    let mut read = romeo.reads_bodies();
+    assert!(!read.is_empty() && read.len() <= 4, "no more than half the inbox: {read:?}");
+    juliet.sends(&says(300)).await;
+    // Each acknowledgement makes room; the hand-over goes on in a task of its own.
+    for _ in 0..1_000 {
+        tokio::task::yield_now().await;
+        read.extend(romeo.reads_bodies());
+    }
+    let all: Vec<String> = (0..=300).map(|n: u32| n.to_string()).collect();
+    assert_eq!(read, all);
+    juliet.sends(&says(301)).await;
+    assert_eq!(romeo.reads_bodies(), ["301"], "now it takes part in everything");
+}
+
+#[tokio::test]
 async fn who_comes_back_gets_what_was_kept_in_order() {
     let world = World::new().await;
     let (mut romeo, juliet) = world.friends().await;

@@ -214,6 +214,14 @@ impl Person {
         texts
     }
 
+    /// The bodies of all messages that have come, which are acknowledged.
+    pub(crate) fn reads_bodies(&mut self) -> Vec<String> {
+        self.read();
+        let bodies = self.unread.iter().filter_map(|env| env.stanza.body()).collect();
+        self.skip();
+        bodies
+    }
+
     /// Reads and acknowledges what has come.
     pub(crate) fn skip(&mut self) {
         self.read();
