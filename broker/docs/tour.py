@@ -35,6 +35,7 @@ class Client(slixmpp.ClientXMPP):
         self.add_event_handler("failed_all_auth", lambda _: self.leave("wrong password"))
         self.add_event_handler("connection_failed", lambda why: self.leave(f"no connection: {why}"))
         self.add_event_handler("message", self.message)
+        self.add_event_handler("message_error", lambda m: self.show(f"{m['from']} did not take it: {m['error']['condition']}"))
         self.add_event_handler("receipt_received", lambda m: self.show(f"{m['from'].bare} has got it"))
         self.add_event_handler("presence_available", self.came)
         self.add_event_handler("presence_unavailable", self.went)

@@ -182,12 +182,18 @@ impl Topics {
     /// # Errors
     /// An illegal topic, or a publisher who may not.
     pub fn publish(self: &Arc<Self>, from: &Principal, draft: Draft) -> Result<Ticket, Refusal> {
-        check_topic(&draft.topic).map_err(Refusal::IllegalTopic)?;
         let action = if draft.change == Change::Clear { Action::Delete } else { Action::Publish };
-        // MQTT has no verb to delete: who may publish a retained value may also take it away.
-        let may = self.permit.may(from, action, &draft.topic)
-            || (action == Action::Delete && self.permit.may(from, Action::Publish, &draft.topic));
-        if !may {
+        self.publish_as(from, action, draft)
+    }
+
+    /// The same for MQTT, which has no verb to delete: who may publish a retained value may also take it away with an
+    /// empty one, so it asks for [`Action::Publish`] always.
+    ///
+    /// # Errors
+    /// As for [`Topics::publish`].
+    pub fn publish_as(self: &Arc<Self>, from: &Principal, action: Action, draft: Draft) -> Result<Ticket, Refusal> {
+        check_topic(&draft.topic).map_err(Refusal::IllegalTopic)?;
+        if !self.permit.may(from, action, &draft.topic) {
             self.permit.log_refusal(from, action, &draft.topic);
             return Err(Refusal::Forbidden);
         }
@@ -573,6 +579,18 @@ mod tests {
         world.permit.remove(|_| true).1.await.unwrap();
         world.publish("romeo", "u/romeo/a", "2", false).await.unwrap();
         assert_eq!(*reader.seen.lock(), ["u/romeo/a=1"]);
+    }
+
+    #[tokio::test]
+    async fn clearing_needs_delete_except_where_there_is_no_such_verb() {
+        let world = world().await;
+        world.publish("romeo", "u/romeo/a", "kept", true).await.unwrap();
+        world.grant("juliet@localhost", "publish", "u/romeo/#").await;
+        let clear = || Draft { topic: "u/romeo/a".into(), change: Change::Clear, ..Draft::default() };
+        assert_eq!(world.topics.publish(&who("juliet"), clear()).err(), Some(Refusal::Forbidden));
+        let by_mqtt = world.topics.publish_as(&who("juliet"), Action::Publish, clear()).unwrap();
+        by_mqtt.complete().await.unwrap();
+        assert!(world.topics.retained("u/romeo/a").is_empty());
     }
 
     #[tokio::test]

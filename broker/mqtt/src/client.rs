@@ -244,7 +244,7 @@ impl Client {
         let mut draft = render::draft(topic, &publish.body, publish.qos, publish.retain, self.now_ms);
         draft.from_session = self.place.seat.id();
         draft.id = id;
-        self.hub.node().parts.topics.publish(self.place.seat.principal(), draft)
+        self.hub.node().parts.topics.publish_as(self.place.seat.principal(), Action::Publish, draft)
     }
 
     /// Clients mostly publish to the topic that they published to before: its name is shared.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tavi_core::metrics::{Outcome, Protocol};
 use tavi_core::node::Attached;
+use tavi_core::permit::Action;
 use tavi_core::topics::{SubOptions, Subscriber};
 use tavi_core::{Closed, Mailbox, Node, Principal, Ticket};
 use tavi_store::{Op, Owner, QueueRow, StoreError};
@@ -503,7 +504,7 @@ impl Hub {
     ) {
         let draft = render::draft(will.body.topic().into(), &will.body, will.qos, will.retain, self.now_ms());
         // A refused will is logged by the access model and gone.
-        let mut ticket = self.node.parts.topics.publish(&principal, draft).unwrap_or_default();
+        let mut ticket = self.node.parts.topics.publish_as(&principal, Action::Publish, draft).unwrap_or_default();
         ticket.join(saved);
         let hub = self.clone();
         hub.node.parts.metrics.draining.add(1);

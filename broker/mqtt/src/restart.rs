@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tavi_core::permit::Action;
 use tavi_core::topics::{SubOptions, Subscriber};
 use tavi_core::{Node, Principal};
 use tavi_store::{Op, Owner, Row, StoreError, Table};
@@ -152,7 +153,7 @@ impl Hub {
         let mut draft = render::draft(body.topic().into(), body, qos, retain, self.now_ms());
         draft.id = id;
         // What is not permitted any more is not published any more.
-        self.node().parts.topics.publish(principal, draft).unwrap_or_default().complete().await
+        self.node().parts.topics.publish_as(principal, Action::Publish, draft).unwrap_or_default().complete().await
     }
 }
 

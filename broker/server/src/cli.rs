@@ -91,7 +91,7 @@ pub enum UserCommand {
         #[command(flatten)]
         place: Place,
     },
-    /// Changes a password. Without --password-stdin one is generated and shown once.
+    /// Changes a password. Without --password-stdin one is generated and shown once. Sessions that are logged in stay.
     Passwd {
         /// The address.
         jid: String,

@@ -194,7 +194,7 @@ impl Config {
             engine: engine.transpose()?,
             cache_bytes: file.store.cache_mib.unwrap_or(64).clamp(1, 1 << 20) << 20,
             certificate,
-            log_level: file.log.level.unwrap_or_else(|| "info".into()),
+            log_level: log_level(file.log.level)?,
             log_format: file.log.format.unwrap_or(if args.json { LogFormat::Json } else { LogFormat::Text }),
             bots,
             limits: file.limits,
@@ -202,6 +202,21 @@ impl Config {
             data,
         })
     }
+}
+
+/// A level, or filters; a word that is neither would silence everything.
+fn log_level(level: Option<String>) -> Result<String> {
+    let level = level.unwrap_or_else(|| "info".into());
+    let known = |word: &str| ["off", "error", "warn", "info", "debug", "trace"].contains(&word);
+    for filter in level.split(',') {
+        let word = filter.rsplit_once('=').map_or(filter, |(_, level)| level).trim();
+        if !known(&word.to_ascii_lowercase()) {
+            bail!(
+                "[log] level = {level:?}: {word:?} is no level; use error, warn, info, debug, trace, or filters such as \"info,tavi_mqtt=debug\""
+            );
+        }
+    }
+    Ok(level)
 }
 
 fn listeners(file: &ListenFile, flags: &[(Key, String)]) -> Result<Vec<(Key, Addresses)>> {
@@ -364,6 +379,16 @@ mod tests {
             .collect();
         let file = parse(&open).unwrap();
         assert_eq!(file.store.engine.as_deref(), Some("sled"));
+    }
+
+    #[test]
+    fn a_log_level_that_is_none_is_refused() {
+        for good in ["info", "WARN", "info,tavi_mqtt=debug"] {
+            config(&format!("[log]\nlevel = '{good}'"), &[]).unwrap();
+        }
+        for bad in ["loud", "info,tavi_mqtt=loud", ""] {
+            assert!(config(&format!("[log]\nlevel = '{bad}'"), &[]).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -36,6 +36,7 @@ fn check(config: &Config) -> Result<()> {
     if config.certificate.is_some() {
         Tls::load(config, SystemClock.now_ms())?;
     }
+    users::engine(config)?;
     say(&format!(
         "the configuration is right; data folder {}, domain {}",
         config.data.display(),
@@ -53,6 +54,7 @@ async fn serve(config: Config) -> Result<()> {
     let store = users::open_store(&config)?;
     let node = node(&config, store.clone()).await?;
     first_admin(&node.parts).await?;
+    warn_of_strangers(&node.parts).await?;
     node.router.registry().start().await?;
     node.correct_states().await?;
     let addresses = listeners.addresses.clone();
@@ -78,13 +80,25 @@ async fn node(config: &Config, store: Arc<KvStore>) -> Result<Node> {
     Ok(Node::new(parts, registry))
 }
 
-/// The very first start makes `admin@DOMAIN` and shows its password once.
+/// Accounts of another domain, from before it was changed, can not log in.
+async fn warn_of_strangers(parts: &Parts) -> Result<()> {
+    let rows = parts.store.scan(Table::Account, None, 1000).await?;
+    let jids = rows.iter().filter_map(|row| row.owner.name().parse::<BareJid>().ok());
+    let strangers: Vec<_> = jids.filter(|jid| parts.hosts.find(jid.domain()).is_none()).collect();
+    if let Some(one) = strangers.first() {
+        let (count, domain) = (strangers.len(), parts.hosts.domain());
+        tracing::warn!("{count} accounts such as {one} belong to another domain than {domain} and can not log in");
+    }
+    Ok(())
+}
+
+/// The very first start of a domain makes `admin@DOMAIN` and shows its password once.
 async fn first_admin(parts: &Parts) -> Result<()> {
     let owner = Owner::system("broker");
-    if parts.store.load(&owner, Table::System, "admin").await?.is_some() {
+    let jid = BareJid::new("admin", parts.hosts.domain())?;
+    if parts.store.load(&owner, Table::System, jid.as_str()).await?.is_some() {
         return Ok(());
     }
-    let jid = BareJid::new("admin", parts.hosts.domain())?;
     let password = people::new_secret().map_err(|error| anyhow!("{error}"))?;
     match parts.accounts.create(&jid, password.expose(), Strength::Generated).await {
         Ok(()) => eprintln!(
@@ -95,7 +109,7 @@ async fn first_admin(parts: &Parts) -> Result<()> {
         Err(error) => return Err(error.into()),
     }
     let value = jid.to_string().into();
-    let made = Op::Put { table: Table::System, item: "admin".into(), value, expect: Expect::Any };
+    let made = Op::Put { table: Table::System, item: jid.as_str().into(), value, expect: Expect::Any };
     Ok(parts.store.commit(&owner, vec![made]).await?)
 }
 

@@ -44,7 +44,7 @@ async fn execute(command: StoreCommand) -> Result<(Place, Outcome)> {
         StoreCommand::Export { file, place } => (place.clone(), export_to(&file, &Closed::take(&place)?).await?),
         StoreCommand::Import { file, place } => {
             let input = File::open(&file).with_context(|| format!("cannot read {}", file.display()))?;
-            (place.clone(), import_from(&file, input, &Closed::take(&place)?).await?)
+            (place.clone(), import_from(&file, input, &Closed::make(&place)?).await?)
         }
         StoreCommand::Check { place } => (place.clone(), check(&Closed::take(&place)?)?),
         StoreCommand::Migrate { to, place } => (place.clone(), migrate(&to, &Closed::take(&place)?).await?),
@@ -59,6 +59,13 @@ struct Closed {
 
 impl Closed {
     fn take(place: &Place) -> Result<Closed> {
+        if !place.data.is_dir() {
+            bail!("there is no data folder {}: name another with --data DIR", place.data.display());
+        }
+        Closed::make(place)
+    }
+
+    fn make(place: &Place) -> Result<Closed> {
         let lock = data::lock(&place.data).context("`tavi store` works on a stopped broker's data")?;
         let args = ServeArgs { data: Some(place.data.clone()), ..ServeArgs::default() };
         Ok(Closed { config: Config::load(&args)?, _lock: lock })

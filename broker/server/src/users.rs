@@ -106,12 +106,19 @@ impl Closed {
 /// Opens the store of a data folder.
 pub fn open_store(config: &Config) -> Result<Arc<KvStore>> {
     let path = config.store_path();
-    let engine = match config.engine {
-        Some(engine) => engine,
-        None => tavi_store_kv::engine_of(&path)?.unwrap_or(Engine::Sled),
-    };
-    let options = Options { engine, cache: config.cache_bytes, ..Options::default() };
+    let options = Options { engine: engine(config)?, cache: config.cache_bytes, ..Options::default() };
     Ok(tavi_store_kv::open(&path, &options)?)
+}
+
+/// The engine of the store: the one that was asked for, which must be that of a store that is there.
+pub fn engine(config: &Config) -> Result<Engine> {
+    let path = config.store_path();
+    match (config.engine, tavi_store_kv::engine_of(&path)?) {
+        (Some(wanted), Some(found)) if wanted != found => {
+            Err(tavi_store_kv::OpenError::OtherEngine { path, found, wanted }.into())
+        }
+        (wanted, found) => Ok(wanted.or(found).unwrap_or(Engine::Sled)),
+    }
 }
 
 fn read_password(from_stdin: bool) -> Result<Option<Secret>> {

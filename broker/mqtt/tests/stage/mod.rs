@@ -46,7 +46,7 @@ impl World {
         let bounds = Bounds { receive_maximum: config.receive_maximum, in_flight: config.in_flight };
         let world = World { store, clock, hub, bounds };
         if world.hub.node().parts.permit.list(None).is_empty() {
-            world.grant("@everyone", "subscribe,publish", "home/#").await;
+            world.grant("@everyone", "subscribe,retrieve,publish", "home/#").await;
         }
         world
     }
