@@ -113,9 +113,16 @@ async fn first_admin(parts: &Parts) -> Result<()> {
     Ok(parts.store.commit(&owner, vec![made]).await?)
 }
 
+/// The line that scripts wait for.
+#[derive(serde::Serialize)]
+struct Ready<'a> {
+    ready: bool,
+    listeners: &'a std::collections::BTreeMap<String, String>,
+}
+
 fn announce(config: &Config, addresses: &std::collections::BTreeMap<String, String>) -> Result<()> {
     if config.json {
-        say(&serde_json::json!({ "ready": true, "listeners": addresses }).to_string());
+        say(&serde_json::to_string(&Ready { ready: true, listeners: addresses })?);
         return Ok(());
     }
     for key in Key::ALL {
