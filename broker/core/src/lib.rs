@@ -4,6 +4,7 @@
 //! `route` of a [`Node`], and nothing of the other protocols.
 
 pub mod accounts;
+pub mod backlog;
 pub mod clock;
 pub mod effects;
 pub mod envelope;
@@ -22,6 +23,7 @@ pub mod ticket;
 pub mod topics;
 pub mod trie;
 
+pub use backlog::{Backlog, Bound, Given, Owed};
 pub use clock::{Clock, FakeClock, SystemClock};
 pub use effects::{Effect, Effects};
 pub use envelope::{Envelope, Meta, Origin, Reach};

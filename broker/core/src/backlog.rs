@@ -1,0 +1,427 @@
+//! What is owed to one seat, without IO: rows in the store, items in memory, what is in flight.
+//!
+//! Everything owed has an id, its place, drawn under the owner's lock; items leave in the order of their ids. An id may
+//! be *coming* (drawn, its commit not landed): what lies behind it waits. What does not fit into memory stays in the
+//! owner's queue in the store and is read again page by page, from behind a cursor. A window bounds what may be in
+//! flight; a full one is back pressure, nothing more.
+//!
+//! In memory lie at most twice the memory bound and once the window, and a few bytes for each id that is coming or
+//! being deleted; never something for each stored row.
+
+use crate::mailbox::Weigh;
+use hashbrown::HashMap;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Something that can be owed to a seat. A clone is kept while it is in flight, so it should be cheap.
+pub trait Owed: Weigh + Clone {
+    /// Whether it has a row in the owner's queue, under its id: then memory may let go of it.
+    fn is_stored(&self) -> bool;
+}
+
+/// A bound by count and by bytes. A single item is always within it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bound {
+    /// Items.
+    pub items: usize,
+    /// Bytes, as [`Weigh`] has them.
+    pub bytes: usize,
+}
+
+/// An item for the link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Given<T> {
+    /// Its place.
+    pub id: u64,
+    /// The item.
+    pub item: T,
+    /// It was in flight before, on a link that was cut.
+    pub repeated: bool,
+}
+
+/// What is owed to one seat.
+#[derive(Debug)]
+pub struct Backlog<T> {
+    memory: Bound,
+    window: Bound,
+    /// Drawn, and neither landed nor failed.
+    coming: BTreeSet<u64>,
+    /// In memory, at or below the cursor: the next to go.
+    waiting: Pile<T>,
+    /// In memory only, above the cursor: rows that are not read yet go before.
+    later: Pile<T>,
+    flight: Flight<T>,
+    /// All stored rows up to here are in memory, in flight, coming or done with.
+    cursor: u64,
+    /// There may be rows above the cursor.
+    behind: bool,
+    reading: Option<Reading>,
+    /// Dropped from memory after they had been in flight.
+    repeated: BTreeSet<u64>,
+    /// Acknowledged; the row may still be read.
+    deleting: BTreeSet<u64>,
+}
+
+/// A page that is being read.
+#[derive(Debug)]
+struct Reading {
+    after: u64,
+    /// The least row that landed meanwhile and was left in the store: the page may lack it.
+    missed: Option<u64>,
+    /// Rows that were deleted meanwhile: the page may still have them.
+    deleted: Vec<u64>,
+}
+
+impl<T: Owed> Backlog<T> {
+    /// Nothing is owed, nothing is stored.
+    pub fn new(memory: Bound, window: Bound) -> Backlog<T> {
+        Backlog {
+            memory,
+            window,
+            coming: BTreeSet::new(),
+            waiting: Pile::default(),
+            later: Pile::default(),
+            flight: Flight::default(),
+            cursor: 0,
+            behind: false,
+            reading: None,
+            repeated: BTreeSet::new(),
+            deleting: BTreeSet::new(),
+        }
+    }
+
+    /// The rows above `after` are owed too: after a restart, or when a queue is handed to this seat.
+    pub fn read_from(&mut self, after: u64) {
+        self.cursor = self.cursor.min(after);
+        self.behind = true;
+        for (id, held) in self.waiting.split_above(self.cursor) {
+            self.leave(id, held);
+        }
+    }
+
+    /// This id was drawn for the seat and its commit is on its way. Nothing behind it leaves before
+    /// [`landed`](Self::landed) or [`failed`](Self::failed).
+    pub fn coming(&mut self, id: u64) {
+        self.coming.insert(id);
+    }
+
+    /// The item is owed from now on; it was announced as coming, or needs no commit.
+    ///
+    /// # Errors
+    /// The item, if there is no room for it and it is not stored.
+    pub fn landed(&mut self, id: u64, item: T) -> Result<(), T> {
+        self.coming.remove(&id);
+        if self.knows(id) {
+            return Ok(());
+        }
+        let unread = self.behind && id > self.cursor;
+        let stored = item.is_stored();
+        let pile = if unread { &mut self.later } else { &mut self.waiting };
+        if (unread && stored) || !pile.has_room(&item, self.memory) {
+            return if stored { Ok(self.stays_stored(id)) } else { Err(item) };
+        }
+        let repeated = self.repeated.remove(&id);
+        pile.put(id, Held { item, repeated });
+        if !unread {
+            self.cursor = self.cursor.max(id);
+        }
+        Ok(())
+    }
+
+    /// The commit of a coming id failed: it is not owed.
+    pub fn failed(&mut self, id: u64) {
+        self.coming.remove(&id);
+    }
+
+    /// A row that memory does not take is read again when its turn comes.
+    fn stays_stored(&mut self, id: u64) {
+        if id <= self.cursor {
+            self.read_from(id - 1);
+        }
+        self.behind = true;
+        if let Some(reading) = &mut self.reading {
+            reading.missed = Some(reading.missed.map_or(id, |other| other.min(id)));
+        }
+    }
+
+    /// The id behind which a page is to be read now, if there is room for one; the answer is [`page`](Self::page).
+    pub fn wants(&mut self) -> Option<u64> {
+        let wants = self.behind && self.reading.is_none() && self.waiting.is_half_empty(self.memory);
+        if !wants {
+            return None;
+        }
+        self.reading = Some(Reading { after: self.cursor, missed: None, deleted: Vec::new() });
+        Some(self.cursor)
+    }
+
+    /// The page that was wanted: rows in the order of their ids, those left out that are another seat's. `upto` is the
+    /// last id that was looked at; `end`: there was none behind it.
+    pub fn page(&mut self, rows: Vec<(u64, T)>, upto: u64, end: bool) {
+        let Some(reading) = self.reading.take() else { return };
+        // The cursor was set back meanwhile: the next page begins there.
+        if reading.after != self.cursor {
+            return;
+        }
+        let mut whole = reading.missed.is_none();
+        let upto = reading.missed.map_or(upto, |missed| upto.min(missed - 1));
+        let mut reached = upto;
+        for (id, item) in rows.into_iter().filter(|(id, _)| *id > self.cursor && *id <= upto) {
+            // What is coming lands of its own.
+            if self.coming.contains(&id) || self.knows(id) || reading.deleted.contains(&id) {
+                continue;
+            }
+            if !self.waiting.has_room(&item, self.memory) {
+                (reached, whole) = (id - 1, false);
+                break;
+            }
+            let repeated = self.repeated.remove(&id);
+            self.waiting.put(id, Held { item, repeated });
+        }
+        self.cursor = self.cursor.max(reached);
+        self.behind = !(end && whole);
+        self.catch_up();
+    }
+
+    /// The page could not be read; it will be wanted again.
+    pub fn page_failed(&mut self) {
+        self.reading = None;
+    }
+
+    /// What waited behind rows that are read now.
+    fn catch_up(&mut self) {
+        let above = if self.behind { self.later.split_above(self.cursor) } else { BTreeMap::new() };
+        for (id, held) in std::mem::take(&mut self.later).items {
+            self.cursor = self.cursor.max(id);
+            self.waiting.put(id, held);
+        }
+        above.into_iter().for_each(|(id, held)| self.later.put(id, held));
+    }
+
+    /// The next item, which is in flight from now on; `None` if nothing is ready or the window is full.
+    pub fn next(&mut self) -> Option<Given<T>> {
+        let (id, held) = self.waiting.items.first_key_value()?;
+        let blocked = self.coming.first().is_some_and(|coming| coming < id);
+        if blocked || !self.flight.has_room(&held.item, self.window) {
+            return None;
+        }
+        let (id, held) = self.waiting.pop()?;
+        let given = Given { id, item: held.item.clone(), repeated: held.repeated };
+        self.flight.put(id, held.item);
+        Some(given)
+    }
+
+    /// The peer has this one for good. Its row, if there is one, is to be deleted; once that is durable,
+    /// [`deleted`](Self::deleted) must be told.
+    pub fn acknowledge(&mut self, id: u64) -> Option<T> {
+        let item = self.flight.take(id)?;
+        if item.is_stored() {
+            self.deleting.insert(id);
+        }
+        Some(item)
+    }
+
+    /// The peer has the first `count` of what is in flight, in the order of sending (XEP-0198 §4).
+    pub fn acknowledge_first(&mut self, count: usize) -> Vec<(u64, T)> {
+        let ids: Vec<u64> = self.flight.sent.values().take(count).map(|(id, _)| *id).collect();
+        ids.into_iter().filter_map(|id| self.acknowledge(id).map(|item| (id, item))).collect()
+    }
+
+    /// The row of something acknowledged is gone from the store.
+    pub fn deleted(&mut self, id: u64) {
+        if self.deleting.remove(&id)
+            && let Some(reading) = &mut self.reading
+        {
+            reading.deleted.push(id);
+        }
+    }
+
+    /// The link is gone: everything in flight is owed again, in order.
+    pub fn cut(&mut self) {
+        for (id, item) in self.flight.clear() {
+            let held = Held { item, repeated: true };
+            if self.behind && id > self.cursor {
+                self.leave(id, held);
+            } else {
+                self.cursor = self.cursor.max(id);
+                self.waiting.put(id, held);
+            }
+        }
+    }
+
+    /// A new link: from now on so much may be in flight.
+    pub fn attach(&mut self, window: Bound) {
+        self.window = window;
+    }
+
+    /// Lets go of everything that can be read again: for a seat that waits for its link.
+    pub fn shed(&mut self) {
+        let first = self.waiting.items.iter().find(|(_, held)| held.item.is_stored()).map(|(id, _)| *id);
+        if let Some(first) = first {
+            self.read_from(first - 1);
+        }
+    }
+
+    /// The seat ends: all that was owed and is in memory, what was in flight first, each in order. Rows that were not
+    /// read stay in the store.
+    pub fn end(&mut self) -> Vec<(u64, T)> {
+        self.coming.clear();
+        self.behind = false;
+        let mut owed = self.flight.clear();
+        for pile in [&mut self.waiting, &mut self.later] {
+            owed.extend(std::mem::take(pile).items.into_iter().map(|(id, held)| (id, held.item)));
+        }
+        owed
+    }
+
+    /// How many items wait in memory.
+    pub fn len(&self) -> usize {
+        self.waiting.items.len() + self.later.items.len()
+    }
+
+    /// Whether nothing waits in memory; something may be coming, stored or in flight.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many bytes wait in memory.
+    pub fn bytes(&self) -> usize {
+        self.waiting.bytes + self.later.bytes
+    }
+
+    /// How many items are in flight.
+    pub fn in_flight(&self) -> usize {
+        self.flight.sent.len()
+    }
+
+    /// Whether something could go out if the window were larger.
+    pub fn is_held_up(&self) -> bool {
+        let next = self.waiting.items.first_key_value();
+        next.is_some_and(|(id, held)| {
+            self.coming.first().is_none_or(|coming| coming > id) && !self.flight.has_room(&held.item, self.window)
+        })
+    }
+
+    /// Whether the next item is ready, window or not.
+    pub fn is_ready(&self) -> bool {
+        let next = self.waiting.items.first_key_value();
+        next.is_some_and(|(id, _)| self.coming.first().is_none_or(|coming| coming > id))
+    }
+
+    /// Whether rows of the store may still have to be read.
+    pub fn is_behind(&self) -> bool {
+        self.behind
+    }
+
+    /// A part of memory is let go of: what is stored is read again, the rest waits for what is read before it.
+    fn leave(&mut self, id: u64, held: Held<T>) {
+        if !held.item.is_stored() {
+            self.later.put(id, held);
+        } else if held.repeated {
+            self.repeated.insert(id);
+        }
+    }
+
+    fn knows(&self, id: u64) -> bool {
+        let piles = [&self.waiting, &self.later];
+        self.flight.seqs.contains_key(&id)
+            || self.deleting.contains(&id)
+            || piles.iter().any(|pile| pile.items.contains_key(&id))
+    }
+}
+
+#[derive(Debug)]
+struct Held<T> {
+    item: T,
+    repeated: bool,
+}
+
+/// Items in the order of their ids, with their weight.
+#[derive(Debug)]
+struct Pile<T> {
+    items: BTreeMap<u64, Held<T>>,
+    bytes: usize,
+}
+
+impl<T> Default for Pile<T> {
+    fn default() -> Pile<T> {
+        Pile { items: BTreeMap::new(), bytes: 0 }
+    }
+}
+
+impl<T: Owed> Pile<T> {
+    fn put(&mut self, id: u64, held: Held<T>) {
+        self.bytes += held.item.weight();
+        self.items.insert(id, held);
+    }
+
+    fn pop(&mut self) -> Option<(u64, Held<T>)> {
+        let (id, held) = self.items.pop_first()?;
+        self.bytes -= held.item.weight();
+        Some((id, held))
+    }
+
+    fn has_room(&self, item: &T, bound: Bound) -> bool {
+        has_room((self.items.len(), self.bytes), item, bound)
+    }
+
+    fn is_half_empty(&self, bound: Bound) -> bool {
+        self.items.is_empty() || (self.items.len() * 2 <= bound.items && self.bytes * 2 <= bound.bytes)
+    }
+
+    fn split_above(&mut self, id: u64) -> BTreeMap<u64, Held<T>> {
+        let above = self.items.split_off(&(id.saturating_add(1)));
+        self.bytes -= above.values().map(|held| held.item.weight()).sum::<usize>();
+        above
+    }
+}
+
+/// What is in flight, in the order of sending.
+#[derive(Debug)]
+struct Flight<T> {
+    sent: BTreeMap<u64, (u64, T)>,
+    seqs: HashMap<u64, u64>,
+    bytes: usize,
+    next: u64,
+}
+
+impl<T> Default for Flight<T> {
+    fn default() -> Flight<T> {
+        Flight { sent: BTreeMap::new(), seqs: HashMap::new(), bytes: 0, next: 0 }
+    }
+}
+
+impl<T: Owed> Flight<T> {
+    fn has_room(&self, item: &T, bound: Bound) -> bool {
+        has_room((self.sent.len(), self.bytes), item, bound)
+    }
+
+    fn put(&mut self, id: u64, item: T) {
+        self.bytes += item.weight();
+        self.seqs.insert(id, self.next);
+        self.sent.insert(self.next, (id, item));
+        self.next += 1;
+    }
+
+    fn take(&mut self, id: u64) -> Option<T> {
+        let seq = self.seqs.remove(&id)?;
+        let (_, item) = self.sent.remove(&seq)?;
+        self.bytes -= item.weight();
+        if self.seqs.is_empty() {
+            // An idle seat keeps no memory for this.
+            self.seqs = HashMap::new();
+        }
+        Some(item)
+    }
+
+    fn clear(&mut self) -> Vec<(u64, T)> {
+        let next = self.next;
+        std::mem::replace(self, Flight { next, ..Flight::default() }).sent.into_values().collect()
+    }
+}
+
+/// A single item always has room.
+fn has_room<T: Weigh>((items, bytes): (usize, usize), item: &T, bound: Bound) -> bool {
+    items == 0 || (items < bound.items && bytes + item.weight() <= bound.bytes)
+}
+
+#[cfg(test)]
+mod tests;
