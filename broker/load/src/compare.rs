@@ -6,9 +6,10 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 
 use crate::chat;
+use crate::churn;
 use crate::idle::{self, Protocol};
 use crate::meter::Cost;
-use crate::mqtt::{self, ACCOUNT};
+use crate::mqtt;
 use crate::peers::{self, Server};
 use crate::report::{Report, Row};
 
@@ -27,6 +28,9 @@ pub struct Plan {
     /// Messages on their way at once, of each pair or publisher. The bars are meant for 16.
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=1000))]
     in_flight: u64,
+    /// Tavi's engine for a new store; its own default if it is not given.
+    #[arg(long)]
+    engine: Option<String>,
     /// Only the peers, to know what the bars are.
     #[arg(long)]
     peers_only: bool,
@@ -41,6 +45,9 @@ enum Load {
     MqttIn1,
     MqttOut0,
     MqttOut1,
+    MqttDurable,
+    MqttChurn,
+    MqttRetained,
     IdleXmpp,
     IdleXmpps,
     IdleMqtt,
@@ -57,6 +64,7 @@ struct Terms {
 enum Peer {
     Ejabberd,
     Mosquitto,
+    MosquittoOnDisk,
 }
 
 impl Load {
@@ -68,6 +76,9 @@ impl Load {
             Self::MqttIn1 => ("MQTT fan-in, QoS 1", 1.0, Some(Peer::Mosquitto)),
             Self::MqttOut0 => ("MQTT fan-out, QoS 0", 1.0, Some(Peer::Mosquitto)),
             Self::MqttOut1 => ("MQTT fan-out, QoS 1", 1.0, Some(Peer::Mosquitto)),
+            Self::MqttDurable => ("MQTT to 1,000 durable sessions, QoS 1, 1 KiB", 1.0, Some(Peer::MosquittoOnDisk)),
+            Self::MqttChurn => ("MQTT latency with 10,000 subscribers and more coming", 1.0, Some(Peer::Mosquitto)),
+            Self::MqttRetained => ("1,000,000 retained topics", 150.0, None),
             Self::IdleXmpp => ("idle XMPP", 12.0, None),
             Self::IdleXmpps => ("idle XMPP over TLS", 25.0, None),
             Self::IdleMqtt => ("idle MQTT", 4.0, None),
@@ -79,7 +90,7 @@ impl Load {
         match self {
             Self::Chat | Self::ChatManaged => chat::accounts(&self.chat(1)),
             Self::IdleXmpp | Self::IdleXmpps => idle::accounts(&self.idle()),
-            _ => vec![ACCOUNT.into()],
+            _ => mqtt::accounts(&self.mqtt(1)),
         }
     }
 
@@ -90,8 +101,11 @@ impl Load {
 
     fn mqtt(self, in_flight: u64) -> mqtt::Plan {
         let fan_in = matches!(self, Self::MqttIn0 | Self::MqttIn1);
-        let qos = u8::from(matches!(self, Self::MqttIn1 | Self::MqttOut1));
-        mqtt::Plan { qos, clients: 50, messages: if fan_in { 4000 } else { 8000 }, in_flight, payload: 64 }
+        let durable = self == Self::MqttDurable;
+        let qos = u8::from(durable || matches!(self, Self::MqttIn1 | Self::MqttOut1));
+        let (clients, payload) = if durable { (1000, 1024) } else { (50, 64) };
+        let messages = if durable { 100 } else { [8000, 4000][usize::from(fan_in)] };
+        mqtt::Plan { qos, clients, messages, in_flight, payload, durable }
     }
 
     fn idle(self) -> idle::Plan {
@@ -107,7 +121,16 @@ impl Load {
         match self {
             Self::Chat | Self::ChatManaged => chat::run(&server.target("xmpp")?, &self.chat(in_flight)).await,
             Self::MqttIn0 | Self::MqttIn1 => mqtt::fan_in(&server.target("mqtt")?, &self.mqtt(in_flight)).await,
-            Self::MqttOut0 | Self::MqttOut1 => mqtt::fan_out(&server.target("mqtt")?, &self.mqtt(in_flight)).await,
+            Self::MqttOut0 | Self::MqttOut1 | Self::MqttDurable => {
+                mqtt::fan_out(&server.target("mqtt")?, &self.mqtt(in_flight)).await
+            }
+            Self::MqttChurn => {
+                let plan = churn::Plan { subscribers: 10_000, publications: 300, restless: 2 };
+                churn::run(&server.target("mqtt")?, &plan).await
+            }
+            Self::MqttRetained => {
+                churn::retained(&server.target("mqtt")?, &churn::Retained { topics: 1_000_000, payload: 64 }).await
+            }
             Self::IdleXmpp => idle::run(&server.target("xmpp")?, &self.idle()).await,
             Self::IdleXmpps => idle::run(&server.target("xmpps")?, &self.idle()).await,
             Self::IdleMqtt => idle::run(&server.target("mqtt")?, &self.idle()).await,
@@ -117,7 +140,11 @@ impl Load {
     async fn peer(self) -> anyhow::Result<Option<(&'static str, Server)>> {
         Ok(match self.terms().peer {
             Some(Peer::Ejabberd) => Some(("ejabberd", peers::ejabberd(&self.accounts()).await?)),
-            Some(Peer::Mosquitto) => Some(("mosquitto", peers::mosquitto()?)),
+            Some(Peer::Mosquitto) => Some(("mosquitto", peers::mosquitto("")?)),
+            // It saves by the clock only: at most a second after a change, and without fsync.
+            Some(Peer::MosquittoOnDisk) => {
+                Some(("mosquitto with persistence", peers::mosquitto("persistence true\nautosave_interval 1\n")?))
+            }
             None => None,
         })
     }
@@ -135,10 +162,15 @@ pub async fn run(plan: &Plan) -> anyhow::Result<Report> {
 async fn row(plan: &Plan, load: Load) -> anyhow::Result<Row> {
     let terms = load.terms();
     let peer = load.peer().await?;
-    let tavi = if plan.peers_only { None } else { Some(peers::tavi(&program(plan)?, &load.accounts())?) };
+    let tavi = if plan.peers_only {
+        None
+    } else {
+        Some(peers::tavi(&program(plan)?, &load.accounts(), plan.engine.as_deref())?)
+    };
     let (mut own, mut others) = (Vec::new(), Vec::new());
-    // A first round warms both up and does not count; idle connections have their own warm-up and one round.
-    let rounds = if matches!(load, Load::IdleXmpp | Load::IdleXmpps | Load::IdleMqtt) { 0 } else { plan.rounds };
+    // A first round warms both up and does not count; what is about memory has its own warm-up and one round.
+    let once = matches!(load, Load::IdleXmpp | Load::IdleXmpps | Load::IdleMqtt | Load::MqttRetained);
+    let rounds = if once { 0 } else { plan.rounds };
     for round in 0..=rounds {
         eprintln!("{}, round {round} of {rounds}", terms.title);
         if let Some((_, server)) = &peer {

@@ -66,8 +66,8 @@ enum Idle {
 impl Idle {
     async fn connect(target: &Target, protocol: Protocol, n: u32) -> anyhow::Result<Self> {
         if protocol == Protocol::Mqtt {
-            let login =
-                mqtt_client::Login { client_id: &format!("idle-{n}"), user: ACCOUNT, password: &target.password };
+            let client_id = &format!("idle-{n}");
+            let login = mqtt_client::Login { client_id, user: ACCOUNT, password: &target.password, clean: true };
             return Ok(Self::Mqtt { _open: mqtt_client::connect(target.address, login).await? });
         }
         let mut client = match protocol {

@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout)]
 
 mod chat;
+mod churn;
 mod compare;
 mod idle;
 mod meter;
@@ -53,6 +54,20 @@ enum Load {
         #[command(flatten)]
         plan: mqtt::Plan,
     },
+    /// Publications one at a time, while thousands are subscribed and others subscribe: how long each takes.
+    MqttChurn {
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        plan: churn::Plan,
+    },
+    /// Retained topics, and what the server weighs with them.
+    MqttRetained {
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        plan: churn::Retained,
+    },
     /// Connections that log in and then do nothing.
     Idle {
         #[command(flatten)]
@@ -99,6 +114,10 @@ async fn run(load: Load) -> anyhow::Result<Report> {
         }
         Load::MqttFanOut { target, plan } => {
             Ok(Report::of("mqtt-fan-out", mqtt::fan_out(&checked(target)?, &plan).await?))
+        }
+        Load::MqttChurn { target, plan } => Ok(Report::of("mqtt-churn", churn::run(&checked(target)?, &plan).await?)),
+        Load::MqttRetained { target, plan } => {
+            Ok(Report::of("mqtt-retained", churn::retained(&checked(target)?, &plan).await?))
         }
         Load::Idle { target, plan } => Ok(Report::of("idle", idle::run(&checked(target)?, &plan).await?)),
         Load::Compare(plan) => compare::run(&plan).await,

@@ -1,4 +1,4 @@
-//! MQTT fan-in (many publishers, one subscriber) and fan-out (one publisher, many subscribers), clean sessions.
+//! MQTT fan-in (many publishers, one subscriber) and fan-out (one publisher, many subscribers).
 
 use std::sync::Arc;
 
@@ -15,8 +15,10 @@ use crate::mqtt_client::{self as client, Login, Packets, Template, kind};
 use crate::told;
 use crate::window::Window;
 
-/// The account that all clients use.
+/// The account that all clients use, except for durable sessions.
 pub const ACCOUNT: &str = "load";
+/// Durable sessions of one account: a broker bounds them.
+const DURABLE_PER_ACCOUNT: u32 = 100;
 
 /// How much MQTT.
 #[derive(Args, Clone, Debug)]
@@ -36,6 +38,20 @@ pub struct Plan {
     /// Bytes of a payload, at least 4.
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(4..=100_000))]
     pub payload: u32,
+    /// The subscribers' sessions are durable (fan-out). They use the accounts load, load1, load2 …, 100 sessions each; all
+    /// may subscribe to `u/load/#`.
+    #[arg(long)]
+    pub durable: bool,
+}
+
+/// Accounts that the clients need, the publisher's first.
+pub fn accounts(plan: &Plan) -> Vec<String> {
+    let count = if plan.durable { plan.clients.div_ceil(DURABLE_PER_ACCOUNT) } else { 1 };
+    (0..count).map(account).collect()
+}
+
+fn account(number: u32) -> String {
+    if number == 0 { ACCOUNT.into() } else { format!("{ACCOUNT}{number}") }
 }
 
 /// Many publishers, one subscriber.
@@ -73,7 +89,7 @@ pub async fn fan_out(target: &Target, plan: &Plan) -> anyhow::Result<Cost> {
     let window = Window::new(plan.in_flight, plan.clients as usize);
     let mut subscribers = Vec::new();
     for n in 0..plan.clients {
-        let mut stream = connect(target, &format!("fan-out-{n}")).await.with_context(|| format!("subscriber {n}"))?;
+        let mut stream = subscriber(target, plan, n).await.with_context(|| format!("subscriber {n}"))?;
         client::subscribe(&mut stream, "u/load/out", plan.qos).await?;
         subscribers.push(stream);
     }
@@ -90,8 +106,15 @@ pub async fn fan_out(target: &Target, plan: &Plan) -> anyhow::Result<Cost> {
     meter.stop(u64::from(plan.clients) * plan.messages)
 }
 
-async fn connect(target: &Target, client_id: &str) -> anyhow::Result<TcpStream> {
-    client::connect(target.address, Login { client_id, user: ACCOUNT, password: &target.password }).await
+/// Connects with a clean session.
+pub async fn connect(target: &Target, client_id: &str) -> anyhow::Result<TcpStream> {
+    client::connect(target.address, Login { client_id, user: ACCOUNT, password: &target.password, clean: true }).await
+}
+
+async fn subscriber(target: &Target, plan: &Plan, n: u32) -> anyhow::Result<TcpStream> {
+    let number = if plan.durable { n / DURABLE_PER_ACCOUNT } else { 0 };
+    let (client_id, user) = (&*format!("fan-out-{n}"), &*account(number));
+    client::connect(target.address, Login { client_id, user, password: &target.password, clean: !plan.durable }).await
 }
 
 fn payload(number: usize, length: u32) -> Vec<u8> {
@@ -153,7 +176,8 @@ async fn count_acks(read: OwnedReadHalf, acked: Arc<Window>) -> anyhow::Result<(
     }
 }
 
-async fn receive(read: OwnedReadHalf, mut write: OwnedWriteHalf, deliver: impl Fn(&[u8])) -> anyhow::Result<()> {
+/// Takes publications, acknowledges them, and tells of each payload.
+pub async fn receive(read: OwnedReadHalf, mut write: OwnedWriteHalf, deliver: impl Fn(&[u8])) -> anyhow::Result<()> {
     let (mut packets, mut acks) = (Packets::new(read), Vec::new());
     loop {
         packets.fill().await?;

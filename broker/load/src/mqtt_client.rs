@@ -16,6 +16,8 @@ pub struct Login<'a> {
     pub user: &'a str,
     /// Password.
     pub password: &'a str,
+    /// Whether the session ends with the connection (MQTT 3.1.1 §3.1.2.4).
+    pub clean: bool,
 }
 
 /// Packet types, MQTT 3.1.1 §2.2.1, as the high half of the first byte.
@@ -26,13 +28,13 @@ pub mod kind {
     pub const PUBACK: u8 = 0x40;
 }
 
-/// Connects with a clean session and logs in.
+/// Connects and logs in.
 pub async fn connect(address: SocketAddr, login: Login<'_>) -> anyhow::Result<TcpStream> {
     let mut stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
-    // MQTT 3.1.1 §3.1: user name, password, clean session; keep-alive ten minutes.
+    // MQTT 3.1.1 §3.1: user name, password, whether the session is clean; keep-alive ten minutes.
     let mut body = text("MQTT");
-    body.extend([4, 0b1100_0010, 2, 88]);
+    body.extend([4, 0b1100_0000 | u8::from(login.clean) << 1, 2, 88]);
     [login.client_id, login.user, login.password].iter().for_each(|part| body.extend(text(part)));
     stream.write_all(&frame(0x10, &body)).await?;
     let mut connack = [0; 4];
@@ -41,12 +43,17 @@ pub async fn connect(address: SocketAddr, login: Login<'_>) -> anyhow::Result<Tc
     Ok(stream)
 }
 
-/// Subscribes to one filter.
-pub async fn subscribe(stream: &mut TcpStream, filter: &str, qos: u8) -> anyhow::Result<()> {
+/// The bytes of a SUBSCRIBE with one filter.
+pub fn subscribe_packet(filter: &str, qos: u8) -> Vec<u8> {
     let mut body = vec![0, 1];
     body.extend(text(filter));
     body.push(qos);
-    stream.write_all(&frame(0x82, &body)).await?;
+    frame(0x82, &body)
+}
+
+/// Subscribes to one filter.
+pub async fn subscribe(stream: &mut TcpStream, filter: &str, qos: u8) -> anyhow::Result<()> {
+    stream.write_all(&subscribe_packet(filter, qos)).await?;
     let mut suback = [0; 5];
     stream.read_exact(&mut suback).await.context("no SUBACK")?;
     ensure!(suback[0] == 0x90 && suback[4] == qos, "SUBSCRIBE was answered with {}", suback[4]);
@@ -63,14 +70,23 @@ pub struct Template {
 impl Template {
     /// A publication at QoS 0 or 1.
     pub fn new(topic: &str, payload: &[u8], qos: u8) -> Self {
+        Self::flagged(topic, payload, qos << 1)
+    }
+
+    /// A publication with RETAIN at QoS 1.
+    pub fn retained(topic: &str, payload: &[u8]) -> Self {
+        Self::flagged(topic, payload, 0b11)
+    }
+
+    fn flagged(topic: &str, payload: &[u8], flags: u8) -> Self {
         let mut body = text(topic);
         let topic_end = body.len();
-        if qos > 0 {
+        if flags & 0b10 != 0 {
             body.extend([0, 0]);
         }
         body.extend(payload);
-        let bytes = frame(kind::PUBLISH | qos << 1, &body);
-        let id_at = (qos > 0).then(|| bytes.len() - body.len() + topic_end);
+        let bytes = frame(kind::PUBLISH | flags, &body);
+        let id_at = (flags & 0b10 != 0).then(|| bytes.len() - body.len() + topic_end);
         Self { bytes, id_at }
     }
 

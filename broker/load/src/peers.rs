@@ -92,15 +92,20 @@ fn erlang_libraries() -> anyhow::Result<PathBuf> {
     folders.into_iter().find(|folder| has_ejabberd(folder).is_some()).context("ejabberd is not installed")
 }
 
-/// mosquitto as Debian configures it, without log and persistence on disk. With its default limit on queued messages
+/// mosquitto as Debian configures it, without log; with persistence on disk only if `more` lines of its configuration
+/// say so. With its default limit on queued messages
 /// version 2.0.11 loses some long before the limit, so that a load would never end.
-pub fn mosquitto() -> anyhow::Result<Server> {
+pub fn mosquitto(more: &str) -> anyhow::Result<Server> {
     let folder = TempDir::with_prefix("tavi-load")?;
     let port = free_port()?;
     let config = folder.path().join("mosquitto.conf");
     fs::write(
         &config,
-        format!("listener {port} 127.0.0.1\nallow_anonymous true\nlog_dest none\nmax_queued_messages 0\n"),
+        format!(
+            "listener {port} 127.0.0.1\nallow_anonymous true\nlog_dest none\nmax_queued_messages 0\n\
+             persistence_location {}/\nuser root\n{more}",
+            folder.path().display()
+        ),
     )?;
     let mut command =
         Command::new(["/usr/sbin/mosquitto", "mosquitto"][usize::from(!Path::new("/usr/sbin/mosquitto").is_file())]);
@@ -110,11 +115,14 @@ pub fn mosquitto() -> anyhow::Result<Server> {
     Ok(server)
 }
 
-/// tavi with its defaults.
-pub fn tavi(program: &Path, accounts: &[String]) -> anyhow::Result<Server> {
+/// tavi with its defaults, except perhaps the engine. All accounts may read what the first one publishes.
+pub fn tavi(program: &Path, accounts: &[String], engine: Option<&str>) -> anyhow::Result<Server> {
     let folder = TempDir::with_prefix("tavi-load")?;
     let data = folder.path().join("data");
     fs::create_dir_all(&data)?;
+    if let Some(engine) = engine {
+        fs::write(data.join("tavi.toml"), format!("[store]\nengine = {engine:?}\n"))?;
+    }
     let mut command = Command::new(program);
     command.args(["serve", "--json", "--data"]).arg(&data);
     for key in ["xmpp", "xmpps", "mqtt", "mqtts", "coap", "http", "https"] {
@@ -126,7 +134,20 @@ pub fn tavi(program: &Path, accounts: &[String]) -> anyhow::Result<Server> {
     for account in accounts {
         add_user(program, &data, account).with_context(|| format!("account {account}"))?;
     }
+    if accounts.len() > 1 && accounts[0] == crate::mqtt::ACCOUNT {
+        for account in &accounts[1..] {
+            grant(program, &data, account).with_context(|| format!("the grant of {account}"))?;
+        }
+    }
     Ok(server)
+}
+
+/// The fleet operator's command stands beside the broker's program.
+fn grant(program: &Path, data: &Path, account: &str) -> anyhow::Result<()> {
+    let mut command = Command::new(program.with_file_name("tavi-fleet"));
+    command.args(["grant", "add", &format!("{account}@localhost"), "subscribe,retrieve", "u/load/#", "--local"]);
+    ensure!(command.arg(data).stdout(Stdio::null()).status()?.success(), "tavi-fleet grant add failed");
+    Ok(())
 }
 
 fn ready(child: &mut Child) -> anyhow::Result<HashMap<&'static str, SocketAddr>> {

@@ -30,14 +30,15 @@ impl Report {
         Self { rows: vec![Row { load: load.into(), costs: vec![cost], peer: None, bar: None }] }
     }
 
-    /// A table; CPU is milliseconds for 1,000 deliveries, idle is KiB for one connection.
+    /// A table; what its figures are stands under it.
     pub fn markdown(&self) -> String {
         let mut out = String::from("| load | tavi | peer | ratio | bar | |\n|---|---|---|---|---|---|\n");
         for row in &self.rows {
             out.push_str(&row.markdown());
         }
         out + "\nCPU: ms of user and system time for 1,000 deliveries. Idle: KiB of resident memory for one connection. \
-               Medians of the rounds; in brackets deliveries per second.\n"
+               Latency: µs until PUBACK. Retained: MiB of resident memory in all. Medians of the rounds; in brackets \
+               deliveries per second and bytes on disk for each, or the latency of the slowest of 100.\n"
     }
 
     /// The same as JSON, with every round.
@@ -91,27 +92,37 @@ fn median(costs: &[Cost]) -> Option<f64> {
 
 fn shown(costs: &[Cost]) -> String {
     let Some(figure) = median(costs) else { return "not measured".into() };
-    let mut rates: Vec<f64> = costs.iter().filter_map(rate).collect();
-    rates.sort_by(f64::total_cmp);
-    match rates.get(rates.len() / 2) {
-        Some(rate) => format!("{figure:.2} ({rate:.0}/s)"),
+    let mut notes: Vec<(f64, String)> = costs.iter().filter_map(note).collect();
+    notes.sort_by(|(a, _), (b, _)| a.total_cmp(b));
+    match notes.get(notes.len() / 2) {
+        Some((_, note)) => format!("{figure:.2} ({note})"),
         None => format!("{figure:.2}"),
     }
 }
 
-fn rate(cost: &Cost) -> Option<f64> {
+/// What stands in brackets, and by what it is sorted.
+fn note(cost: &Cost) -> Option<(f64, String)> {
     match *cost {
-        Cost::Flow { deliveries, seconds, .. } => Some(deliveries as f64 / seconds),
-        Cost::Idle { .. } => None,
+        Cost::Flow { deliveries, seconds, written_kib, .. } => {
+            let (rate, written) = (deliveries as f64 / seconds, written_kib * 1024.0 / deliveries.max(1) as f64);
+            let disk = if written >= 1.0 { format!(", {written:.0} B") } else { String::new() };
+            Some((rate, format!("{rate:.0}/s{disk}")))
+        }
+        Cost::Latency { p99_us, .. } => Some((p99_us, format!("p99 {p99_us:.0}"))),
+        Cost::Idle { .. } | Cost::Held { .. } => None,
     }
 }
 
 fn cost_json(cost: &Cost) -> Value {
     match *cost {
-        Cost::Flow { deliveries, seconds, server_ms, injector_ms } => json!({
+        Cost::Flow { deliveries, seconds, server_ms, injector_ms, written_kib } => json!({
             "deliveries": deliveries, "seconds": seconds, "server_ms": server_ms, "injector_ms": injector_ms,
-            "ms_per_1000": cost.figure(),
+            "ms_per_1000": cost.figure(), "written_kib": written_kib,
         }),
+        Cost::Latency { publications, p50_us, p99_us } => {
+            json!({ "publications": publications, "p50_us": p50_us, "p99_us": p99_us })
+        }
+        Cost::Held { topics, resident_mib } => json!({ "topics": topics, "resident_mib": resident_mib }),
         Cost::Idle { connections, resident_kib } => json!({
             "connections": connections, "resident_kib": resident_kib, "kib_per_connection": cost.figure(),
         }),
@@ -123,7 +134,7 @@ mod tests {
     use super::*;
 
     fn flow(server_ms: f64) -> Cost {
-        Cost::Flow { deliveries: 1000, seconds: 1.0, server_ms, injector_ms: 1.0 }
+        Cost::Flow { deliveries: 1000, seconds: 1.0, server_ms, injector_ms: 1.0, written_kib: 0.0 }
     }
 
     #[test]
@@ -131,6 +142,13 @@ mod tests {
         let costs = vec![flow(9.0), flow(2.0), flow(1.0)];
         let row = Row { load: "chat".into(), costs, peer: Some(("ejabberd", vec![flow(10.0)])), bar: Some(0.25) };
         assert_eq!(row.markdown(), "| chat | 2.00 (1000/s) | ejabberd 10.00 (1000/s) | 0.20 | 0.25 | holds |\n");
+    }
+
+    #[test]
+    fn what_went_to_disk_and_the_slowest_stand_in_brackets() {
+        let flow = Cost::Flow { deliveries: 512, seconds: 1.0, server_ms: 512.0, injector_ms: 0.0, written_kib: 50.0 };
+        assert_eq!(shown(&[flow]), "1000.00 (512/s, 100 B)");
+        assert_eq!(shown(&[Cost::Latency { publications: 9, p50_us: 7.0, p99_us: 8.0 }]), "7.00 (p99 8)");
     }
 
     #[test]
