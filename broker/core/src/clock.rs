@@ -1,43 +1,71 @@
 //! Time as an argument: the clock that a node was given.
+//!
+//! Two readings: the wall clock, for what is stored or told to others, and the monotonic one, for deadlines. The wall
+//! clock may be set while the process runs; no deadline may come early or late for that.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// Where a node gets the time from.
 pub trait Clock: Send + Sync + 'static {
-    /// Milliseconds since 1970-01-01 UTC.
+    /// Milliseconds since 1970-01-01 UTC; may step forward and back.
     fn now_ms(&self) -> u64;
+
+    /// Milliseconds that have passed since some moment of this process's life; never goes back. Deadlines are of it.
+    fn monotonic_ms(&self) -> u64;
 }
 
 /// The machine's clock.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemClock;
 
+/// The first reading is not 0, so that 0 is before everything.
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+
 impl Clock for SystemClock {
     fn now_ms(&self) -> u64 {
         SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+    }
+
+    fn monotonic_ms(&self) -> u64 {
+        START.elapsed().as_millis() as u64 + 1
     }
 }
 
 /// A clock that stands still until a test moves it.
 #[derive(Debug, Default)]
-pub struct FakeClock(AtomicU64);
+pub struct FakeClock {
+    start_ms: u64,
+    passed_ms: AtomicU64,
+    stepped_ms: AtomicI64,
+}
 
 impl FakeClock {
     /// A clock that shows `ms` since 1970.
     pub fn at(ms: u64) -> FakeClock {
-        FakeClock(AtomicU64::new(ms))
+        FakeClock { start_ms: ms, ..FakeClock::default() }
     }
 
-    /// Moves the clock forward.
+    /// Lets time pass.
     pub fn advance(&self, ms: u64) {
-        self.0.fetch_add(ms, Ordering::Relaxed);
+        self.passed_ms.fetch_add(ms, Ordering::Relaxed);
+    }
+
+    /// Sets the wall clock forward or back, though no time passes.
+    pub fn step(&self, ms: i64) {
+        self.stepped_ms.fetch_add(ms, Ordering::Relaxed);
     }
 }
 
 impl Clock for FakeClock {
     fn now_ms(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        let unset = self.start_ms + self.passed_ms.load(Ordering::Relaxed);
+        unset.saturating_add_signed(self.stepped_ms.load(Ordering::Relaxed))
+    }
+
+    fn monotonic_ms(&self) -> u64 {
+        self.passed_ms.load(Ordering::Relaxed) + 1
     }
 }
 
@@ -64,6 +92,16 @@ fn civil(days: i64) -> (i64, i64, i64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn setting_the_wall_clock_moves_no_deadline() {
+        let clock = FakeClock::at(5_000);
+        clock.advance(10);
+        clock.step(-3_000);
+        assert_eq!((clock.now_ms(), clock.monotonic_ms()), (2_010, 11));
+        clock.step(9_000);
+        assert_eq!((clock.now_ms(), clock.monotonic_ms()), (11_010, 11));
+    }
 
     #[test]
     fn dates_are_written_as_xep_0082_wants() {

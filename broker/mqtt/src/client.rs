@@ -13,7 +13,7 @@ use tavi_store::{Commit, Op, QueueRow, StoreError};
 use tavi_wire::topic::check_filter;
 
 use crate::error::Fault;
-use crate::hub::{Hub, Parting, Place, Seat};
+use crate::hub::{Hub, Now, Parting, Place, Seat};
 use crate::packet::{
     Disconnect, Options, Packet, Publish, Qos, Reason, RetainHandling, Subscribe, Unsubscribe, Version, Wish,
 };
@@ -49,7 +49,7 @@ pub struct Client {
     deletes: Vec<Op>,
     cursor: u64,
     reading: Option<Reading>,
-    now_ms: u64,
+    now: Now,
 }
 
 /// What happens when a ticket of this client completes.
@@ -90,7 +90,7 @@ struct Subscribed {
 impl Client {
     /// A client at its place.
     pub fn new(hub: Arc<Hub>, place: Place, session: Session) -> Self {
-        let now_ms = hub.now_ms();
+        let now = hub.now();
         Self {
             hub,
             place,
@@ -102,13 +102,18 @@ impl Client {
             deletes: Vec::new(),
             cursor: 0,
             reading: None,
-            now_ms,
+            now,
         }
     }
 
-    /// The time, milliseconds since 1970: once for all that one wake-up brings.
-    pub fn set_time(&mut self, now_ms: u64) {
-        self.now_ms = now_ms;
+    /// The time, once for all that one wake-up brings.
+    pub fn set_time(&mut self, now: Now) {
+        self.now = now;
+    }
+
+    /// Nothing is read from the client now, for reasons of ours: it is not silent.
+    pub fn is_not_read(&mut self) {
+        self.session.is_not_read(self.now.monotonic_ms);
     }
 
     /// The version that it speaks.
@@ -121,7 +126,7 @@ impl Client {
         self.tickets.is_full()
     }
 
-    /// When the keep-alive runs out, milliseconds since 1970.
+    /// When the keep-alive runs out, on the monotonic clock.
     pub fn deadline_ms(&self) -> Option<u64> {
         self.session.deadline_ms()
     }
@@ -137,7 +142,7 @@ impl Client {
     /// # Errors
     /// The connection is over.
     pub fn take(&mut self, packet: Packet, size: usize, out: &mut Vec<u8>) -> Result<Option<Disconnect>, Fault> {
-        match self.session.receive(packet, self.now_ms, out)? {
+        match self.session.receive(packet, self.now.monotonic_ms, out)? {
             Step::Idle => {}
             Step::Publish(publish) => self.publish(publish, size, out)?,
             Step::Repeated(answer) => self.after(Ticket::done(), Pending::Answer(answer), size, out)?,
@@ -241,7 +246,7 @@ impl Client {
 
     fn publish_as(&mut self, publish: &Publish, id: Option<u64>) -> Result<Ticket, Refusal> {
         let topic = self.shared_topic(publish.body.topic());
-        let mut draft = render::draft(topic, &publish.body, publish.qos, publish.retain, self.now_ms);
+        let mut draft = render::draft(topic, &publish.body, publish.qos, publish.retain, self.now.wall_ms);
         draft.from_session = self.place.seat.id();
         draft.id = id;
         self.hub.node().parts.topics.publish_as(self.place.seat.principal(), Action::Publish, draft)
@@ -530,7 +535,7 @@ impl Client {
                 break;
             }
             self.next += 1;
-            if let Some(row) = write_parcel(&mut self.session, parcel, self.now_ms, out) {
+            if let Some(row) = write_parcel(&mut self.session, parcel, self.now.wall_ms, out) {
                 self.hub.count(Outcome::Dropped, 1);
                 if let (Seat::Kept(seat), true) = (&self.place.seat, row != 0) {
                     self.deletes.extend(seat.taken(row));

@@ -16,6 +16,8 @@ pub struct Config {
     pub connect_timeout: Duration,
     /// Time for which a client may take nothing of what is written to it; 30 s.
     pub write_timeout: Duration,
+    /// Silence after which the system asks whether the peer's machine is there; 120 s.
+    pub tcp_keepalive: Duration,
     /// QoS 1 and 2 publishes of one client that may be open at once (Receive Maximum); 1,000.
     pub receive_maximum: u16,
     /// QoS 1 and 2 deliveries to one client that may be unacknowledged, if it takes that many; 256.
@@ -43,6 +45,7 @@ impl Default for Config {
             max_connect: 64 << 10,
             connect_timeout: Duration::from_secs(10),
             write_timeout: Duration::from_secs(30),
+            tcp_keepalive: Duration::from_secs(120),
             receive_maximum: 1_000,
             in_flight: 256,
             queue_messages: 20_000,

@@ -17,7 +17,7 @@ use tokio::time::Sleep;
 use crate::client::Client;
 use crate::codec::Codec;
 use crate::error::Fault;
-use crate::hub::{Hub, Parting};
+use crate::hub::{Hub, Now, Parting};
 use crate::packet::{Disconnect, Reason};
 use crate::reply;
 
@@ -101,7 +101,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conn<S> {
         let Some(client) = &mut self.client else {
             return Pin::new(&mut self.stream).poll_shutdown(cx).map(|_| Err(End::Closed));
         };
-        client.set_time(self.hub.now_ms());
+        client.set_time(self.hub.now());
         let result = self.exchange(cx, scratch);
         let (turn, end) = match result {
             Ok(turn) => (turn, None),
@@ -118,6 +118,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conn<S> {
     /// nothing more is read from it.
     fn poll_stalled(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Poll<Result<Turn, End>> {
         if let Some(client) = &mut self.client {
+            client.set_time(self.hub.now());
+            client.is_not_read();
             client.poll_stalled(cx, &mut scratch.output).map_err(End::Fault)?;
             self.outbox.bytes.extend_from_slice(&scratch.output);
         }
@@ -138,6 +140,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conn<S> {
         let used = reader.decode(&self.inbox)?;
         self.inbox.drain(..used);
         if reader.client.is_full() {
+            reader.client.is_not_read();
             return Ok(Turn::Idle);
         }
         let mut buffer = ReadBuf::new(&mut scratch.input);
@@ -225,7 +228,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conn<S> {
                 if !self.outbox.rest().is_empty() || self.client.is_none() {
                     return Poll::Ready(Fault::SlowReader);
                 }
-                if let Some(Err(fault)) = self.client.as_ref().map(|c| c.check_alive(self.hub.now_ms())) {
+                if let Some(Err(fault)) = self.client.as_mut().map(|client| keep_alive(client, self.hub.now())) {
                     return Poll::Ready(fault);
                 }
             }
@@ -242,8 +245,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conn<S> {
             return Some(self.hub.config().write_timeout);
         }
         let deadline = self.client.as_ref()?.deadline_ms()?;
-        // At least a moment, so that a clock that steps back does not make this spin.
-        Some(Duration::from_millis(deadline.saturating_sub(self.hub.now_ms()).max(10)))
+        Some(Duration::from_millis(deadline.saturating_sub(self.hub.monotonic_ms()).max(1)))
     }
 
     fn poll_inner(&mut self, cx: &mut Context<'_>) -> Poll<End> {
@@ -287,6 +289,15 @@ impl<S> Drop for Conn<S> {
             client.leave(Parting::Cut);
         }
     }
+}
+
+/// The keep-alive has perhaps run out; not while a full window stops reading.
+fn keep_alive(client: &mut Client, now: Now) -> Result<(), Fault> {
+    if client.is_full() {
+        client.set_time(now);
+        client.is_not_read();
+    }
+    client.check_alive(now.monotonic_ms)
 }
 
 /// Why a connection ends.

@@ -105,7 +105,7 @@ async fn let_in(
         expiry: (place.expiry != asked).then_some(place.expiry),
         keep_alive: None,
     };
-    let session = Session::new(&connect, hub.config().bounds(), &held, hub.now_ms());
+    let session = Session::new(&connect, hub.config().bounds(), &held, hub.monotonic_ms());
     let client = Client::new(hub.clone(), place, session);
     if let Err(error) = ticket.complete().await {
         tracing::error!(%error, "an MQTT session could not be saved");

@@ -6,12 +6,16 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use rustls::ServerConfig;
+use socket2::{SockRef, TcpKeepalive};
 use tavi_core::metrics::Protocol;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
 use crate::greet::{Link, Peer, serve};
 use crate::hub::Hub;
+
+/// Time between the system's questions to a silent peer.
+const PROBE_INTERVAL: Duration = Duration::from_secs(20);
 
 impl Hub {
     /// Accepts plain connections until [`Hub::stop`].
@@ -53,6 +57,7 @@ impl Hub {
                 Ok((stream, peer)) if self.connections() < self.config().max_connections => {
                     // Acknowledgements are small and wanted at once; an error only makes them slower.
                     let _ = stream.set_nodelay(true);
+                    self.keep_alive(&stream);
                     return Some((stream, peer));
                 }
                 Ok((_, peer)) => tracing::warn!(%peer, "MQTT connection refused: the configured number is reached"),
@@ -65,14 +70,20 @@ impl Hub {
         }
     }
 
+    /// Asks the system to notice peers that are gone: MQTT's own keep-alive may be off.
+    fn keep_alive(&self, stream: &TcpStream) {
+        let keepalive = TcpKeepalive::new().with_time(self.config().tcp_keepalive).with_interval(PROBE_INTERVAL);
+        // Without it a dead connection is only noticed later.
+        let _ = SockRef::from(stream).set_tcp_keepalive(&keepalive);
+    }
+
     /// Expires sessions, publishes delayed wills and drops who was revoked, until [`Hub::stop`]. One such task is needed.
     pub async fn run(self: Arc<Self>) {
         let mut revoked = self.node().parts.revoked.subscribe();
-        let mut second = tokio::time::interval(Duration::from_secs(1));
         loop {
             tokio::select! {
                 () = self.stopping() => return,
-                _ = second.tick() => self.tick(),
+                () = self.next_due() => {}
                 jid = revoked.recv() => match jid {
                     Ok(jid) => self.revoke(jid.as_str()),
                     Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => self.revoke_unknown().await,

@@ -61,6 +61,13 @@ impl SessionRecord {
         Some(Self { expiry: bytes.try_get_u32().ok()?, left_ms: bytes.try_get_u64().ok()? })
     }
 
+    /// Milliseconds that are left at `now_ms` of so many seconds since its connection ended. What the wall clock says
+    /// is believed only as far as it makes sense: never more than all of them.
+    pub fn remains_ms(self, seconds: u32, now_ms: u64) -> u64 {
+        let all_ms = u64::from(seconds) * 1000;
+        self.left_ms.saturating_add(all_ms).saturating_sub(now_ms).min(all_ms)
+    }
+
     /// When it ends, milliseconds since 1970; `None`: never, or not while it is connected.
     pub fn ends_ms(self) -> Option<u64> {
         (self.left_ms > 0 && self.expiry < u32::MAX).then(|| self.left_ms.saturating_add(u64::from(self.expiry) * 1000))
@@ -217,6 +224,8 @@ mod tests {
         let session = SessionRecord { expiry: 60, left_ms: 1_000 };
         assert_eq!(SessionRecord::decode(&session.encode()), Some(session));
         assert_eq!(session.ends_ms(), Some(61_000));
+        let remains = [0, 1_000, 41_000, 61_001].map(|now_ms| session.remains_ms(60, now_ms));
+        assert_eq!(remains, [60_000, 60_000, 20_000, 0]);
         let will = Will { body: body(), qos: Qos::AtLeastOnce, retain: true, delay: 3 };
         assert_eq!(decode_will(encode_will(&will)), Some(will));
         let options = SubOptions { qos: Qos::ExactlyOnce, no_local: true, retain_as_published: true, identifier: 7 };

@@ -6,9 +6,10 @@ use bytes::Bytes;
 use tavi_core::permit::Action;
 use tavi_core::topics::{SubOptions, Subscriber};
 use tavi_core::{Node, Principal};
-use tavi_store::{Op, Owner, Row, StoreError, Table};
+use tavi_store::{Commit, Op, Owner, Row, StoreError, Table};
 
 use crate::config::Config;
+use crate::entry::NEVER;
 use crate::hub::Hub;
 use crate::packet::{Body, Qos, Will};
 use crate::record::{self, Inbound, SessionRecord};
@@ -28,7 +29,7 @@ impl Hub {
     pub async fn recall(node: Node, config: Config) -> Result<Arc<Self>, StoreError> {
         let hub = Self::new(node, config);
         let mut found = Found::default();
-        let mut chores = Vec::new();
+        let (mut chores, mut saves) = (Vec::new(), Saves::default());
         let mut after: Option<(Owner, Box<str>)> = None;
         loop {
             let store = &hub.node().parts.store;
@@ -37,12 +38,13 @@ impl Hub {
             after = Some((last.owner.clone(), last.item.clone()));
             for row in rows {
                 if found.owner.as_ref().is_some_and(|owner| *owner != row.owner) {
-                    chores.extend(hub.bring_back(std::mem::take(&mut found)).await?);
+                    chores.extend(hub.bring_back(std::mem::take(&mut found), &mut saves).await?);
                 }
                 found.add(row);
             }
         }
-        chores.extend(hub.bring_back(found).await?);
+        chores.extend(hub.bring_back(found, &mut saves).await?);
+        saves.land().await?;
         // Only now is everybody subscribed who has to get what is published here.
         for chore in chores {
             hub.finish(chore).await?;
@@ -50,7 +52,7 @@ impl Hub {
         Ok(hub)
     }
 
-    async fn bring_back(self: &Arc<Self>, found: Found) -> Result<Option<Chore>, StoreError> {
+    async fn bring_back(self: &Arc<Self>, found: Found, saves: &mut Saves) -> Result<Option<Chore>, StoreError> {
         let Some(owner) = found.owner.clone() else { return Ok(None) };
         let Some((principal, client_id)) = self.parse_owner(&owner) else {
             tracing::warn!(owner = owner.name(), "an MQTT session of nobody is left alone");
@@ -58,7 +60,7 @@ impl Hub {
         };
         let record = found.session.filter(|record| !self.has_expired(*record));
         if let Some(record) = record {
-            self.bring_back_session(&found, record, &owner, (&principal, &client_id)).await?;
+            self.bring_back_session(&found, record, &owner, (&principal, &client_id), saves).await?;
         }
         let mut wills = found.parted;
         if record.is_none() {
@@ -69,7 +71,8 @@ impl Hub {
     }
 
     fn has_expired(&self, record: SessionRecord) -> bool {
-        record.expiry == 0 || record.ends_ms().is_some_and(|at| at <= self.now_ms())
+        let bounded = SessionRecord { expiry: self.bounded_expiry(record.expiry), ..record };
+        bounded.expiry == 0 || bounded.ends_ms().is_some_and(|at| at <= self.now_ms())
     }
 
     /// Who and which client an owner key names; `None` if no such principal can exist.
@@ -85,6 +88,7 @@ impl Hub {
         mut record: SessionRecord,
         owner: &Owner,
         (principal, client_id): (&Principal, &str),
+        saves: &mut Saves,
     ) -> Result<(), StoreError> {
         let parts = &self.node().parts;
         let (id, room) = (parts.topics.next_subscriber(), self.config().room());
@@ -98,16 +102,16 @@ impl Hub {
         for (packet_id, _) in &found.inbound {
             seat.hold(*packet_id);
         }
+        let now_ms = self.now_ms();
+        record.expiry = self.bounded_expiry(record.expiry);
         if record.left_ms == 0 {
             // The process ended under it: its time without a connection begins now.
-            record.left_ms = self.now_ms();
-            parts.store.commit(owner, vec![record::put(record::SESSION, record.encode())]).await?;
+            record.left_ms = now_ms;
+            saves.push(parts.store.commit(owner, vec![record::put(record::SESSION, record.encode())]));
         }
-        self.seat_again(client_id, seat, record, found.will.is_some());
-        if let Some(will) = &found.will {
-            let at_ms = self.now_ms() + u64::from(will.delay.min(record.expiry)) * 1000;
-            self.schedule_will((principal.subject(), client_id), principal.clone(), will.clone(), at_ms);
-        }
+        let ends_in = (record.expiry < NEVER).then(|| record.remains_ms(record.expiry, now_ms));
+        let will = found.will.clone().map(|will| (record.remains_ms(will.delay, now_ms), will));
+        self.seat_again(client_id, seat, ends_in, will);
         Ok(())
     }
 
@@ -154,6 +158,23 @@ impl Hub {
         draft.id = id;
         // What is not permitted any more is not published any more.
         self.node().parts.topics.publish_as(principal, Action::Publish, draft).unwrap_or_default().complete().await
+    }
+}
+
+/// What is saved for all sessions together, so that a start does not wait for the disk once for each.
+#[derive(Default)]
+struct Saves(Vec<Commit>);
+
+impl Saves {
+    fn push(&mut self, commit: Commit) {
+        self.0.push(commit);
+    }
+
+    async fn land(self) -> Result<(), StoreError> {
+        for commit in self.0 {
+            commit.await?;
+        }
+        Ok(())
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -116,8 +115,6 @@ pub struct KeptSeat {
     room: Room,
     metrics: Arc<Metrics>,
     kept: Mutex<Kept>,
-    pen: Arc<tokio::sync::Mutex<()>>,
-    wishes: AtomicU64,
 }
 
 #[derive(Default)]
@@ -173,28 +170,12 @@ pub enum Due {
 impl KeptSeat {
     /// A new durable session without rows.
     pub fn new(id: u64, principal: Principal, owner: Owner, room: Room, metrics: Arc<Metrics>) -> Self {
-        let (kept, pen, wishes) = (Mutex::default(), Arc::default(), AtomicU64::new(0));
-        Self { id, principal, owner, room, metrics, kept, pen, wishes }
+        Self { id, principal, owner, room, metrics, kept: Mutex::default() }
     }
 
     /// The partition of its rows.
     pub fn owner(&self) -> &Owner {
         &self.owner
-    }
-
-    /// Held by a connection until all that it began is done: only then another one goes on with the session.
-    pub fn pen(&self) -> Arc<tokio::sync::Mutex<()>> {
-        self.pen.clone()
-    }
-
-    /// A connection wants to go on with the session; gives the number of this wish.
-    pub fn wish(&self) -> u64 {
-        self.wishes.fetch_add(1, Ordering::Relaxed) + 1
-    }
-
-    /// Whether another connection wants the session since.
-    pub fn is_outdated(&self, wish: u64) -> bool {
-        self.wishes.load(Ordering::Relaxed) != wish
     }
 
     /// The session ends: what is still on its way to the store for it is not saved.
@@ -265,9 +246,9 @@ impl KeptSeat {
         self.kept.lock().held.iter().copied().collect()
     }
 
-    /// Whether the client with that mailbox is the one that counts.
-    pub fn is_attached(&self, mailbox: &Arc<Mailbox<Parcel>>) -> bool {
-        self.kept.lock().online.as_ref().is_some_and(|now| Arc::ptr_eq(now, mailbox))
+    /// The connected client's mailbox.
+    pub fn mailbox(&self) -> Option<Arc<Mailbox<Parcel>>> {
+        self.kept.lock().online.clone()
     }
 
     /// Notes a subscription.

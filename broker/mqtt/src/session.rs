@@ -266,6 +266,11 @@ impl Session {
         self.answer(self.pubrel(packet_id, Reason::SUCCESS), out);
     }
 
+    /// Nothing is read from the client at `now_ms`, so it can not be heard: its silence begins anew (MQTT 5.0 §3.1.2.10).
+    pub fn is_not_read(&mut self, now_ms: u64) {
+        self.heard_ms = now_ms;
+    }
+
     /// When the keep-alive runs out if nothing more is heard; `None`: never. Milliseconds.
     pub fn deadline_ms(&self) -> Option<u64> {
         (self.keep_alive_ms > 0).then(|| self.heard_ms + u64::from(self.keep_alive_ms))

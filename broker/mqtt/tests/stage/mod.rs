@@ -98,7 +98,7 @@ impl World {
         let who = Principal::Account(format!("{name}@localhost").parse().unwrap());
         let Entered { place, session_present, held, ticket } = self.hub.enter(&who, &mut connect).await.unwrap();
         ticket.complete().await.unwrap();
-        let session = Session::new(&connect, self.bounds, &held, self.hub.now_ms());
+        let session = Session::new(&connect, self.bounds, &held, self.hub.monotonic_ms());
         let client = Client::new(self.hub.clone(), place, session);
         let mut out = Vec::new();
         let welcome = Welcome { session_present, receive_maximum: 10, maximum_packet: 1 << 20, ..Welcome::default() };
@@ -216,7 +216,7 @@ impl Actor {
 
     fn take_all(&mut self) -> Result<(), Fault> {
         let Some(client) = &mut self.client else { return Ok(()) };
-        client.set_time(self.hub.now_ms());
+        client.set_time(self.hub.now());
         while !client.is_full() {
             let Some((packet, size)) = self.codec.decode(&self.inbox)? else { return Ok(()) };
             self.inbox.drain(..size);
@@ -232,7 +232,7 @@ impl Actor {
     fn turn(&mut self) {
         for _ in 0..1000 {
             let Some(client) = &mut self.client else { return };
-            client.set_time(self.hub.now_ms());
+            client.set_time(self.hub.now());
             match client.poll(&mut Context::from_waker(Waker::noop()), &mut self.out) {
                 Poll::Ready(Err(fault)) => return self.ends(fault),
                 Poll::Ready(Ok(())) => {
@@ -269,7 +269,7 @@ impl Actor {
     }
 
     pub fn silence(&mut self) {
-        let alive = self.client.as_ref().map(|client| client.check_alive(self.hub.now_ms()));
+        let alive = self.client.as_ref().map(|client| client.check_alive(self.hub.monotonic_ms()));
         if let Some(Err(fault)) = alive {
             self.ends(fault);
         }

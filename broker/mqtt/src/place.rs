@@ -1,0 +1,140 @@
+//! Where a session receives, and a connected client's hold on it.
+
+use std::sync::Arc;
+
+use tavi_core::node::Attached;
+use tavi_core::topics::{SubOptions, Subscriber};
+use tavi_core::{Closed, Mailbox, Principal};
+use tavi_store::{Op, Owner};
+
+use crate::entry::{Key, LinkId};
+use crate::hub::Hub;
+use crate::record;
+use crate::seat::{KeptSeat, LiveSeat, Parcel};
+
+/// Where publications for a session arrive.
+#[derive(Clone)]
+pub enum Seat {
+    /// Ends with the connection.
+    Live(Arc<LiveSeat>),
+    /// Durable.
+    Kept(Arc<KeptSeat>),
+}
+
+impl Seat {
+    /// Its subscriber number.
+    pub fn id(&self) -> u64 {
+        match self {
+            Seat::Live(seat) => seat.id,
+            Seat::Kept(seat) => Subscriber::id(&**seat),
+        }
+    }
+
+    /// Whose it is.
+    pub fn principal(&self) -> &Principal {
+        match self {
+            Seat::Live(seat) => &seat.principal,
+            Seat::Kept(seat) => Subscriber::principal(&**seat),
+        }
+    }
+
+    /// The durable one.
+    pub fn kept(&self) -> Option<&Arc<KeptSeat>> {
+        match self {
+            Seat::Live(_) => None,
+            Seat::Kept(seat) => Some(seat),
+        }
+    }
+
+    /// As the core sees it.
+    pub fn subscriber(&self) -> Arc<dyn Subscriber> {
+        match self {
+            Seat::Live(seat) => seat.clone(),
+            Seat::Kept(seat) => seat.clone(),
+        }
+    }
+
+    /// The connected client's mailbox.
+    pub fn mailbox(&self) -> Option<Arc<Mailbox<Parcel>>> {
+        match self {
+            Seat::Live(seat) => Some(seat.mailbox.clone()),
+            Seat::Kept(seat) => seat.mailbox(),
+        }
+    }
+
+    /// Tells the connected client, if there is one, that its connection is over.
+    pub fn tell(&self, why: Closed) {
+        if let Some(mailbox) = self.mailbox() {
+            mailbox.close(why);
+        }
+    }
+}
+
+/// A connected client's hold on its session.
+pub struct Place {
+    /// Where it receives.
+    pub seat: Seat,
+    /// What waits for it.
+    pub mailbox: Arc<Mailbox<Parcel>>,
+    /// The session's partition of the store.
+    pub owner: Owner,
+    /// Session expiry in seconds.
+    pub expiry: u32,
+    pub(crate) filters: Vec<Box<str>>,
+    pub(crate) attached: Option<Attached>,
+    pub(crate) turn: Turn,
+}
+
+/// While it lives, what this connection began is not done, and no other one goes on with the session.
+pub(crate) struct Turn {
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) key: Key,
+    pub(crate) link: LinkId,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.hub.done(&self.key, self.link);
+    }
+}
+
+impl Place {
+    /// How many subscriptions the session has.
+    pub fn filter_count(&self) -> usize {
+        match &self.seat {
+            Seat::Live(_) => self.filters.len(),
+            Seat::Kept(seat) => seat.filter_count(),
+        }
+    }
+
+    /// Whether the session has that subscription.
+    pub fn has_filter(&self, filter: &str) -> bool {
+        match &self.seat {
+            Seat::Live(_) => self.filters.iter().any(|f| **f == *filter),
+            Seat::Kept(seat) => seat.has_filter(filter),
+        }
+    }
+
+    /// Notes a subscription; what has to be saved for it is added to `ops`.
+    pub fn add_filter(&mut self, filter: &str, options: SubOptions, ops: &mut Vec<Op>) {
+        match &self.seat {
+            Seat::Live(_) if self.filters.iter().any(|f| **f == *filter) => {}
+            Seat::Live(_) => self.filters.push(filter.into()),
+            Seat::Kept(seat) => {
+                seat.add_filter(filter, options);
+                ops.push(record::put(&record::subscription_item(filter), record::encode_options(&options)));
+            }
+        }
+    }
+
+    /// Forgets a subscription; what has to be saved for that is added to `ops`.
+    pub fn remove_filter(&mut self, filter: &str, ops: &mut Vec<Op>) {
+        match &self.seat {
+            Seat::Live(_) => self.filters.retain(|f| **f != *filter),
+            Seat::Kept(seat) => {
+                seat.remove_filter(filter);
+                ops.push(record::delete(&record::subscription_item(filter)));
+            }
+        }
+    }
+}
