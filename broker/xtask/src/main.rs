@@ -40,6 +40,8 @@ enum Chore {
         #[arg(long, conflicts_with = "require_all")]
         quick: bool,
     },
+    /// Only installs what the foreign-client suites need, and names what stays missing.
+    Setup,
     /// Formatting, lints, layers, paths, sheet, documentation, portable builds; then the tests with everything required.
     Ci {
         /// Stops before the tests.
@@ -75,6 +77,7 @@ fn run(chore: Chore) -> anyhow::Result<bool> {
         Chore::Test { require_all: true, .. } => suites::test(&tree, Scope::Required),
         Chore::Test { quick: true, .. } => suites::test(&tree, Scope::Quick),
         Chore::Test { .. } => suites::test(&tree, Scope::Possible),
+        Chore::Setup => Ok(suites::set_up(&tree)),
         Chore::Ci { chores_only } => ci(&tree, chores_only),
         Chore::Layers => layers::check(&tree),
         Chore::Paths => paths::check(&tree),

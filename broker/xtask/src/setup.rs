@@ -51,7 +51,8 @@ fn lacking(program: &str, package: &str) -> Missing {
 
 fn install_packages() {
     let mut packages: Vec<&str> = absent().map(|(_, package)| package).collect();
-    if on_path("python3") && !succeeds(Command::new("python3").args(["-c", "import venv, ensurepip"])) {
+    // A Python that is yet to be installed lacks it as well: Debian keeps it in a package of its own.
+    if !succeeds(Command::new("python3").args(["-c", "import venv, ensurepip"])) {
         packages.push("python3-venv");
     }
     packages.dedup();
@@ -80,12 +81,13 @@ fn apt_install(packages: &[&str]) -> bool {
 fn install_python(tree: &Tree) -> Option<Missing> {
     let requirements = tree.root.join("broker/interop/requirements.txt");
     let folder = environment(tree);
-    if is_current(&folder, &requirements) {
+    if is_current(&folder, &requirements) && works(tree) {
         return None;
     }
     println!("making the Python environment of the foreign-client suites in build/venv");
     let made = run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder))
         && run(pip(tree).args(["install", "--quiet", "--requirement"]).arg(&requirements))
+        && works(tree)
         && std::fs::copy(&requirements, folder.join("installed.txt")).is_ok();
     let command = "python3 -m venv build/venv && build/venv/bin/pip install -r broker/interop/requirements.txt";
     (!made).then(|| Missing { what: "slixmpp".into(), command: command.into() })
@@ -95,6 +97,11 @@ fn install_python(tree: &Tree) -> Option<Missing> {
 fn is_current(folder: &Path, requirements: &Path) -> bool {
     let installed = std::fs::read(folder.join("installed.txt"));
     installed.is_ok_and(|installed| std::fs::read(requirements).is_ok_and(|wanted| wanted == installed))
+}
+
+/// An environment counts by what can be done with it, not by the names of packages.
+fn works(tree: &Tree) -> bool {
+    succeeds(Command::new(python(tree)).args(["-c", "import slixmpp"]))
 }
 
 fn pip(tree: &Tree) -> Command {

@@ -31,6 +31,13 @@ pub fn test(tree: &Tree, scope: Scope) -> anyhow::Result<bool> {
     Ok(counts.failed == 0)
 }
 
+/// Only the set-up; names what stays missing. False if anything does.
+pub fn set_up(tree: &Tree) -> bool {
+    let missing = setup::install(tree);
+    report(&[], &missing);
+    missing.is_empty()
+}
+
 /// Runs the tests and returns their sums; prints everything but the last line.
 pub fn count(tree: &Tree, scope: Scope) -> anyhow::Result<Counts> {
     let start = Instant::now();
@@ -44,6 +51,9 @@ pub fn count(tree: &Tree, scope: Scope) -> anyhow::Result<Counts> {
         rust = with_ignored(tree, rust)?;
     }
     let mut counts = rust.counts;
+    if scope == Scope::Required {
+        counts.failed += std::mem::take(&mut counts.skipped) + missing.len() as u64;
+    }
     if scope == Scope::Quick {
         println!("not run: foreign-client suites (--quick)");
         counts.skipped += 1;
