@@ -1,4 +1,7 @@
 //! Topic filters in a trie: who subscribed to what a topic matches (MQTT 5 §4.7).
+//!
+//! Each place where filters end has a version, so that what was found for a topic can be kept: it holds until one of
+//! the places that the topic visits changes, whatever happens in other branches.
 
 use hashbrown::HashMap;
 
@@ -7,6 +10,7 @@ use hashbrown::HashMap;
 pub struct Trie<T> {
     root: Level<T>,
     len: usize,
+    changes: u64,
 }
 
 #[derive(Debug)]
@@ -16,57 +20,82 @@ struct Level<T> {
     /// The next level is `+`.
     plus: Option<Box<Level<T>>>,
     /// Filters that end here.
-    here: Vec<(u64, T)>,
+    here: Slot<T>,
     /// Filters that end here with `#`.
-    below: Vec<(u64, T)>,
+    below: Slot<T>,
+}
+
+/// The subscriptions of one filter.
+#[derive(Debug)]
+struct Slot<T> {
+    entries: Vec<(u64, T)>,
+    /// Where each key stands, once there are many.
+    index: Option<Box<HashMap<u64, usize>>>,
+    /// The number of the last change; no other slot ever has the same.
+    version: u64,
+}
+
+/// Up to so many entries are searched one by one.
+const FEW: usize = 16;
+
+impl<T> Default for Slot<T> {
+    fn default() -> Slot<T> {
+        Slot { entries: Vec::new(), index: None, version: 0 }
+    }
 }
 
 impl<T> Default for Level<T> {
     fn default() -> Level<T> {
-        Level { named: HashMap::new(), plus: None, here: Vec::new(), below: Vec::new() }
+        Level { named: HashMap::new(), plus: None, here: Slot::default(), below: Slot::default() }
     }
 }
 
 impl<T> Default for Trie<T> {
     fn default() -> Trie<T> {
-        Trie { root: Level::default(), len: 0 }
+        Trie { root: Level::default(), len: 0, changes: 0 }
     }
 }
 
 impl<T> Trie<T> {
-    /// Adds a subscription; gives the former one of this filter and key.
+    /// Adds a subscription; gives the former one of this filter and key. Costs the same however many there are.
     pub fn insert(&mut self, filter: &str, key: u64, value: T) -> Option<T> {
+        self.changes += 1;
         let slot = self.root.slot_mut(filter);
-        if let Some((_, old)) = slot.iter_mut().find(|(k, _)| *k == key) {
-            return Some(std::mem::replace(old, value));
-        }
-        slot.push((key, value));
-        self.len += 1;
-        None
+        slot.version = self.changes;
+        let former = slot.insert(key, value);
+        self.len += usize::from(former.is_none());
+        former
     }
 
     /// Removes a subscription and the levels that nobody needs any more.
     pub fn remove(&mut self, filter: &str, key: u64) -> Option<T> {
         let mut levels = filter.split('/');
-        let removed = self.root.remove(&mut levels, key);
-        self.len -= usize::from(removed.is_some());
-        removed
+        let removed = self.root.remove(&mut levels, key, self.changes + 1)?;
+        self.changes += 1;
+        self.len -= 1;
+        Some(removed)
     }
 
     /// Calls `found` for each subscription whose filter matches the topic.
     pub fn each_match<'a>(&'a self, topic: &str, found: &mut impl FnMut(u64, &'a T)) {
-        // MQTT 5 §4.7.2: wildcards in the first level do not match names that begin with `$`.
-        let hidden = topic.starts_with('$');
-        let (first, rest) = split(topic);
-        if let Some(level) = self.root.named.get(first) {
-            level.each_match(rest, found);
-        }
-        if !hidden {
-            each(&self.root.below, found);
-            if let Some(plus) = &self.root.plus {
-                plus.each_match(rest, found);
+        self.each_slot(topic, &mut |slot| slot.entries.iter().for_each(|(key, value)| found(*key, value)));
+    }
+
+    /// A number that stays while nothing changes among the filters that match the topic, and is another one after any
+    /// such change (but for one chance in 2^64).
+    pub fn signature(&self, topic: &str) -> u64 {
+        let mut sum = 0u64;
+        self.each_slot(topic, &mut |slot| {
+            if !slot.entries.is_empty() {
+                sum = sum.wrapping_add(mix(slot.version));
             }
-        }
+        });
+        sum
+    }
+
+    /// How many changes there were: it grows with each.
+    pub fn changes(&self) -> u64 {
+        self.changes
     }
 
     /// How many subscriptions there are.
@@ -78,10 +107,67 @@ impl<T> Trie<T> {
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
+
+    fn each_slot<'a>(&'a self, topic: &str, visit: &mut impl FnMut(&'a Slot<T>)) {
+        // MQTT 5 §4.7.2: wildcards in the first level do not match names that begin with `$`.
+        let hidden = topic.starts_with('$');
+        let (first, rest) = split(topic);
+        if let Some(level) = self.root.named.get(first) {
+            level.each_slot(rest, visit);
+        }
+        if !hidden {
+            visit(&self.root.below);
+            if let Some(plus) = &self.root.plus {
+                plus.each_slot(rest, visit);
+            }
+        }
+    }
+}
+
+impl<T> Slot<T> {
+    fn insert(&mut self, key: u64, value: T) -> Option<T> {
+        if let Some(at) = self.position(key) {
+            return Some(std::mem::replace(&mut self.entries[at].1, value));
+        }
+        self.entries.push((key, value));
+        match &mut self.index {
+            Some(index) => drop(index.insert(key, self.entries.len() - 1)),
+            None if self.entries.len() > FEW => {
+                let places = self.entries.iter().enumerate().map(|(at, (key, _))| (*key, at));
+                self.index = Some(Box::new(places.collect()));
+            }
+            None => {}
+        }
+        None
+    }
+
+    fn remove(&mut self, key: u64, version: u64) -> Option<T> {
+        let at = self.position(key)?;
+        self.version = version;
+        let (_, value) = self.entries.swap_remove(at);
+        if let Some(index) = &mut self.index {
+            index.remove(&key);
+            if let Some((moved, _)) = self.entries.get(at) {
+                index.insert(*moved, at);
+            }
+        }
+        if self.entries.len() <= FEW / 2 {
+            self.index = None;
+            self.entries.shrink_to(FEW);
+        }
+        Some(value)
+    }
+
+    fn position(&self, key: u64) -> Option<usize> {
+        match &self.index {
+            Some(index) => index.get(&key).copied(),
+            None => self.entries.iter().position(|(k, _)| *k == key),
+        }
+    }
 }
 
 impl<T> Level<T> {
-    fn slot_mut(&mut self, filter: &str) -> &mut Vec<(u64, T)> {
+    fn slot_mut(&mut self, filter: &str) -> &mut Slot<T> {
         let mut level = self;
         for name in filter.split('/') {
             level = match name {
@@ -93,18 +179,18 @@ impl<T> Level<T> {
         &mut level.here
     }
 
-    fn remove(&mut self, levels: &mut std::str::Split<'_, char>, key: u64) -> Option<T> {
+    fn remove(&mut self, levels: &mut std::str::Split<'_, char>, key: u64, version: u64) -> Option<T> {
         match levels.next() {
-            None => take(&mut self.here, key),
-            Some("#") => take(&mut self.below, key),
+            None => self.here.remove(key, version),
+            Some("#") => self.below.remove(key, version),
             Some("+") => {
-                let removed = self.plus.as_mut()?.remove(levels, key);
+                let removed = self.plus.as_mut()?.remove(levels, key, version);
                 self.plus.take_if(|level| level.is_empty());
                 removed
             }
             Some(name) => {
                 let next = self.named.get_mut(name)?;
-                let removed = next.remove(levels, key);
+                let removed = next.remove(levels, key, version);
                 if next.is_empty() {
                     self.named.remove(name);
                 }
@@ -113,21 +199,21 @@ impl<T> Level<T> {
         }
     }
 
-    fn each_match<'a>(&'a self, rest: Option<&str>, found: &mut impl FnMut(u64, &'a T)) {
+    fn each_slot<'a>(&'a self, rest: Option<&str>, visit: &mut impl FnMut(&'a Slot<T>)) {
         // "a/#" matches "a" itself as well (MQTT 5 §4.7.1.2).
-        each(&self.below, found);
-        let Some(rest) = rest else { return each(&self.here, found) };
+        visit(&self.below);
+        let Some(rest) = rest else { return visit(&self.here) };
         let (name, rest) = split(rest);
         if let Some(level) = self.named.get(name) {
-            level.each_match(rest, found);
+            level.each_slot(rest, visit);
         }
         if let Some(plus) = &self.plus {
-            plus.each_match(rest, found);
+            plus.each_slot(rest, visit);
         }
     }
 
     fn is_empty(&self) -> bool {
-        self.named.is_empty() && self.plus.is_none() && self.here.is_empty() && self.below.is_empty()
+        self.named.is_empty() && self.plus.is_none() && self.here.entries.is_empty() && self.below.entries.is_empty()
     }
 }
 
@@ -135,15 +221,12 @@ fn split(topic: &str) -> (&str, Option<&str>) {
     topic.split_once('/').map_or((topic, None), |(first, rest)| (first, Some(rest)))
 }
 
-fn each<'a, T>(entries: &'a [(u64, T)], found: &mut impl FnMut(u64, &'a T)) {
-    for (key, value) in entries {
-        found(*key, value);
-    }
-}
-
-fn take<T>(entries: &mut Vec<(u64, T)>, key: u64) -> Option<T> {
-    let at = entries.iter().position(|(k, _)| *k == key)?;
-    Some(entries.swap_remove(at).1)
+/// Spreads a version over all bits (the finaliser of SplitMix64), so that sums of different sets differ.
+fn mix(version: u64) -> u64 {
+    let x = version.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    let x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    x ^ (x >> 31)
 }
 
 #[cfg(test)]
@@ -190,6 +273,45 @@ mod tests {
                     (0..filters.len()).filter(|n| !removed.contains(n) && matches(&filters[*n], topic)).collect();
                 prop_assert_eq!(got, want);
             }
+        }
+
+        #[test]
+        fn what_was_kept_for_a_topic_holds_as_long_as_its_signature(
+            steps in prop::collection::vec((filter(), 0u64..4, any::<bool>()), 1..60), topic in topic()
+        ) {
+            let mut trie = Trie::default();
+            let found = |trie: &Trie<usize>| {
+                let mut found = BTreeSet::new();
+                trie.each_match(&topic, &mut |key, value| { found.insert((key, *value)); });
+                found
+            };
+            let mut kept = (trie.signature(&topic), found(&trie));
+            for (n, (filter, key, add)) in steps.iter().enumerate() {
+                let changed = if *add { trie.insert(filter, *key, n); true } else { trie.remove(filter, *key).is_some() };
+                let now = (trie.signature(&topic), found(&trie));
+                let concerns = changed && matches(filter, &topic);
+                prop_assert_eq!(kept.0 != now.0, concerns, "a signature falls for its own branch only");
+                prop_assert!(concerns || kept.1 == now.1);
+                kept = now;
+            }
+        }
+
+        #[test]
+        fn a_slot_finds_its_entries_however_many_there_are(
+            steps in prop::collection::vec((0u64..60, any::<bool>()), 1..400)
+        ) {
+            let (mut trie, mut model) = (Trie::default(), std::collections::BTreeMap::new());
+            for (n, (key, add)) in steps.iter().enumerate() {
+                if *add {
+                    prop_assert_eq!(trie.insert("a/+", *key, n), model.insert(*key, n));
+                } else {
+                    prop_assert_eq!(trie.remove("a/+", *key), model.remove(key));
+                }
+                prop_assert_eq!(trie.len(), model.len());
+            }
+            let mut found = std::collections::BTreeMap::new();
+            trie.each_match("a/b", &mut |key, value| { found.insert(key, *value); });
+            prop_assert_eq!(found, model);
         }
 
         #[test]

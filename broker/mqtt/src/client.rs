@@ -85,6 +85,8 @@ struct Subscribed {
     packet_id: u16,
     grants: Vec<Result<Qos, Reason>>,
     retained: Vec<(Arc<Publication>, Qos)>,
+    /// The rows of what was being published just then.
+    coming: Ticket,
 }
 
 impl Client {
@@ -332,7 +334,8 @@ impl Client {
             };
             done.grants.push(grant);
         }
-        let ticket = self.commit(ops);
+        let mut ticket = self.commit(ops);
+        ticket.join(std::mem::take(&mut done.coming));
         self.after(ticket, Pending::Subscribed(Box::new(done)), size, out)
     }
 
@@ -362,6 +365,7 @@ impl Client {
             Err(_) => Ok(Err(Reason::NOT_AUTHORIZED)),
             Ok(found) => {
                 self.place.add_filter(&wish.filter, options, ops);
+                done.coming.join(found.ticket);
                 if wants_retained(wish.options.retain_handling, found.existed) {
                     self.keep_retained(found.retained, wish.options.qos, done, ops);
                 }

@@ -1,0 +1,123 @@
+//! How publications land: of one topic in the order in which they were begun, whoever publishes and whatever is saved
+//! first. So the last event that a reader sees is the value that is kept.
+
+use super::{
+    Topics,
+    place::{Place, State},
+    receivers::Audience,
+};
+use crate::publication::{Change, Publication};
+use parking_lot::MutexGuard;
+use std::sync::Arc;
+
+/// A publication that was begun.
+pub(super) struct Open {
+    pub(super) publication: Arc<Publication>,
+    pub(super) audience: Audience,
+    /// Whoever subscribed with this change or an earlier one is in the audience.
+    pub(super) seen: u64,
+    fate: Fate,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Saving,
+    Saved,
+    Failed,
+}
+
+impl Open {
+    pub(super) fn new(publication: Arc<Publication>, audience: Audience, seen: u64) -> Open {
+        Open { publication, audience, seen, fate: Fate::Saving }
+    }
+
+    /// Whether it will be a retained value that a subscriber who came with change `since` has no part in.
+    pub(super) fn is_missed(&self, since: u64) -> bool {
+        self.publication.retain && self.seen < since && self.fate != Fate::Failed
+    }
+}
+
+/// A publication's claim to its turn. Dropped without [`Landing::land`], it failed.
+pub(super) struct Landing {
+    topics: Arc<Topics>,
+    place: Arc<Place>,
+    number: u64,
+    fate: Fate,
+}
+
+impl Landing {
+    /// Puts a publication behind those of its topic that are open; the topic's lock is held.
+    pub(super) fn begin(topics: &Arc<Topics>, place: &Arc<Place>, state: &mut State, open: Open) -> Landing {
+        let number = state.first + state.open.len() as u64;
+        state.open.push_back(open);
+        Landing { topics: topics.clone(), place: place.clone(), number, fate: Fate::Failed }
+    }
+
+    /// All is saved. It lands now, or as soon as those before it have.
+    pub(super) fn land(mut self) {
+        self.fate = Fate::Saved;
+    }
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        let mut state = self.place.state.lock();
+        let at = (self.number - state.first) as usize;
+        if let Some(open) = state.open.get_mut(at) {
+            open.fate = self.fate;
+        }
+        self.topics.settle(&self.place, state);
+    }
+}
+
+/// A value larger than this is not kept as `latest`; its retained form is.
+const MAX_LATEST_BYTES: usize = 64 * 1024;
+
+impl Topics {
+    /// Whatever is at the front and decided takes its effect, one after the other; one thread at a time does this for a
+    /// topic.
+    fn settle(&self, place: &Place, mut state: MutexGuard<'_, State>) {
+        if state.delivering {
+            return;
+        }
+        while let Some(open) = state.open.pop_front_if(|open| open.fate != Fate::Saving) {
+            state.first += 1;
+            if open.fate == Fate::Saved {
+                self.change_value(&mut state, &open);
+                self.places.charge(place, &state, open.publication.topic.len());
+            }
+            if open.publication.retain {
+                self.saving.leave(&open.publication.topic);
+                state.waiting.drain(..).for_each(|waker| waker.wake());
+            }
+            state.delivering = true;
+            MutexGuard::unlocked(&mut state, || open.hand_out());
+            state.delivering = false;
+        }
+    }
+
+    /// An older publication that lands late changes no value (semantics.md: ids decide).
+    fn change_value(&self, state: &mut State, open: &Open) {
+        let publication = &open.publication;
+        if state.latest.as_ref().is_none_or(|latest| latest.id < publication.id) {
+            let small = publication.payload.len() <= MAX_LATEST_BYTES;
+            state.latest = (small || publication.change == Change::Clear).then(|| publication.clone());
+        }
+        if publication.retain && publication.id > state.retained_id {
+            state.retained_id = publication.id;
+            state.retained_seen = open.seen;
+            self.kept.change(publication);
+        }
+    }
+}
+
+impl Open {
+    fn hand_out(&self) {
+        for m in self.audience.of(&self.publication) {
+            match self.fate {
+                Fate::Saved => m.subscriber.deliver(&self.publication, &m.options),
+                _ => m.subscriber.abandon(&self.publication),
+            }
+        }
+    }
+}

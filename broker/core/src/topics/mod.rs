@@ -1,0 +1,450 @@
+//! Topics: who subscribes, what was published last, and the one law of publishing.
+//!
+//! Permit, receivers, id, retain, rows for durable subscribers; then, when all is saved, the deliveries, in the order in
+//! which the publications of a topic were begun.
+
+mod landing;
+mod place;
+mod receivers;
+mod retained;
+mod subscriber;
+
+pub use retained::RetainedStream;
+pub use subscriber::{Rows, SubOptions, Subscriber};
+
+use crate::{
+    clock::Clock,
+    permit::{Action, Permit},
+    principal::Principal,
+    publication::{Change, ContentType, Properties, Publication, Qos, Rendered},
+    ticket::Ticket,
+    trie::Trie,
+};
+use bytes::Bytes;
+use hashbrown::HashMap;
+use landing::{Landing, Open};
+use parking_lot::{Mutex, RwLock};
+use place::{Place, Places, State};
+use receivers::{Entry, Match};
+use retained::{Kept, Saving};
+use smallvec::SmallVec;
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+use tavi_store::{Expect, IdSource, Op, Owner, SharedStore, StoreError, Table};
+use tavi_wire::topic::{check_filter, check_topic};
+
+/// Why a verb of topics was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Not permitted, or not there: both answer alike.
+    #[error("not permitted")]
+    Forbidden,
+    /// No legal topic or filter.
+    #[error("{0}")]
+    IllegalTopic(tavi_wire::topic::TopicError),
+}
+
+/// A publication to be made; the broker adds id and time.
+#[derive(Clone, Debug, Default)]
+pub struct Draft {
+    /// Where.
+    pub topic: Arc<str>,
+    /// A value, or its end.
+    pub change: Change,
+    /// The bytes.
+    pub payload: Bytes,
+    /// What they are.
+    pub content_type: Option<ContentType>,
+    /// The publisher's guarantee.
+    pub qos: Qos,
+    /// Whether it becomes the retained value.
+    pub retain: bool,
+    /// The publishing subscriber's number, for "no local"; 0 if none.
+    pub from_session: u64,
+    /// The id that an unfinished publication (MQTT QoS 2) already has.
+    pub id: Option<u64>,
+    /// The item id that the publisher chose.
+    pub item: Option<Box<str>>,
+    /// MQTT 5 properties.
+    pub properties: Option<Box<Properties>>,
+}
+
+/// What a subscription found.
+#[derive(Default)]
+pub struct Subscribed {
+    /// Whether this subscriber already had this filter.
+    pub existed: bool,
+    /// Retained values that the filter matches and the subscriber may retrieve, in topic order.
+    pub retained: Vec<Arc<Publication>>,
+    /// Complete when a durable subscriber's rows are saved of what was being published just then: to be waited for
+    /// before the subscription is acknowledged.
+    pub ticket: Ticket,
+}
+
+impl fmt::Debug for Subscribed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Subscribed")
+            .field("existed", &self.existed)
+            .field("retained", &self.retained)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A subscription, and what is retained for it.
+#[derive(Debug)]
+pub struct Joined {
+    /// Whether this subscriber already had this filter.
+    pub existed: bool,
+    /// The retained values that it finds. Whoever wants none drops it.
+    pub retained: RetainedStream,
+}
+
+/// Whose subscription it is, by which group, with which filter.
+type Share = (u64, Arc<str>, Arc<str>);
+
+/// All topics of a node.
+pub struct Topics {
+    trie: RwLock<Trie<Entry>>,
+    /// The key in the trie of each subscription of a group.
+    shares: Mutex<HashMap<Share, u64>>,
+    subscribers: AtomicU64,
+    turns: AtomicU64,
+    removals: AtomicU64,
+    places: Places,
+    saving: Saving,
+    kept: Kept,
+    permit: Arc<Permit>,
+    store: SharedStore,
+    ids: Arc<IdSource>,
+    clock: Arc<dyn Clock>,
+}
+
+/// After so many ended subscriptions, receivers that are kept for quiet topics are let go.
+const REMOVALS: u64 = 4096;
+
+impl Topics {
+    /// Reads the retained values of the store.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub async fn load(
+        store: SharedStore,
+        permit: Arc<Permit>,
+        ids: Arc<IdSource>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Topics, StoreError> {
+        Ok(Topics {
+            trie: RwLock::default(),
+            shares: Mutex::default(),
+            subscribers: AtomicU64::new(1),
+            turns: AtomicU64::new(0),
+            removals: AtomicU64::new(0),
+            places: Places::default(),
+            saving: Saving::default(),
+            kept: load_retained(&store).await?,
+            permit,
+            store,
+            ids,
+            clock,
+        })
+    }
+
+    /// A number for a new subscriber.
+    pub fn next_subscriber(&self) -> u64 {
+        self.subscribers.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Publishes. The ticket completes when all that must be durable is, and then delivers.
+    ///
+    /// # Errors
+    /// An illegal topic, or a publisher who may not.
+    pub fn publish(self: &Arc<Self>, from: &Principal, draft: Draft) -> Result<Ticket, Refusal> {
+        let action = if draft.change == Change::Clear { Action::Delete } else { Action::Publish };
+        self.publish_as(from, action, draft)
+    }
+
+    /// The same for MQTT, which has no verb to delete: who may publish a retained value may also take it away with an
+    /// empty one, so it asks for [`Action::Publish`] always.
+    ///
+    /// # Errors
+    /// As for [`Topics::publish`].
+    pub fn publish_as(self: &Arc<Self>, from: &Principal, action: Action, draft: Draft) -> Result<Ticket, Refusal> {
+        check_topic(&draft.topic).map_err(Refusal::IllegalTopic)?;
+        if !self.permit.may(from, action, &draft.topic) {
+            self.permit.log_refusal(from, action, &draft.topic);
+            return Err(Refusal::Forbidden);
+        }
+        Ok(self.publish_unasked(from, draft))
+    }
+
+    /// Publishes without asking the access model: for what only the broker writes, such as a device's `state`, and
+    /// for publications that were permitted before a restart.
+    pub fn publish_unasked(self: &Arc<Self>, from: &Principal, mut draft: Draft) -> Ticket {
+        let place = self.place(&draft.topic);
+        let mut state = place.state.lock();
+        if draft.change == Change::Clear {
+            draft.retain = true;
+            draft.item = draft.item.or_else(|| self.ended_item(&state, &draft.topic));
+        }
+        if draft.retain {
+            // Before the receivers are taken: who is not among them finds the topic here.
+            self.saving.enter(&draft.topic);
+        }
+        let (audience, seen) = self.audience(&mut state.found, &draft.topic);
+        let publication = Arc::new(self.publication(from, draft));
+        let mut ticket = Ticket::done();
+        if publication.retain && state.is_newest(publication.id) {
+            ticket.wait_for(self.store.commit(
+                &Owner::topic(&publication.topic),
+                vec![retained_op(&publication), Op::Drawn { id: publication.id }],
+            ));
+        }
+        for m in audience.of(&publication) {
+            if let Some((owner, ops)) = m.subscriber.store(&publication, &m.options) {
+                ticket.wait_for(self.store.commit(&owner, ops));
+            }
+        }
+        let landing = Landing::begin(self, &place, &mut state, Open::new(publication, audience, seen));
+        drop(state);
+        ticket.then(Box::new(move || landing.land()));
+        ticket
+    }
+
+    /// Subscribes to a filter; the subscriber gets everything that is published from now on, and the stream gives what
+    /// was published before.
+    ///
+    /// # Errors
+    /// An illegal filter, or one that matches a topic to which the subscriber has no right.
+    pub fn join(
+        self: &Arc<Self>,
+        subscriber: &Arc<dyn Subscriber>,
+        filter: &str,
+        options: SubOptions,
+    ) -> Result<Joined, Refusal> {
+        self.ask_filter(subscriber.principal(), filter)?;
+        let (existed, since) = self.insert(subscriber, filter, options);
+        Ok(Joined { existed, retained: RetainedStream::new(self, filter, subscriber.principal(), since) })
+    }
+
+    /// Subscribes to a filter and gives all retained values at once: for a filter that finds few. The subscriber also
+    /// gets what is just being saved, as a delivery.
+    ///
+    /// # Errors
+    /// An illegal filter, or one that matches a topic to which the subscriber has no right.
+    pub fn subscribe(
+        &self,
+        subscriber: &Arc<dyn Subscriber>,
+        filter: &str,
+        options: SubOptions,
+    ) -> Result<Subscribed, Refusal> {
+        let who = subscriber.principal();
+        self.ask_filter(who, filter)?;
+        let (existed, since) = self.insert(subscriber, filter, options);
+        let mut ticket = Ticket::done();
+        let joining = Match { subscriber: subscriber.clone(), options: SmallVec::from_elem(options, 1) };
+        let coming = self.join_open(&joining, filter, since, &mut ticket);
+        let mut retained = self.retained(filter);
+        // Reading what is retained is an action of its own (semantics.md, permissions).
+        retained.retain(|p| !coming.contains(&p.id) && self.permit.may(who, Action::Retrieve, &p.topic));
+        Ok(Subscribed { existed, retained, ticket })
+    }
+
+    /// Subscribes as a member of a group: of its members one gets each publication (MQTT 5 §4.8.2, which gives them no
+    /// retained values). Gives whether it was a member.
+    ///
+    /// # Errors
+    /// As for [`Topics::join`].
+    pub fn share(
+        &self,
+        subscriber: &Arc<dyn Subscriber>,
+        group: &str,
+        (filter, options): (&str, SubOptions),
+    ) -> Result<bool, Refusal> {
+        self.ask_filter(subscriber.principal(), filter)?;
+        let share: Share = (subscriber.id(), group.into(), filter.into());
+        let entry = Entry { subscriber: subscriber.clone(), options, group: Some(share.1.clone()) };
+        let key = *self.shares.lock().entry(share).or_insert_with(|| self.next_subscriber());
+        Ok(self.trie.write().insert(filter, key, entry).is_some())
+    }
+
+    /// Ends a membership; gives whether there was one.
+    pub fn unshare(&self, subscriber: u64, group: &str, filter: &str) -> bool {
+        let key = self.shares.lock().remove(&(subscriber, group.into(), filter.into()));
+        key.is_some_and(|key| self.unsubscribe(key, filter))
+    }
+
+    /// Puts a subscription back that was permitted before a restart; each delivery asks the access model all the
+    /// same. Gives whether it was there.
+    pub fn restore(&self, subscriber: &Arc<dyn Subscriber>, filter: &str, options: SubOptions) -> bool {
+        self.insert(subscriber, filter, options).0
+    }
+
+    /// Ends a subscription; gives whether there was one.
+    pub fn unsubscribe(&self, subscriber: u64, filter: &str) -> bool {
+        let former = self.trie.write().remove(filter, subscriber);
+        if former.is_none() {
+            return false;
+        }
+        if let Some(place) = self.places.known(filter)
+            && let Some(mut state) = place.state.try_lock()
+        {
+            state.found = None;
+        }
+        if self.removals.fetch_add(1, Ordering::Relaxed) % REMOVALS == REMOVALS - 1 {
+            self.places.forget_receivers();
+        }
+        true
+    }
+
+    /// The newer of a topic's retained and latest value, for GET and an observation's first notification. `None` if
+    /// there is none or it was cleared.
+    ///
+    /// # Errors
+    /// An illegal topic, or an asker who may not retrieve it.
+    pub fn value(&self, who: &Principal, topic: &str) -> Result<Option<Arc<Publication>>, Refusal> {
+        self.ask_retrieve(who, topic)?;
+        let latest = self.places.known(topic).and_then(|place| place.state.lock().latest.clone());
+        let newer = [self.kept.get(topic), latest].into_iter().flatten().max_by_key(|p| p.id);
+        let now = self.clock.now_ms();
+        Ok(newer.filter(|p| p.change == Change::Value && !p.expired(now)))
+    }
+
+    /// A topic's retained value.
+    ///
+    /// # Errors
+    /// An illegal topic, or an asker who may not retrieve it.
+    pub fn retained_value(&self, who: &Principal, topic: &str) -> Result<Option<Arc<Publication>>, Refusal> {
+        self.ask_retrieve(who, topic)?;
+        let now = self.clock.now_ms();
+        Ok(self.kept.get(topic).filter(|p| !p.expired(now)))
+    }
+
+    /// The retained values that a legal filter matches, in topic order. The caller has asked the access model.
+    pub fn retained(&self, filter: &str) -> Vec<Arc<Publication>> {
+        let now = self.clock.now_ms();
+        let mut found = self.kept.page(filter, None, usize::MAX);
+        found.retain(|p| !p.expired(now));
+        found
+    }
+
+    /// At most `limit` topics behind `after` that have a retained value which `who` may retrieve.
+    pub fn listed(&self, who: &Principal, after: Option<&str>, limit: usize) -> Vec<Arc<str>> {
+        self.kept.topics(after, limit, |topic| self.permit.may(who, Action::Retrieve, topic))
+    }
+
+    /// How many subscriptions and retained values there are.
+    pub fn counts(&self) -> (usize, usize) {
+        (self.trie.read().len(), self.kept.len())
+    }
+
+    fn insert(&self, subscriber: &Arc<dyn Subscriber>, filter: &str, options: SubOptions) -> (bool, u64) {
+        let entry = Entry { subscriber: subscriber.clone(), options, group: None };
+        let mut trie = self.trie.write();
+        let existed = trie.insert(filter, subscriber.id(), entry).is_some();
+        (existed, trie.changes())
+    }
+
+    /// Whoever subscribed with change `since` has part in what was begun before and is being saved. Gives the ids.
+    fn join_open(&self, joining: &Match, filter: &str, since: u64, ticket: &mut Ticket) -> Vec<u64> {
+        let mut ids = Vec::new();
+        for topic in self.saving.matching(filter) {
+            let Some(place) = self.places.known(&topic) else { continue };
+            let mut state = place.state.lock();
+            for open in state.open.iter_mut().filter(|open| open.is_missed(since)) {
+                ids.push(open.publication.id);
+                match joining.subscriber.store(&open.publication, &joining.options) {
+                    None => open.audience.joined.push(joining.clone()),
+                    Some((owner, ops)) => {
+                        ticket.wait_for(self.store.commit(&owner, ops));
+                        let (joining, publication) = (joining.clone(), open.publication.clone());
+                        let deliver = move || joining.subscriber.deliver(&publication, &joining.options);
+                        ticket.then(Box::new(deliver));
+                    }
+                }
+            }
+        }
+        ids
+    }
+
+    fn ask_filter(&self, who: &Principal, filter: &str) -> Result<(), Refusal> {
+        check_filter(filter).map_err(Refusal::IllegalTopic)?;
+        if self.permit.may_filter(who, Action::Subscribe, filter) {
+            return Ok(());
+        }
+        self.permit.log_refusal(who, Action::Subscribe, filter);
+        Err(Refusal::Forbidden)
+    }
+
+    fn ask_retrieve(&self, who: &Principal, topic: &str) -> Result<(), Refusal> {
+        check_topic(topic).map_err(Refusal::IllegalTopic)?;
+        if self.permit.may(who, Action::Retrieve, topic) {
+            return Ok(());
+        }
+        self.permit.log_refusal(who, Action::Retrieve, topic);
+        Err(Refusal::Forbidden)
+    }
+
+    fn place(&self, topic: &Arc<str>) -> Arc<Place> {
+        let make = || State { retained_id: self.kept.get(topic).map_or(0, |p| p.id), ..State::default() };
+        self.places.at(topic, make)
+    }
+
+    /// The item that a publication ends: that of the newer of the two values.
+    fn ended_item(&self, state: &State, topic: &str) -> Option<Box<str>> {
+        let newest = [self.kept.get(topic), state.latest.clone()].into_iter().flatten().max_by_key(|p| p.id);
+        newest.filter(|p| p.change == Change::Value).map(|p| p.item_id().into())
+    }
+
+    fn next_turn(&self) -> u64 {
+        self.turns.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn publication(&self, from: &Principal, draft: Draft) -> Publication {
+        let time_ms = self.clock.now_ms();
+        Publication {
+            id: draft.id.unwrap_or_else(|| self.ids.next(time_ms)),
+            time_ms,
+            topic: draft.topic,
+            change: draft.change,
+            payload: draft.payload,
+            content_type: draft.content_type,
+            qos: draft.qos,
+            retain: draft.retain,
+            from: from.clone(),
+            from_session: draft.from_session,
+            item: draft.item,
+            properties: draft.properties,
+            rendered: Rendered::default(),
+        }
+    }
+}
+
+async fn load_retained(store: &SharedStore) -> Result<Kept, StoreError> {
+    let kept = Kept::default();
+    let mut after: Option<(Owner, Box<str>)> = None;
+    loop {
+        let rows = store.scan(Table::Retained, after.as_ref().map(|(o, i)| (o, &**i)), 1000).await?;
+        let Some(last) = rows.last() else { return Ok(kept) };
+        after = Some((last.owner.clone(), last.item.clone()));
+        for row in rows {
+            let damaged = || StoreError::Corrupt(format!("retained value of {:?}", row.owner.name()).into());
+            kept.insert(Arc::new(Publication::decode(row.record.value).ok_or_else(damaged)?));
+        }
+    }
+}
+
+fn retained_op(publication: &Publication) -> Op {
+    let (table, item, expect) = (Table::Retained, Box::from(""), Expect::Any);
+    match publication.change {
+        Change::Value => Op::Put { table, item, value: publication.encode(), expect },
+        Change::Clear => Op::Delete { table, item, expect },
+    }
+}
+
+#[cfg(test)]
+mod tests;

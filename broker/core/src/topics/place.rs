@@ -1,0 +1,168 @@
+//! What is kept of a topic in memory: a cache, bounded by bytes.
+
+use super::{landing::Open, receivers::Found};
+use crate::publication::Publication;
+use hashbrown::HashMap;
+use parking_lot::Mutex;
+use std::{
+    collections::VecDeque,
+    hash::{BuildHasher, RandomState},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    task::Waker,
+};
+
+const SHARDS: usize = 16;
+/// Bytes of all places together, about; beyond it those go that were not used of late.
+const MAX_BYTES: usize = 48 << 20;
+
+/// A topic's place: its lock is the one under which ids are drawn and values change.
+#[derive(Default)]
+pub(super) struct Place {
+    pub(super) state: Mutex<State>,
+    /// Since the last round of forgetting.
+    used: AtomicBool,
+    /// What it counts for in its shard.
+    charged: AtomicUsize,
+    shard: usize,
+}
+
+/// What is known of a topic.
+#[derive(Default)]
+pub(super) struct State {
+    /// The newest value that landed, retained or not, unless it is large.
+    pub(super) latest: Option<Arc<Publication>>,
+    /// The greatest id of a retained change that landed.
+    pub(super) retained_id: u64,
+    /// Which subscriptions had part in the retained change that landed last.
+    pub(super) retained_seen: u64,
+    /// Publications that were begun and have not landed, in their order.
+    pub(super) open: VecDeque<Open>,
+    /// The number of the first of them.
+    pub(super) first: u64,
+    /// Somebody delivers just now, and takes along what lands meanwhile.
+    pub(super) delivering: bool,
+    /// Readers that wait until what is being saved has landed.
+    pub(super) waiting: Vec<Waker>,
+    /// Its receivers.
+    pub(super) found: Option<Found>,
+}
+
+impl State {
+    /// Whether no newer retained change landed or is on its way: ids decide, not when they come.
+    pub(super) fn is_newest(&self, id: u64) -> bool {
+        self.retained_id < id && !self.open.iter().any(|open| open.publication.retain && open.publication.id > id)
+    }
+
+    fn weight(&self, topic: usize) -> usize {
+        let latest = self.latest.as_ref().map_or(0, |p| p.weight());
+        EMPTY + topic + latest + self.found.as_ref().map_or(0, Found::weight)
+    }
+}
+
+/// About what a place without anything takes.
+const EMPTY: usize = size_of::<Place>() + 96;
+
+/// The places of all topics that were used of late.
+pub(super) struct Places {
+    shards: [Shard; SHARDS],
+    hasher: RandomState,
+    max_bytes: usize,
+}
+
+#[derive(Default)]
+struct Shard {
+    places: Mutex<HashMap<Arc<str>, Arc<Place>>>,
+    bytes: AtomicUsize,
+}
+
+impl Default for Places {
+    fn default() -> Places {
+        Places::with_room(MAX_BYTES)
+    }
+}
+
+impl Places {
+    /// Places that together hold about so many bytes.
+    pub(super) fn with_room(max_bytes: usize) -> Places {
+        Places { shards: Default::default(), hasher: RandomState::new(), max_bytes }
+    }
+
+    /// A topic's place, if it is in memory.
+    pub(super) fn known(&self, topic: &str) -> Option<Arc<Place>> {
+        self.shards[self.shard(topic)].places.lock().get(topic).cloned()
+    }
+
+    /// A topic's place; `make` begins it if it is not in memory.
+    pub(super) fn at(&self, topic: &Arc<str>, make: impl FnOnce() -> State) -> Arc<Place> {
+        let number = self.shard(topic);
+        let shard = &self.shards[number];
+        let mut places = shard.places.lock();
+        if let Some(place) = places.get(topic) {
+            place.used.store(true, Ordering::Relaxed);
+            return place.clone();
+        }
+        let most = self.max_bytes / SHARDS;
+        if shard.bytes.load(Ordering::Relaxed) >= most {
+            shard.forget(&mut places, most);
+        }
+        let place = Place { state: Mutex::new(make()), shard: number, ..Place::default() };
+        place.charged.store(EMPTY + topic.len(), Ordering::Relaxed);
+        shard.bytes.fetch_add(EMPTY + topic.len(), Ordering::Relaxed);
+        let place = Arc::new(place);
+        places.insert(topic.clone(), place.clone());
+        place
+    }
+
+    /// Counts anew what a place takes; its lock is held.
+    pub(super) fn charge(&self, place: &Place, state: &State, topic: usize) {
+        let now = state.weight(topic);
+        let before = place.charged.swap(now, Ordering::Relaxed);
+        let bytes = &self.shards[place.shard].bytes;
+        bytes.fetch_add(now, Ordering::Relaxed);
+        bytes.fetch_sub(before, Ordering::Relaxed);
+    }
+
+    /// Lets go of the receivers that are kept for places which nobody used since the last call, so that no dead
+    /// subscriber is held for long.
+    pub(super) fn forget_receivers(&self) {
+        for shard in &self.shards {
+            for (topic, place) in shard.places.lock().iter() {
+                // Whoever holds the lock uses it.
+                if !place.used.swap(false, Ordering::Relaxed)
+                    && let Some(mut state) = place.state.try_lock()
+                {
+                    state.found = None;
+                    self.charge(place, &state, topic.len());
+                }
+            }
+        }
+    }
+
+    fn shard(&self, topic: &str) -> usize {
+        self.hasher.hash_one(topic) as usize % SHARDS
+    }
+}
+
+impl Shard {
+    /// Lets go of what was not used since the last time; if that is not enough, of all that nobody holds.
+    fn forget(&self, places: &mut HashMap<Arc<str>, Arc<Place>>, most: usize) {
+        self.keep(places, |place| place.used.swap(false, Ordering::Relaxed));
+        if self.bytes.load(Ordering::Relaxed) > most / 4 * 3 {
+            self.keep(places, |_| false);
+        }
+    }
+
+    fn keep(&self, places: &mut HashMap<Arc<str>, Arc<Place>>, wanted: impl Fn(&Place) -> bool) {
+        places.retain(|_, place| {
+            // Whoever publishes just now, or waits for what is being saved, holds a second reference.
+            let keep = wanted(place) || Arc::strong_count(place) > 1;
+            if !keep {
+                self.bytes.fetch_sub(place.charged.load(Ordering::Relaxed), Ordering::Relaxed);
+            }
+            keep
+        });
+    }
+}

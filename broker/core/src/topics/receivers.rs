@@ -1,0 +1,126 @@
+//! Who receives what is published to a topic: found in the trie, judged by the access model, kept until either changes.
+
+use super::{SubOptions, Subscriber, Topics};
+use crate::{permit::Action, publication::Publication};
+use hashbrown::{HashMap, HashSet};
+use smallvec::SmallVec;
+use std::sync::Arc;
+
+/// One subscription as the trie holds it.
+#[derive(Clone)]
+pub(super) struct Entry {
+    pub(super) subscriber: Arc<dyn Subscriber>,
+    pub(super) options: SubOptions,
+    /// Of the members of one group only one receives each publication (MQTT 5 §4.8.2).
+    pub(super) group: Option<Arc<str>>,
+}
+
+/// One receiver of a publication with the options of all its matching filters.
+#[derive(Clone)]
+pub(super) struct Match {
+    pub(super) subscriber: Arc<dyn Subscriber>,
+    pub(super) options: SmallVec<[SubOptions; 1]>,
+}
+
+/// All that a topic's subscriptions come to.
+#[derive(Default)]
+pub(super) struct Receivers {
+    /// Each of them receives.
+    all: Vec<Match>,
+    /// Of each group one receives.
+    groups: Vec<Vec<Match>>,
+}
+
+/// Receivers that were found for a topic, and what they depend on.
+pub(super) struct Found {
+    receivers: Arc<Receivers>,
+    signature: u64,
+    changes: u64,
+    grants: u64,
+}
+
+/// The receivers of one publication.
+#[derive(Clone, Default)]
+pub(super) struct Audience {
+    receivers: Arc<Receivers>,
+    /// Draws the member of each group that receives.
+    turn: u64,
+    /// Who subscribed while it was being saved.
+    pub(super) joined: Vec<Match>,
+}
+
+impl Match {
+    fn wants(&self, publication: &Publication) -> bool {
+        publication.from_session != self.subscriber.id() || self.options.iter().any(|o| !o.no_local)
+    }
+}
+
+impl Audience {
+    /// All who receive this publication.
+    pub(super) fn of(&self, publication: &Publication) -> impl Iterator<Item = &Match> {
+        let member = |group: &'_ Vec<Match>| (self.turn % group.len().max(1) as u64) as usize;
+        let members = self.receivers.groups.iter().filter_map(move |group| group.get(member(group)));
+        self.receivers.all.iter().chain(members).chain(&self.joined).filter(|m| m.wants(publication))
+    }
+}
+
+impl Found {
+    /// About how many bytes are kept with it.
+    pub(super) fn weight(&self) -> usize {
+        let members: usize = self.receivers.groups.iter().map(Vec::len).sum();
+        (self.receivers.all.len() + members) * size_of::<Match>()
+    }
+}
+
+impl Topics {
+    /// The receivers of a topic, with the number of changes of subscriptions that they take in: whoever subscribed with
+    /// that change or an earlier one is among them.
+    pub(super) fn audience(&self, kept: &mut Option<Found>, topic: &str) -> (Audience, u64) {
+        let (receivers, changes) = self.receivers(kept, topic);
+        let turn = if receivers.groups.is_empty() { 0 } else { self.next_turn() };
+        (Audience { receivers, turn, joined: Vec::new() }, changes)
+    }
+
+    pub(super) fn receivers(&self, kept: &mut Option<Found>, topic: &str) -> (Arc<Receivers>, u64) {
+        let grants = self.permit.generation();
+        let trie = self.trie.read();
+        let changes = trie.changes();
+        if let Some(found) = kept.as_mut().filter(|found| found.grants == grants)
+            && (found.changes == changes || found.signature == trie.signature(topic))
+        {
+            found.changes = changes;
+            return (found.receivers.clone(), changes);
+        }
+        let signature = trie.signature(topic);
+        let mut entries = Vec::new();
+        trie.each_match(topic, &mut |id, entry: &Entry| entries.push((id, entry.clone())));
+        // The access model is asked without a lock: there may be many.
+        drop(trie);
+        let receivers = Arc::new(self.judge(entries, topic));
+        *kept = Some(Found { receivers: receivers.clone(), signature, changes, grants });
+        (receivers, changes)
+    }
+
+    fn judge(&self, entries: Vec<(u64, Entry)>, topic: &str) -> Receivers {
+        let mut found = Receivers { all: Vec::with_capacity(entries.len()), groups: Vec::new() };
+        let (mut by_id, mut refused) = (HashMap::<u64, usize>::new(), HashSet::new());
+        let mut groups = HashMap::<Arc<str>, Vec<Match>>::new();
+        for (id, Entry { subscriber, options, group }) in entries {
+            if refused.contains(&id) {
+                continue;
+            }
+            if let Some(at) = by_id.get(&id).filter(|_| group.is_none()) {
+                found.all[*at].options.push(options);
+            } else if !self.permit.may(subscriber.principal(), Action::Subscribe, topic) {
+                refused.insert(id);
+            } else if let Some(group) = group {
+                groups.entry(group).or_default().push(Match { subscriber, options: SmallVec::from_elem(options, 1) });
+            } else {
+                by_id.insert(id, found.all.len());
+                found.all.push(Match { subscriber, options: SmallVec::from_elem(options, 1) });
+            }
+        }
+        found.groups = groups.into_values().collect();
+        found
+    }
+}

@@ -1,0 +1,413 @@
+//! Topics as their users see them, over a store in memory.
+
+use super::*;
+use crate::{clock::FakeClock, permit::Grant};
+use proptest::prelude::*;
+use std::task::{Context, Poll, Waker};
+use tavi_store::MemoryStore;
+
+struct Reader {
+    id: u64,
+    who: Principal,
+    seen: Mutex<Vec<String>>,
+    keeps: bool,
+}
+
+impl Subscriber for Reader {
+    fn id(&self) -> u64 {
+        self.id
+    }
+    fn principal(&self) -> &Principal {
+        &self.who
+    }
+    fn store(&self, p: &Arc<Publication>, _: &[SubOptions]) -> Option<Rows> {
+        self.keeps.then(|| (Owner::mqtt("reader", "one"), vec![Op::QueuePush { id: p.id, value: p.encode() }]))
+    }
+    fn deliver(&self, p: &Arc<Publication>, _: &[SubOptions]) {
+        self.seen.lock().push(format!("{}={}", p.topic, String::from_utf8_lossy(&p.payload)));
+    }
+}
+
+struct World {
+    topics: Arc<Topics>,
+    permit: Arc<Permit>,
+    store: SharedStore,
+}
+
+const NOW: u64 = 1_760_000_000_000;
+
+async fn world() -> World {
+    let store: SharedStore = Arc::new(MemoryStore::default());
+    reopen(store).await
+}
+
+async fn reopen(store: SharedStore) -> World {
+    let permit = Arc::new(Permit::load(store.clone()).await.unwrap());
+    let ids = Arc::new(IdSource::new(0, store.last_id()));
+    let topics = Topics::load(store.clone(), permit.clone(), ids, Arc::new(FakeClock::at(NOW))).await.unwrap();
+    World { topics: Arc::new(topics), permit, store }
+}
+
+fn who(name: &str) -> Principal {
+    Principal::Account(format!("{name}@localhost").parse().unwrap())
+}
+
+impl World {
+    fn reader(&self, name: &str, keeps: bool) -> (Arc<Reader>, Arc<dyn Subscriber>) {
+        let reader = Reader { id: self.topics.next_subscriber(), who: who(name), seen: Mutex::default(), keeps };
+        let reader = Arc::new(reader);
+        (reader.clone(), reader)
+    }
+
+    async fn publish(&self, name: &str, topic: &str, value: &'static str, retain: bool) -> Result<(), Refusal> {
+        let draft = Draft { topic: topic.into(), payload: value.into(), retain, ..Draft::default() };
+        self.topics.publish(&who(name), draft)?.complete().await.unwrap();
+        Ok(())
+    }
+
+    async fn grant(&self, subject: &str, actions: &str, filter: &str) {
+        let grant = Grant::new(self.permit.generation(), subject, actions.parse().unwrap(), filter).unwrap();
+        self.permit.add(grant).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_reader_sees_what_its_filter_matches_once() {
+    let world = world().await;
+    let (reader, handle) = world.reader("romeo", false);
+    world.topics.subscribe(&handle, "u/romeo/#", SubOptions::default()).unwrap();
+    world.topics.subscribe(&handle, "u/romeo/+", SubOptions::default()).unwrap();
+    world.publish("romeo", "u/romeo/a", "1", false).await.unwrap();
+    assert_eq!(*reader.seen.lock(), ["u/romeo/a=1"]);
+    assert!(world.topics.unsubscribe(reader.id, "u/romeo/#"));
+    assert!(world.topics.unsubscribe(reader.id, "u/romeo/+"));
+    world.publish("romeo", "u/romeo/a", "2", false).await.unwrap();
+    assert_eq!(reader.seen.lock().len(), 1);
+}
+
+#[tokio::test]
+async fn strangers_are_refused_and_a_lost_grant_ends_deliveries_at_once() {
+    let world = world().await;
+    let (reader, handle) = world.reader("juliet", false);
+    let refused = world.topics.subscribe(&handle, "u/romeo/+", SubOptions::default());
+    assert_eq!(refused.unwrap_err(), Refusal::Forbidden);
+    assert_eq!(world.publish("juliet", "u/romeo/a", "1", false).await, Err(Refusal::Forbidden));
+    world.grant("juliet@localhost", "subscribe", "u/romeo/#").await;
+    world.topics.subscribe(&handle, "u/romeo/+", SubOptions::default()).unwrap();
+    world.publish("romeo", "u/romeo/a", "1", false).await.unwrap();
+    world.permit.remove(|_| true).1.await.unwrap();
+    world.publish("romeo", "u/romeo/a", "2", false).await.unwrap();
+    assert_eq!(*reader.seen.lock(), ["u/romeo/a=1"]);
+}
+
+#[tokio::test]
+async fn clearing_needs_delete_except_where_there_is_no_such_verb() {
+    let world = world().await;
+    world.publish("romeo", "u/romeo/a", "kept", true).await.unwrap();
+    world.grant("juliet@localhost", "publish", "u/romeo/#").await;
+    let clear = || Draft { topic: "u/romeo/a".into(), change: Change::Clear, ..Draft::default() };
+    assert_eq!(world.topics.publish(&who("juliet"), clear()).err(), Some(Refusal::Forbidden));
+    let by_mqtt = world.topics.publish_as(&who("juliet"), Action::Publish, clear()).unwrap();
+    by_mqtt.complete().await.unwrap();
+    assert!(world.topics.retained("u/romeo/a").is_empty());
+}
+
+#[tokio::test]
+async fn who_may_only_subscribe_does_not_get_what_is_retained() {
+    let world = world().await;
+    world.publish("romeo", "u/romeo/a", "kept", true).await.unwrap();
+    world.grant("juliet@localhost", "subscribe", "u/romeo/#").await;
+    let (_, handle) = world.reader("juliet", false);
+    assert!(world.topics.subscribe(&handle, "u/romeo/+", SubOptions::default()).unwrap().retained.is_empty());
+    world.grant("juliet@localhost", "retrieve", "u/romeo/a").await;
+    assert_eq!(world.topics.subscribe(&handle, "u/romeo/+", SubOptions::default()).unwrap().retained.len(), 1);
+}
+
+#[tokio::test]
+async fn retained_values_survive_a_restart_and_end_when_cleared() {
+    let world = world().await;
+    world.publish("romeo", "u/romeo/a", "kept", true).await.unwrap();
+    world.publish("romeo", "u/romeo/a", "passing", false).await.unwrap();
+    let latest = world.topics.value(&who("romeo"), "u/romeo/a").unwrap().unwrap();
+    assert_eq!(&*latest.payload, b"passing");
+
+    let world = reopen(world.store).await;
+    let value = world.topics.value(&who("romeo"), "u/romeo/a").unwrap().unwrap();
+    assert_eq!(&*value.payload, b"kept");
+    assert_eq!(world.topics.retained("u/+/a").len(), 1);
+    let clear = Draft { topic: "u/romeo/a".into(), change: Change::Clear, ..Draft::default() };
+    world.topics.publish(&who("romeo"), clear).unwrap().complete().await.unwrap();
+    assert!(world.topics.value(&who("romeo"), "u/romeo/a").unwrap().is_none());
+    assert!(reopen(world.store).await.topics.retained("#").is_empty());
+}
+
+#[tokio::test]
+async fn a_durable_reader_s_row_is_saved_before_it_is_delivered() {
+    let world = world().await;
+    let (reader, handle) = world.reader("romeo", true);
+    world.topics.subscribe(&handle, "u/romeo/+", SubOptions::default()).unwrap();
+    let draft = Draft { topic: "u/romeo/a".into(), payload: "x".into(), qos: Qos::AtLeastOnce, ..Draft::default() };
+    let ticket = world.topics.publish(&who("romeo"), draft).unwrap();
+    assert!(!ticket.is_ready() && reader.seen.lock().is_empty());
+    ticket.complete().await.unwrap();
+    assert_eq!(reader.seen.lock().len(), 1);
+    assert_eq!(world.store.queue(&Owner::mqtt("reader", "one"), 0, 10).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn an_older_publication_that_lands_late_changes_no_value() {
+    let world = world().await;
+    let draft =
+        |v: &'static str| Draft { topic: "u/romeo/a".into(), payload: v.into(), retain: true, ..Draft::default() };
+    let first = world.topics.publish(&who("romeo"), draft("old")).unwrap();
+    let second = world.topics.publish(&who("romeo"), draft("new")).unwrap();
+    second.complete().await.unwrap();
+    first.complete().await.unwrap();
+    let value = world.topics.value(&who("romeo"), "u/romeo/a").unwrap().unwrap();
+    assert_eq!(&*value.payload, b"new");
+}
+
+#[tokio::test]
+async fn no_local_keeps_one_s_own_publications_away() {
+    let world = world().await;
+    let (reader, handle) = world.reader("romeo", false);
+    let options = SubOptions { no_local: true, ..SubOptions::default() };
+    world.topics.subscribe(&handle, "u/romeo/+", options).unwrap();
+    let draft = Draft { topic: "u/romeo/a".into(), from_session: reader.id, ..Draft::default() };
+    world.topics.publish(&who("romeo"), draft).unwrap().complete().await.unwrap();
+    assert!(reader.seen.lock().is_empty());
+}
+
+fn retained(value: impl Into<Bytes>) -> Draft {
+    Draft { topic: "u/romeo/a".into(), payload: value.into(), retain: true, ..Draft::default() }
+}
+
+fn pull(stream: &mut RetainedStream) -> Poll<Option<String>> {
+    let next = stream.poll_next(&mut Context::from_waker(Waker::noop()));
+    next.map(|found| found.unwrap().map(|p| String::from_utf8_lossy(&p.payload).into_owned()))
+}
+
+#[tokio::test]
+async fn who_joins_while_a_value_is_saved_waits_for_it() {
+    let world = world().await;
+    world.publish("romeo", "u/romeo/a", "old", true).await.unwrap();
+    let saving = world.topics.publish(&who("romeo"), retained("new")).unwrap();
+    let (reader, handle) = world.reader("romeo", false);
+    let mut joined = world.topics.join(&handle, "u/romeo/#", SubOptions::default()).unwrap();
+    assert!(pull(&mut joined.retained).is_pending());
+    saving.complete().await.unwrap();
+    assert_eq!(pull(&mut joined.retained), Poll::Ready(Some("new".into())));
+    assert_eq!(pull(&mut joined.retained), Poll::Ready(None));
+    assert!(reader.seen.lock().is_empty(), "it comes once");
+}
+
+#[tokio::test]
+async fn a_first_value_that_is_being_saved_is_waited_for_too() {
+    let world = world().await;
+    let saving = world.topics.publish(&who("romeo"), retained("first")).unwrap();
+    let mut joined = ["u/romeo/a", "u/romeo/+"].map(|filter| {
+        let (_, handle) = world.reader("romeo", false);
+        world.topics.join(&handle, filter, SubOptions::default()).unwrap()
+    });
+    assert!(joined.iter_mut().all(|joined| pull(&mut joined.retained).is_pending()));
+    drop(saving);
+    let ends = Poll::Ready(None);
+    assert!(joined.iter_mut().all(|joined| pull(&mut joined.retained) == ends), "it was never saved");
+}
+
+#[tokio::test]
+async fn what_was_delivered_since_is_not_handed_out_again() {
+    let world = world().await;
+    world.publish("romeo", "u/romeo/a", "old", true).await.unwrap();
+    let (reader, handle) = world.reader("romeo", false);
+    let mut joined = world.topics.join(&handle, "u/romeo/#", SubOptions::default()).unwrap();
+    world.publish("romeo", "u/romeo/a", "new", true).await.unwrap();
+    assert_eq!(*reader.seen.lock(), ["u/romeo/a=new"]);
+    assert_eq!(pull(&mut joined.retained), Poll::Ready(None));
+}
+
+#[tokio::test]
+async fn who_subscribes_at_once_gets_what_is_being_saved_as_a_delivery() {
+    let world = world().await;
+    world.publish("romeo", "u/romeo/a", "old", true).await.unwrap();
+    let saving = world.topics.publish(&who("romeo"), retained("new")).unwrap();
+    let (live, handle) = world.reader("romeo", false);
+    let (kept, durable) = world.reader("romeo", true);
+    let found = world.topics.subscribe(&handle, "u/romeo/#", SubOptions::default()).unwrap();
+    assert_eq!((found.retained.len(), &*found.retained[0].payload), (1, &b"old"[..]));
+    let found = world.topics.subscribe(&durable, "u/romeo/#", SubOptions::default()).unwrap();
+    assert!(!found.ticket.is_ready());
+    found.ticket.complete().await.unwrap();
+    saving.complete().await.unwrap();
+    assert_eq!(*live.seen.lock(), ["u/romeo/a=new"]);
+    assert_eq!(*kept.seen.lock(), ["u/romeo/a=new"]);
+    assert_eq!(world.store.queue(&Owner::mqtt("reader", "one"), 0, 10).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn publications_of_a_topic_leave_in_the_order_in_which_they_were_begun() {
+    let world = world().await;
+    let (reader, handle) = world.reader("romeo", false);
+    world.topics.subscribe(&handle, "u/romeo/+", SubOptions::default()).unwrap();
+    let tickets: Vec<Ticket> =
+        ["1", "2", "3"].map(|v| world.topics.publish(&who("romeo"), retained(v)).unwrap()).into();
+    let [first, second, third] = tickets.try_into().ok().unwrap();
+    third.complete().await.unwrap();
+    assert!(reader.seen.lock().is_empty(), "it waits for those before it");
+    drop(first);
+    assert!(reader.seen.lock().is_empty(), "the first failed, the second is still being saved");
+    second.complete().await.unwrap();
+    assert_eq!(*reader.seen.lock(), ["u/romeo/a=2", "u/romeo/a=3"]);
+    assert_eq!(&*world.topics.retained("u/romeo/a")[0].payload, b"3");
+}
+
+#[tokio::test]
+async fn a_late_publication_with_an_older_id_changes_no_value_in_the_store_either() {
+    let world = world().await;
+    world.publish("romeo", "u/romeo/a", "first", true).await.unwrap();
+    let late = world.topics.ids.next(NOW);
+    world.publish("romeo", "u/romeo/a", "newer", true).await.unwrap();
+    let draft = Draft { id: Some(late), ..retained("late") };
+    world.topics.publish(&who("romeo"), draft).unwrap().complete().await.unwrap();
+    assert_eq!(&*world.topics.retained("u/romeo/a")[0].payload, b"newer");
+    let world = reopen(world.store).await;
+    assert_eq!(&*world.topics.retained("u/romeo/a")[0].payload, b"newer");
+}
+
+#[tokio::test]
+async fn of_a_group_one_member_receives() {
+    let world = world().await;
+    let readers: Vec<_> = (0..3).map(|_| world.reader("romeo", false)).collect();
+    for (_, handle) in &readers {
+        assert!(!world.topics.share(handle, "g", ("u/romeo/+", SubOptions::default())).unwrap());
+    }
+    let (alone, handle) = &readers[0];
+    world.topics.subscribe(handle, "u/romeo/a", SubOptions::default()).unwrap();
+    for _ in 0..6 {
+        world.publish("romeo", "u/romeo/a", "x", false).await.unwrap();
+    }
+    let counts: Vec<usize> = readers.iter().map(|(reader, _)| reader.seen.lock().len()).collect();
+    assert_eq!(counts, [6 + 2, 2, 2]);
+    assert!(world.topics.unshare(alone.id, "g", "u/romeo/+") && !world.topics.unshare(alone.id, "g", "u/romeo/+"));
+    assert_eq!(world.topics.counts().0, 3);
+}
+
+#[tokio::test]
+async fn receivers_of_a_topic_are_kept_while_others_subscribe_elsewhere() {
+    let world = world().await;
+    let (_, handle) = world.reader("romeo", false);
+    world.topics.subscribe(&handle, "u/romeo/a", SubOptions::default()).unwrap();
+    let mut kept = None;
+    let before = world.topics.receivers(&mut kept, "u/romeo/a").0;
+    world.topics.subscribe(&handle, "u/romeo/b", SubOptions::default()).unwrap();
+    world.topics.unsubscribe(handle.id(), "u/romeo/b");
+    assert!(Arc::ptr_eq(&before, &world.topics.receivers(&mut kept, "u/romeo/a").0));
+    world.topics.subscribe(&handle, "u/romeo/+", SubOptions::default()).unwrap();
+    assert!(!Arc::ptr_eq(&before, &world.topics.receivers(&mut kept, "u/romeo/a").0));
+}
+
+#[test]
+fn places_are_bounded_by_bytes() {
+    let places = Places::with_room(1 << 20);
+    for n in 0..20_000 {
+        let topic: Arc<str> = format!("t/{n}").into();
+        let place = places.at(&topic, State::default);
+        let mut state = place.state.lock();
+        state.retained_id = 1;
+        places.charge(&place, &state, topic.len());
+    }
+    let known = (0..20_000).filter(|n| places.known(&format!("t/{n}")).is_some()).count();
+    assert!((1_000..6_000).contains(&known), "{known} places are left");
+}
+
+/// A step of the world in which readers come while values are being saved.
+#[derive(Clone, Debug)]
+enum Step {
+    Publish,
+    Land(usize),
+    Fail(usize),
+    Join(bool),
+    Pull(usize),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        3 => Just(Step::Publish),
+        4 => (0usize..8).prop_map(Step::Land),
+        1 => (0usize..8).prop_map(Step::Fail),
+        2 => any::<bool>().prop_map(Step::Join),
+        4 => (0usize..4).prop_map(Step::Pull),
+    ]
+}
+
+/// One who joined: what came, in its order, and what is still to be read.
+struct Joiner {
+    reader: Arc<Reader>,
+    stream: Option<RetainedStream>,
+}
+
+impl Joiner {
+    fn pull(&mut self) {
+        let Some(stream) = &mut self.stream else { return };
+        match pull(stream) {
+            Poll::Ready(Some(value)) => self.reader.seen.lock().push(format!("u/romeo/a={value}")),
+            Poll::Ready(None) => self.stream = None,
+            Poll::Pending => {}
+        }
+    }
+
+    fn values(&self) -> Vec<usize> {
+        self.reader.seen.lock().iter().map(|seen| seen["u/romeo/a=".len()..].parse().unwrap()).collect()
+    }
+}
+
+/// Each joiner sees values in their order, each once, none missing behind the first, and the kept one last.
+async fn play(steps: Vec<Step>) {
+    let world = world().await;
+    let (mut open, mut landed, mut joiners) = (Vec::<(usize, Ticket)>::new(), Vec::new(), Vec::<Joiner>::new());
+    let mut count = 0;
+    let mut finish = async |open: &mut Vec<(usize, Ticket)>, at: usize| {
+        let (value, ticket) = open.remove(at);
+        landed.push(value);
+        ticket.complete().await.unwrap();
+    };
+    for step in steps {
+        match step {
+            Step::Publish => {
+                count += 1;
+                open.push((count, world.topics.publish(&who("romeo"), retained(count.to_string())).unwrap()));
+            }
+            Step::Land(n) if n < open.len() => finish(&mut open, n).await,
+            Step::Fail(n) if n < open.len() => drop(open.remove(n)),
+            Step::Join(wild) => {
+                let (reader, handle) = world.reader("romeo", false);
+                let filter = if wild { "u/romeo/#" } else { "u/romeo/a" };
+                let joined = world.topics.join(&handle, filter, SubOptions::default()).unwrap();
+                joiners.push(Joiner { reader, stream: Some(joined.retained) });
+            }
+            Step::Pull(n) if n < joiners.len() => joiners[n].pull(),
+            _ => {}
+        }
+    }
+    while !open.is_empty() {
+        finish(&mut open, 0).await;
+    }
+    landed.sort_unstable();
+    for joiner in &mut joiners {
+        while joiner.stream.is_some() {
+            joiner.pull();
+        }
+        let values = joiner.values();
+        let from = values.first().map_or(landed.len(), |first| landed.binary_search(first).unwrap());
+        assert_eq!(values, landed[from..], "of {landed:?}");
+        assert_eq!(values.last(), landed.last());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1000))]
+    #[test]
+    fn no_joiner_misses_a_value_or_sees_an_older_one_last(steps in prop::collection::vec(step(), 1..40)) {
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(play(steps));
+    }
+}
