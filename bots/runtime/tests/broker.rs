@@ -21,8 +21,8 @@ use tavi_core::{
     sessions::{Bound, SessionLimits},
 };
 use tavi_store::{
-    ArchiveQuery, ArchiveRow, Commit, InboxRow, MemoryStore, Op, Owner, QueueRow, Read, Record, Row, SharedStore,
-    Store, StoreError, Table,
+    ArchiveQuery, ArchiveRow, Commit, InboxRow, MemoryStore, NameRange, Op, Owner, PageBound, QueuePage, QueueRow,
+    QueueSize, Read, Record, Row, SharedStore, Store, StoreError, Table,
 };
 use tavi_xmpp_proto::{
     element::Element,
@@ -75,6 +75,18 @@ impl Store for Mortal {
     }
     fn queue<'a>(&'a self, owner: &'a Owner, after: u64, limit: usize) -> Read<'a, Vec<QueueRow>> {
         self.inner.queue(owner, after, limit)
+    }
+    fn queue_page<'a>(&'a self, owner: &'a Owner, after: u64, bound: PageBound) -> Read<'a, QueuePage> {
+        self.inner.queue_page(owner, after, bound)
+    }
+    fn queue_size<'a>(&'a self, owner: &'a Owner) -> Read<'a, QueueSize> {
+        self.inner.queue_size(owner)
+    }
+    fn walk<'a>(&'a self, table: Table, names: NameRange<'a>, bound: PageBound) -> Read<'a, Vec<(Box<str>, Record)>> {
+        self.inner.walk(table, names, bound)
+    }
+    fn count(&self, table: Table) -> Read<'_, u64> {
+        self.inner.count(table)
     }
     fn archive<'a>(&'a self, owner: &'a Owner, query: &'a ArchiveQuery) -> Read<'a, Vec<ArchiveRow>> {
         self.inner.archive(owner, query)

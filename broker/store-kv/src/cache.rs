@@ -1,5 +1,6 @@
 //! What the committer remembers of rows that it would else read again and again.
 
+use bytes::Bytes;
 use std::{borrow::Borrow, collections::HashMap, hash::Hash};
 
 /// How many entries one generation holds.
@@ -44,6 +45,37 @@ impl<K: Eq + Hash, V: Clone> Cache<K, V> {
     {
         self.young.remove(key);
         self.old.remove(key);
+    }
+}
+
+/// How many bytes of shared bodies one generation holds.
+const BODY_BYTES: usize = 8 << 20;
+
+/// Shared bodies that were read lately, in two generations. A body never changes under its id.
+#[derive(Default)]
+pub(crate) struct Bodies {
+    young: HashMap<u64, Bytes>,
+    old: HashMap<u64, Bytes>,
+    bytes: usize,
+}
+
+impl Bodies {
+    pub fn get(&mut self, id: u64) -> Option<Bytes> {
+        if let Some(body) = self.young.get(&id) {
+            return Some(body.clone());
+        }
+        let body = self.old.remove(&id)?;
+        self.insert(id, body.clone());
+        Some(body)
+    }
+
+    pub fn insert(&mut self, id: u64, body: Bytes) {
+        if self.bytes >= BODY_BYTES {
+            self.old = std::mem::take(&mut self.young);
+            self.bytes = 0;
+        }
+        self.bytes += body.len() + 64;
+        self.young.insert(id, body);
     }
 }
 

@@ -3,10 +3,11 @@
 use crate::{
     Engine, OpenError, StoreError,
     folder::Folder,
+    group::topic_of,
     keys::{self, Kind, Number},
     kv::{Family, Kv},
-    names, read,
-    store::{self, open_engine},
+    layout, names, read,
+    store::open_engine,
     value::{self, Body, CHUNK, Cell, InboxCell},
 };
 use std::{
@@ -14,7 +15,7 @@ use std::{
     ops::{Bound, ControlFlow},
     path::Path,
 };
-use tavi_store::Table;
+use tavi_store::{QueueSize, Table};
 
 /// At most so many problems are described; all are counted.
 const DESCRIBED: usize = 100;
@@ -41,8 +42,17 @@ pub fn check(path: &Path, cache: u64, progress: &mut dyn FnMut(u64)) -> Result<R
     let current = folder.current()?.ok_or(OpenError::Empty { path: path.into() })?;
     let kv = open_engine(&folder, &current, cache)?;
     let report = Report { engine: current.engine, rows: 0, problems: 0, described: Vec::new() };
-    let mut check =
-        Check { kv: &*kv, names: HashMap::new(), dead: HashSet::new(), blobs: BTreeMap::new(), report, progress };
+    let mut check = Check {
+        kv: &*kv,
+        names: HashMap::new(),
+        dead: HashSet::new(),
+        blobs: BTreeMap::new(),
+        queues: BTreeMap::new(),
+        bodies: BTreeMap::new(),
+        walked: BTreeMap::new(),
+        report,
+        progress,
+    };
     check.all()?;
     Ok(check.report)
 }
@@ -55,6 +65,11 @@ struct Check<'a> {
     dead: HashSet<Number>,
     /// Lengths of the chunked values that rows speak of.
     blobs: BTreeMap<Number, u32>,
+    /// What queues hold, by owner, and bodies that queued rows share, by id, as the rows say.
+    queues: BTreeMap<Number, QueueSize>,
+    bodies: BTreeMap<u64, QueueSize>,
+    /// How many topics a walk must meet, by the table's code.
+    walked: BTreeMap<u8, u64>,
     report: Report,
     progress: &'a mut dyn FnMut(u64),
 }
@@ -63,17 +78,21 @@ type Row<'r> = (&'r [u8], &'r [u8]);
 
 impl Check<'_> {
     fn all(&mut self) -> Result<(), OpenError> {
-        let marks = store::marks(self.kv)?;
+        let marks = layout::marks(self.kv)?;
         self.dead = marks.dead.iter().copied().collect();
         self.each(Family::Owner, Check::owner)?;
         self.each(Family::Name, Check::name)?;
         self.each(Family::Record, Check::record)?;
-        self.each(Family::Queue, |check, (key, row)| check.cell(Family::Queue, (key, row), keys::number_at(key, 0)))?;
+        self.each(Family::Walk, Check::walk)?;
+        self.each(Family::Queue, Check::queued)?;
+        self.each(Family::Body, Check::body)?;
+        self.each(Family::QueueSize, Check::queue_size)?;
         self.each(Family::Archive, Check::archive)?;
         self.each(Family::ArchiveWith, Check::archive_with)?;
         self.each(Family::Inbox, Check::inbox)?;
         self.each(Family::InboxTime, Check::inbox_time)?;
         self.each(Family::Outbox, |check, (key, _)| check.owned(Family::Outbox, keys::number_at(key, 8)))?;
+        self.sums()?;
         self.chunks()?;
         self.marks(marks.next, marks.last)
     }
@@ -121,10 +140,69 @@ impl Check<'_> {
     }
 
     fn record(&mut self, (key, row): Row<'_>) -> Result<(), String> {
-        key.first().and_then(|code| Table::from_code(*code)).ok_or("no such table")?;
-        read::item(key).map_err(text)?;
+        let table = key.first().and_then(|code| Table::from_code(*code)).ok_or("no such table")?;
+        let item = read::item(key).map_err(text)?;
+        if item.is_empty() && Table::WALKED.contains(&table) && !value::is_deleted(Family::Record, row) {
+            self.walkable(table, keys::number_at(key, 1).ok_or("no owner")?)?;
+        }
         let version = self.cell(Family::Record, (key, row), keys::number_at(key, 1)).map(|()| row[1..9] != [0; 8])?;
         if version { Ok(()) } else { Err("version 0".into()) }
+    }
+
+    /// A record of a topic stands in its table's walk.
+    fn walkable(&mut self, table: Table, owner: Number) -> Result<(), String> {
+        let Some((Kind::Owner, name)) = names::name_of(self.kv, owner).map_err(text)? else { return Ok(()) };
+        let Some(topic) = topic_of(&name) else { return Ok(()) };
+        *self.walked.entry(table.code()).or_default() += 1;
+        self.exists(Family::Walk, &keys::walk(table, topic), owner)
+    }
+
+    fn walk(&mut self, (key, row): Row<'_>) -> Result<(), String> {
+        let table = key.first().and_then(|code| Table::from_code(*code)).ok_or("no such table")?;
+        let owner = value::number(Family::Walk, row).map_err(text)?;
+        let record = self.kv.get(Family::Record, &keys::record(table, owner, "")).map_err(text)?;
+        match record {
+            Some(record) if !value::is_deleted(Family::Record, &record) => Ok(()),
+            _ => Err("its record is missing".into()),
+        }
+    }
+
+    fn queued(&mut self, (key, row): Row<'_>) -> Result<(), String> {
+        let owner = keys::number_at(key, 0);
+        self.cell(Family::Queue, (key, row), owner)?;
+        let cell = Cell::decode(Family::Queue, row.to_vec()).map_err(text)?;
+        let size = self.queues.entry(owner.unwrap_or(0)).or_default();
+        *size = QueueSize { rows: size.rows + 1, bytes: size.bytes + cell.len() };
+        if let Some(share) = cell.share {
+            let rows = self.bodies.get(&share.id).map_or(0, |body| body.rows);
+            self.bodies.insert(share.id, QueueSize { rows: rows + 1, bytes: u64::from(share.len) });
+        }
+        Ok(())
+    }
+
+    /// A shared body, or the number of the rows that name it.
+    fn body(&mut self, (key, row): Row<'_>) -> Result<(), String> {
+        let id = keys::number_at(key, 0).ok_or("the key is too short")?;
+        let named = self.bodies.get(&id).copied().ok_or("no row names it")?;
+        if key.get(8) == Some(&0) {
+            let kept = value::decode_size(row).map_err(text)?;
+            return if kept == named { Ok(()) } else { Err(format!("{kept:?}, but the rows say {named:?}")) };
+        }
+        self.bodies.remove(&id);
+        if self.kv.get(Family::Body, &keys::body_count(id)).map_err(text)?.is_none() {
+            return Err("the number of its rows is missing".into());
+        }
+        let cell = Cell::decode(Family::Body, row.to_vec()).map_err(text)?;
+        if cell.len() != named.bytes {
+            return Err(format!("{} bytes, but the rows say {}", cell.len(), named.bytes));
+        }
+        self.chunked(&cell)
+    }
+
+    fn queue_size(&mut self, (key, row): Row<'_>) -> Result<(), String> {
+        let owner = keys::number_at(key, 0).ok_or("the key is too short")?;
+        let (kept, is) = (value::decode_size(row).map_err(text)?, self.queues.remove(&owner).unwrap_or_default());
+        if kept == is || self.dead.contains(&owner) { Ok(()) } else { Err(format!("{kept:?}, but there are {is:?}")) }
     }
 
     fn archive(&mut self, (key, row): Row<'_>) -> Result<(), String> {
@@ -166,7 +244,11 @@ impl Check<'_> {
     /// A row with a value: it can be read, its owner is known, its chunks are remembered.
     fn cell(&mut self, family: Family, (_, row): Row<'_>, owner: Option<Number>) -> Result<(), String> {
         self.owned(family, owner)?;
-        match Cell::decode(family, row.to_vec()).map_err(text)?.body {
+        self.chunked(&Cell::decode(family, row.to_vec()).map_err(text)?)
+    }
+
+    fn chunked(&mut self, cell: &Cell) -> Result<(), String> {
+        match cell.body {
             Body::Chunked { blob, .. } if self.blobs.contains_key(&blob) => {
                 Err("another row has the same chunks".into())
             }
@@ -192,6 +274,27 @@ impl Check<'_> {
     fn exists(&self, family: Family, key: &[u8], owner: Number) -> Result<(), String> {
         let there = self.kv.get(family, key).map_err(text)?.is_some() || self.dead.contains(&owner);
         if there { Ok(()) } else { Err(format!("its row in {} is missing", family.name())) }
+    }
+
+    /// What rows speak of and no row told.
+    fn sums(&mut self) -> Result<(), OpenError> {
+        for id in std::mem::take(&mut self.bodies).into_keys() {
+            self.problem(format!("body {id}: rows name it, but it is missing"));
+        }
+        for (owner, size) in std::mem::take(&mut self.queues) {
+            if !self.dead.contains(&owner) {
+                self.problem(format!("queue_s: owner {owner} has {size:?}, but there is no row for it"));
+            }
+        }
+        for table in Table::WALKED {
+            let topics = self.walked.get(&table.code()).copied().unwrap_or(0);
+            let kept = self.kv.get(Family::System, &keys::count(table))?;
+            let kept = kept.map_or(Ok(0), |row| value::number(Family::System, &row))?;
+            if kept != topics {
+                self.problem(format!("system: {kept} topics of {table:?} are counted, there are {topics}"));
+            }
+        }
+        Ok(())
     }
 
     /// Each chunked value is whole, and each chunk belongs to a value.

@@ -5,11 +5,11 @@ use crate::{
     cache::Cache,
     keys::{self, Kind, Number},
     kv::{Family, Key, Kv, Replaced, Rows},
-    value::{self, Body, CHUNK, Cell, InboxCell},
+    value::{self, Body, CHUNK, Cell, InboxCell, Share},
 };
 use bytes::Bytes;
 use std::{collections::BTreeSet, ops::ControlFlow};
-use tavi_store::{InboxRow, Op, Owner, Table};
+use tavi_store::{InboxRow, Op, Owner, Place, QueueSize, Table};
 
 /// What the committer knows from one group to the next.
 #[derive(Default)]
@@ -24,6 +24,8 @@ pub(crate) struct Marks {
     pub names: Cache<Box<str>, Number>,
     /// Conversations by owner and correspondent. A purged owner's number never comes again, so his need no care.
     pub inbox: Cache<(Number, Number), InboxCell>,
+    /// How much the queues of owners hold; of a purged owner as with conversations.
+    pub queues: Cache<Number, QueueSize>,
 }
 
 /// A batch in the making: each commit sees what those before it in the batch wrote.
@@ -35,6 +37,8 @@ pub(crate) struct Group<'a> {
     undo: Vec<(Family, Key, Replaced)>,
     /// The conversations that the commit in progress has changed.
     talked: Vec<(Number, Number)>,
+    /// The owners whose queues the commit in progress has changed.
+    queued: Vec<Number>,
     next: Number,
     last: u64,
     purged: Vec<(Owner, Number)>,
@@ -51,13 +55,15 @@ pub(crate) struct Finished {
 impl<'a> Group<'a> {
     pub fn new(kv: &'a dyn Kv, marks: &'a mut Marks) -> Group<'a> {
         let (next, last) = (marks.next, marks.last);
-        Group { kv, marks, rows: Rows::default(), undo: Vec::new(), talked: Vec::new(), next, last, purged: Vec::new() }
+        let (undo, talked, queued, purged) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Group { kv, marks, rows: Rows::default(), undo, talked, queued, next, last, purged }
     }
 
     /// Takes in one commit: all of it, or nothing and the reason.
     pub fn commit(&mut self, owner: &Owner, ops: &[Op]) -> Result<(), StoreError> {
         self.undo.clear();
         self.talked.clear();
+        self.queued.clear();
         let purged = self.purged.len();
         let mut part = Part { number: None, group: self, owner };
         let done = ops.iter().try_for_each(|op| part.apply(op));
@@ -99,6 +105,7 @@ impl<'a> Group<'a> {
             }
         }
         self.talked.iter().for_each(|row| self.marks.inbox.forget(row));
+        self.queued.iter().for_each(|owner| self.marks.queues.forget(owner));
     }
 
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
@@ -156,8 +163,8 @@ impl<'a> Group<'a> {
 
     /// Writes a cell with `value` as its body, in chunks where it is too long for the row.
     fn write_cell(&mut self, family: Family, key: Key, cell: Cell, value: &Bytes) {
-        let body =
-            if value::fits(family, value.len()) { Body::Inline(value.clone()) } else { self.write_chunks(value) };
+        let fits = cell.fits(family, value.len());
+        let body = if fits { Body::Inline(value.clone()) } else { self.write_chunks(value) };
         self.set(family, key, Some(Cell { body, ..cell }.encode(family)));
     }
 
@@ -179,6 +186,80 @@ impl<'a> Group<'a> {
     pub fn delete_cell(&mut self, family: Family, key: Key, cell: &Cell) {
         self.delete_chunks(cell);
         self.set(family, key, None);
+    }
+
+    /// A number that is kept in a row; 0 if there is none.
+    fn kept(&self, family: Family, key: &[u8]) -> Result<u64, StoreError> {
+        self.get(family, key)?.map_or(Ok(0), |row| value::number(family, &row))
+    }
+
+    fn keep(&mut self, family: Family, key: Key, number: u64) {
+        self.set(family, key, (number != 0).then(|| number.to_be_bytes().to_vec()));
+    }
+
+    /// One row more names the body; the first one writes it.
+    fn share(&mut self, body: &tavi_store::Body) -> Result<Share, StoreError> {
+        let mut now = self.shared(body.id)?;
+        if now.rows == 0 {
+            now.bytes = body.bytes.len() as u64;
+            self.write_cell(Family::Body, keys::body(body.id), Cell::head(0), &body.bytes);
+        }
+        now.rows += 1;
+        self.set(Family::Body, keys::body_count(body.id), Some(value::encode_size(now)));
+        Ok(Share { id: body.id, len: now.bytes as u32 })
+    }
+
+    /// One row less names the body; the last one takes it along.
+    fn release(&mut self, share: Share) -> Result<(), StoreError> {
+        let mut now = self.shared(share.id)?;
+        now.rows = now.rows.saturating_sub(1);
+        self.set(Family::Body, keys::body_count(share.id), (now.rows != 0).then(|| value::encode_size(now)));
+        let key = keys::body(share.id);
+        let body = if now.rows == 0 { self.cell(Family::Body, &key)? } else { None };
+        body.iter().for_each(|body| self.delete_cell(Family::Body, key.clone(), body));
+        Ok(())
+    }
+
+    /// How many rows name a body, and how long it is.
+    fn shared(&self, id: u64) -> Result<QueueSize, StoreError> {
+        let row = self.get(Family::Body, &keys::body_count(id))?;
+        row.map_or(Ok(QueueSize::default()), |row| value::decode_size(&row))
+    }
+
+    /// What a row of a queue has outside itself: its chunks, and its part in a shared body.
+    fn unqueue(&mut self, cell: &Cell) -> Result<(), StoreError> {
+        self.delete_chunks(cell);
+        cell.share.map_or(Ok(()), |share| self.release(share))
+    }
+
+    /// Writes down what a queue holds after one row was taken away and another one came.
+    fn resize(&mut self, owner: Number, (gone, come): (Option<u64>, Option<u64>)) -> Result<(), StoreError> {
+        let mut size = self.queue_size(owner)?;
+        size.rows = (size.rows + u64::from(come.is_some())).saturating_sub(u64::from(gone.is_some()));
+        size.bytes = (size.bytes + come.unwrap_or(0)).saturating_sub(gone.unwrap_or(0));
+        let row = (size != QueueSize::default()).then(|| value::encode_size(size));
+        self.set(Family::QueueSize, keys::owner(owner), row);
+        self.marks.queues.insert(owner, size);
+        self.queued.push(owner);
+        Ok(())
+    }
+
+    fn queue_size(&mut self, owner: Number) -> Result<QueueSize, StoreError> {
+        if let Some(size) = self.marks.queues.get(&owner) {
+            return Ok(size);
+        }
+        let row = self.get(Family::QueueSize, &keys::owner(owner))?;
+        row.map_or(Ok(QueueSize::default()), |row| value::decode_size(&row))
+    }
+
+    /// Enters a topic into the walk of a table, or strikes it out.
+    fn walked(&mut self, (table, topic): (Table, &str), number: Option<Number>) -> Result<(), StoreError> {
+        let count = keys::count(table);
+        let topics = self.kept(Family::System, &count)?;
+        let topics = if number.is_some() { topics + 1 } else { topics.saturating_sub(1) };
+        self.keep(Family::System, count, topics);
+        self.set(Family::Walk, keys::walk(table, topic), number.map(|number| number.to_be_bytes().to_vec()));
+        Ok(())
     }
 
     /// Deletes the rows of a purged owner, at most `limit`; gives whether any may be left.
@@ -205,7 +286,7 @@ impl<'a> Group<'a> {
     fn sweep_row(&mut self, family: Family, key: Key, row: Vec<u8>) -> Result<(), StoreError> {
         if matches!(family, Family::Record | Family::Archive | Family::Queue) {
             let cell = Cell::decode(family, row)?;
-            self.delete_chunks(&cell);
+            self.unqueue(&cell)?;
         }
         self.set(family, key, None);
         Ok(())
@@ -225,6 +306,7 @@ impl<'a> Group<'a> {
 fn ranges(dead: Number) -> Vec<(Family, Key, usize)> {
     let records = Table::ALL.map(|table| (Family::Record, keys::record(table, dead, ""), 1));
     let own = [Family::Queue, Family::Archive, Family::ArchiveWith, Family::Inbox, Family::InboxTime];
+    let own = own.into_iter().chain([Family::QueueSize]);
     let own = own.map(|family| (family, keys::owner(dead), 0));
     records.into_iter().chain(own).chain([(Family::Outbox, Key::new(), 8)]).collect()
 }
@@ -247,11 +329,16 @@ struct Part<'g, 'a> {
 impl Part<'_, '_> {
     fn apply(&mut self, op: &Op) -> Result<(), StoreError> {
         match op {
-            Op::Put { table, item, value, .. } | Op::Restore { table, item, value, .. } => {
-                self.put(op, (*table, item), value)
-            }
+            Op::Put { table, item, value, .. }
+            | Op::Restore { table, item, value, .. }
+            | Op::PutNewer { table, item, value, .. } => self.put(op, (*table, item), value),
             Op::Delete { table, item, .. } => self.delete(op, (*table, item)),
-            Op::QueuePush { id, value } => self.push(*id, value),
+            Op::DeleteOlder { table, item, .. } => self.delete_older(op, (*table, item)),
+            Op::QueuePush { id, value } => self.push(*id, value, None),
+            Op::QueueShare { id, head, body } => {
+                let share = self.group.share(body)?;
+                self.push(*id, head, Some(share))
+            }
             Op::QueueDelete { id } => self.queue_delete(*id),
             Op::QueueAck { upto } => self.queue_ack(*upto),
             Op::Archive { id, with, value } => self.archive(*id, with, value),
@@ -300,47 +387,86 @@ impl Part<'_, '_> {
         }
     }
 
-    fn put(&mut self, op: &Op, (table, item): (Table, &str), value: &Bytes) -> Result<(), StoreError> {
+    /// The row of a record, and what its place holds.
+    fn place(&mut self, table: Table, item: &str) -> Result<(Option<Cell>, Place), StoreError> {
         let old = match self.known()? {
             Some(owner) => self.group.cell(Family::Record, &keys::record(table, owner, item))?,
             None => None,
         };
-        let version = op.version_after(old.as_ref().map_or(0, |cell| cell.number))?;
+        let place = match &old {
+            Some(cell) if cell.deleted => Place { version: 0, deleted: cell.number },
+            Some(cell) => Place { version: cell.number, deleted: 0 },
+            None => Place::default(),
+        };
+        Ok((old, place))
+    }
+
+    fn put(&mut self, op: &Op, (table, item): (Table, &str), value: &Bytes) -> Result<(), StoreError> {
+        let (old, now) = self.place(table, item)?;
+        let after = op.place_after(now)?;
+        if matches!(op, Op::PutNewer { .. }) && after == now {
+            return Ok(());
+        }
         let owner = self.made()?;
         if let Some(old) = old {
             self.group.delete_chunks(&old);
         }
-        self.group.write_cell(Family::Record, keys::record(table, owner, item), head(version), value);
-        Ok(())
+        self.group.write_cell(Family::Record, keys::record(table, owner, item), Cell::head(after.version), value);
+        self.walked((table, item), (now, after))
     }
 
     fn delete(&mut self, op: &Op, (table, item): (Table, &str)) -> Result<(), StoreError> {
-        let Some(owner) = self.known()? else { return op.version_after(0).map(drop) };
-        let key = keys::record(table, owner, item);
-        let old = self.group.cell(Family::Record, &key)?;
-        op.version_after(old.as_ref().map_or(0, |cell| cell.number))?;
-        if let Some(old) = old {
-            self.group.delete_cell(Family::Record, key, &old);
-        }
-        Ok(())
+        let (old, now) = self.place(table, item)?;
+        let after = op.place_after(now)?;
+        let (Some(owner), Some(old)) = (self.known()?, old.filter(|_| now.version != 0)) else { return Ok(()) };
+        self.group.delete_cell(Family::Record, keys::record(table, owner, item), &old);
+        self.walked((table, item), (now, after))
     }
 
-    fn push(&mut self, id: u64, value: &Bytes) -> Result<(), StoreError> {
-        let key = keys::dated(self.made()?, id);
-        if let Some(old) = self.group.dated_cell(Family::Queue, &key, id)? {
+    /// Leaves a mark in the record's place, so that what is older is ignored.
+    fn delete_older(&mut self, op: &Op, (table, item): (Table, &str)) -> Result<(), StoreError> {
+        let (old, now) = self.place(table, item)?;
+        let after = op.place_after(now)?;
+        if after == now {
+            return Ok(());
+        }
+        let owner = self.made()?;
+        if let Some(old) = old {
             self.group.delete_chunks(&old);
         }
-        self.group.write_cell(Family::Queue, key, head(0), value);
-        Ok(())
+        let mark = Cell { deleted: true, ..Cell::head(after.deleted) }.encode(Family::Record);
+        self.group.set(Family::Record, keys::record(table, owner, item), Some(mark));
+        self.walked((table, item), (now, after))
+    }
+
+    /// Keeps the walk through a table true to what a record's place held and holds.
+    fn walked(&mut self, (table, item): (Table, &str), (now, after): (Place, Place)) -> Result<(), StoreError> {
+        let (was, is) = (now.version != 0, after.version != 0);
+        if was == is || !item.is_empty() || !Table::WALKED.contains(&table) {
+            return Ok(());
+        }
+        let Some(topic) = topic_of(self.owner) else { return Ok(()) };
+        let number = self.made()?;
+        self.group.walked((table, topic), is.then_some(number))
+    }
+
+    fn push(&mut self, id: u64, value: &Bytes, share: Option<Share>) -> Result<(), StoreError> {
+        let owner = self.made()?;
+        let key = keys::dated(owner, id);
+        let old = self.group.dated_cell(Family::Queue, &key, id)?;
+        old.iter().try_for_each(|old| self.group.unqueue(old))?;
+        let come = value.len() as u64 + share.map_or(0, |share| u64::from(share.len));
+        self.group.write_cell(Family::Queue, key, Cell { share, ..Cell::head(0) }, value);
+        self.group.resize(owner, (old.map(|old| old.len()), Some(come)))
     }
 
     fn queue_delete(&mut self, id: u64) -> Result<(), StoreError> {
         self.if_known(|group, owner| {
             let key = keys::dated(owner, id);
-            if let Some(old) = group.dated_cell(Family::Queue, &key, id)? {
-                group.delete_cell(Family::Queue, key, &old);
-            }
-            Ok(())
+            let Some(old) = group.dated_cell(Family::Queue, &key, id)? else { return Ok(()) };
+            group.unqueue(&old)?;
+            group.set(Family::Queue, key, None);
+            group.resize(owner, (Some(old.len()), None))
         })
     }
 
@@ -355,9 +481,10 @@ impl Part<'_, '_> {
             })?;
             ids.extend(group.rows.of(Family::Queue).range::<[u8], _>(span).map(|(key, _)| key.clone()));
             for key in ids {
-                if let Some(old) = group.cell(Family::Queue, &key)? {
-                    group.delete_cell(Family::Queue, key, &old);
-                }
+                let Some(old) = group.cell(Family::Queue, &key)? else { continue };
+                group.unqueue(&old)?;
+                group.set(Family::Queue, key, None);
+                group.resize(owner, (Some(old.len()), None))?;
             }
             Ok(())
         })
@@ -371,7 +498,7 @@ impl Part<'_, '_> {
             self.group.delete_chunks(&old);
             self.group.set(Family::ArchiveWith, keys::archive_with(owner, old.number, id), None);
         }
-        self.group.write_cell(Family::Archive, key, head(with), value);
+        self.group.write_cell(Family::Archive, key, Cell::head(with), value);
         self.group.set(Family::ArchiveWith, keys::archive_with(owner, with, id), Some(Vec::new()));
         Ok(())
     }
@@ -381,7 +508,7 @@ impl Part<'_, '_> {
             let key = keys::dated(owner, id);
             let Some(old) = group.cell(Family::Archive, &key)? else { return Ok(()) };
             group.delete_chunks(&old);
-            group.write_cell(Family::Archive, key, Cell { retracted: true, ..head(old.number) }, tombstone);
+            group.write_cell(Family::Archive, key, Cell { retracted: true, ..Cell::head(old.number) }, tombstone);
             Ok(())
         })
     }
@@ -408,10 +535,22 @@ impl Part<'_, '_> {
         Ok(())
     }
 
+    /// A topic that is purged is not met any more.
+    fn leave_walks(&mut self) -> Result<(), StoreError> {
+        let Some(topic) = topic_of(self.owner) else { return Ok(()) };
+        for table in Table::WALKED {
+            if self.place(table, "")?.1.version != 0 {
+                self.group.walked((table, topic), None)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The owner loses its number, and its rows are swept later, so a purge is one small change however much it
     /// removes.
     fn purge(&mut self) -> Result<(), StoreError> {
         let Some(owner) = self.known()? else { return Ok(()) };
+        self.leave_walks()?;
         self.group.set(Family::Name, keys::name(Kind::Owner, self.owner.as_str()), None);
         self.group.set(Family::Owner, keys::owner(owner), None);
         self.group.set(Family::System, keys::dead(owner), Some(Vec::new()));
@@ -422,7 +561,7 @@ impl Part<'_, '_> {
     }
 }
 
-/// A cell whose body is still to be written.
-fn head(number: u64) -> Cell {
-    Cell { retracted: false, number, body: Body::Inline(Bytes::new()) }
+/// The topic that an owner is, if it is one.
+pub(crate) fn topic_of(owner: &str) -> Option<&str> {
+    owner.strip_prefix("t:")
 }

@@ -5,8 +5,8 @@ use crate::kv::{Key, Span};
 use std::ops::Bound;
 use tavi_store::Table;
 
-/// The version of this layout, stored under [`SCHEMA`].
-pub(crate) const SCHEMA_VERSION: u64 = 1;
+/// The version of this layout, stored under [`SCHEMA`]. 2 added the families body, queue_s and walk.
+pub(crate) const SCHEMA_VERSION: u64 = 2;
 
 /// System row: the version of the layout.
 pub(crate) const SCHEMA: &[u8] = b"schema";
@@ -16,6 +16,9 @@ pub(crate) const NEXT: &[u8] = b"next";
 pub(crate) const LAST: &[u8] = b"last";
 /// System rows: `dead` and the number of a purged owner whose rows are still to be swept.
 pub(crate) const DEAD: &[u8] = b"dead";
+
+/// System rows: `count` and a table's code: how many topics its walk meets.
+const COUNT: &[u8] = b"count";
 
 /// Whether a name is an owner's or a correspondent's: the two never share a number, because an owner's changes when
 /// it is purged.
@@ -30,6 +33,10 @@ pub(crate) type Number = u64;
 
 pub(crate) fn dead(owner: Number) -> Key {
     join(&[DEAD, &owner.to_be_bytes()])
+}
+
+pub(crate) fn count(table: Table) -> Key {
+    join(&[COUNT, &[table.code()]])
 }
 
 pub(crate) fn name(kind: Kind, name: &str) -> Key {
@@ -68,6 +75,21 @@ pub(crate) fn outbox(id: u64, owner: Number) -> Key {
 
 pub(crate) fn chunk(blob: Number, index: u32) -> Key {
     join(&[&blob.to_be_bytes(), &index.to_be_bytes()])
+}
+
+/// A shared body.
+pub(crate) fn body(id: u64) -> Key {
+    join(&[&id.to_be_bytes(), &[1]])
+}
+
+/// How many queued rows name a shared body.
+pub(crate) fn body_count(id: u64) -> Key {
+    join(&[&id.to_be_bytes(), &[0]])
+}
+
+/// A topic that a walk through `table` meets.
+pub(crate) fn walk(table: Table, topic: &str) -> Key {
+    join(&[&[table.code()], topic.as_bytes()])
 }
 
 /// The number that stands at `at` of a key, if the key is so long.

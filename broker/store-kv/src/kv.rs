@@ -31,11 +31,17 @@ pub(crate) enum Family {
     Outbox,
     /// Pieces of large values.
     Chunk,
+    /// Bodies that queued rows share, each with the number of its rows.
+    Body,
+    /// How much each owner's queue holds.
+    QueueSize,
+    /// Topics with a record of a walked table, by name.
+    Walk,
 }
 
 impl Family {
     /// All families, in the order of their index.
-    pub const ALL: [Family; 11] = [
+    pub const ALL: [Family; 14] = [
         Family::System,
         Family::Name,
         Family::Owner,
@@ -47,6 +53,9 @@ impl Family {
         Family::Queue,
         Family::Outbox,
         Family::Chunk,
+        Family::Body,
+        Family::QueueSize,
+        Family::Walk,
     ];
 
     /// The name under which an engine keeps the family.
@@ -63,6 +72,9 @@ impl Family {
             Family::Queue => "queue",
             Family::Outbox => "outbox",
             Family::Chunk => "chunk",
+            Family::Body => "body",
+            Family::QueueSize => "queue_s",
+            Family::Walk => "walk",
         }
     }
 }

@@ -11,6 +11,7 @@ mod folder;
 mod group;
 mod keys;
 mod kv;
+mod layout;
 mod migrate;
 mod names;
 mod read;

@@ -2,17 +2,22 @@
 
 use crate::{
     StoreError,
+    cache::Bodies,
     keys::{self, Kind, Number},
     kv::{Family, Key, Kv, Span},
     names::{self, Page},
     value::{self, Body, Cell, InboxCell},
 };
 use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
 use std::{
     ops::{Bound, ControlFlow},
     sync::Arc,
 };
-use tavi_store::{ArchiveQuery, ArchiveRow, InboxRow, Owner, QueueRow, Record, Row, Table, limits::MAX_PAGE};
+use tavi_store::{
+    ArchiveQuery, ArchiveRow, InboxRow, NameRange, Owner, PageBound, QueuePage, QueueRow, QueueSize, Record, Row,
+    Table, limits::MAX_PAGE,
+};
 
 /// How often a value is read again when it was replaced while its chunks were being read.
 const TRIES: usize = 8;
@@ -20,7 +25,8 @@ const TRIES: usize = 8;
 /// Reads rows of an engine, beside its writer.
 #[derive(Clone)]
 pub(crate) struct Reader {
-    pub kv: Arc<dyn Kv>,
+    kv: Arc<dyn Kv>,
+    bodies: Arc<Mutex<Bodies>>,
 }
 
 /// A row with all its bytes.
@@ -41,6 +47,10 @@ enum Way {
 }
 
 impl Reader {
+    pub fn new(kv: Arc<dyn Kv>) -> Reader {
+        Reader { kv, bodies: Arc::default() }
+    }
+
     pub fn load(&self, owner: &Owner, table: Table, item: &str) -> Result<Option<Record>, StoreError> {
         let Some(owner) = self.number(owner)? else { return Ok(None) };
         let row = self.whole(Family::Record, keys::record(table, owner, item), None)?;
@@ -80,12 +90,103 @@ impl Reader {
         }
     }
 
-    pub fn queue(&self, owner: &Owner, after: u64, limit: usize) -> Result<Vec<QueueRow>, StoreError> {
-        let Some(owner) = self.number(owner)? else { return Ok(Vec::new()) };
+    pub fn queue(&self, owner: &Owner, after: u64, bound: PageBound) -> Result<QueuePage, StoreError> {
+        let Some(owner) = self.number(owner)? else { return Ok(QueuePage { rows: Vec::new(), end: true }) };
         let (from, to) = (keys::dated(owner, after), keys::dated(owner, u64::MAX));
         let span = (Bound::Excluded(&from[..]), Bound::Included(&to[..]));
-        let rows = self.cells(Family::Queue, span, (Way::Forth, limit))?;
-        rows.into_iter().map(|row| Ok(QueueRow { id: row.number_at(8)?, value: row.value })).collect()
+        let (mut cells, mut bytes, mut fault) = (Vec::new(), 0, Ok(()));
+        let mut end = after == u64::MAX;
+        if !end {
+            end = true;
+            self.kv.range(Family::Queue, span, &mut |key, row| {
+                if cells.len() >= bound.rows.min(MAX_PAGE) || (bytes >= bound.bytes as u64 && !cells.is_empty()) {
+                    end = false;
+                    return ControlFlow::Break(());
+                }
+                match Cell::decode(Family::Queue, row.to_vec()) {
+                    Ok(cell) => bytes += cell.len(),
+                    Err(error) => fault = Err(error),
+                }
+                cells.push((key.to_vec(), row.to_vec()));
+                if fault.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            })?;
+        }
+        fault?;
+        let mut rows = Vec::with_capacity(cells.len());
+        for (key, row) in cells {
+            rows.extend(self.queued(key, row)?);
+        }
+        Ok(QueuePage { rows, end })
+    }
+
+    /// A row of a queue with its bytes and those that it shares; `None` if it was deleted meanwhile.
+    fn queued(&self, key: Key, row: Vec<u8>) -> Result<Option<QueueRow>, StoreError> {
+        let id = number_at(&key, 8)?;
+        let mut row = Some(row);
+        for _ in 0..TRIES {
+            let Some(whole) = self.whole(Family::Queue, key.clone(), row.take())? else { return Ok(None) };
+            let Some(share) = whole.cell.share else {
+                return Ok(Some(QueueRow { id, value: whole.value, body: None, body_id: None }));
+            };
+            if let Some(body) = self.shared(share.id)? {
+                return Ok(Some(QueueRow { id, value: whole.value, body: Some(body), body_id: Some(share.id) }));
+            }
+            // The body is gone: so is the row, else the store is damaged.
+            if self.kv.get(Family::Queue, &key)?.is_some_and(|now| now == whole.cell.encode(Family::Queue)) {
+                return Err(StoreError::Corrupt(format!("a queued row lacks its body {}", share.id).into()));
+            }
+        }
+        Err(unsteady())
+    }
+
+    /// A shared body; receivers that read at about the same time share its memory too.
+    fn shared(&self, id: u64) -> Result<Option<Bytes>, StoreError> {
+        if let Some(body) = self.bodies.lock().get(id) {
+            return Ok(Some(body));
+        }
+        let body = self.whole(Family::Body, keys::body(id), None)?.map(|whole| whole.value);
+        body.iter().for_each(|body| self.bodies.lock().insert(id, body.clone()));
+        Ok(body)
+    }
+
+    pub fn queue_size(&self, owner: &Owner) -> Result<QueueSize, StoreError> {
+        let Some(owner) = self.number(owner)? else { return Ok(QueueSize::default()) };
+        let row = self.kv.get(Family::QueueSize, &keys::owner(owner))?;
+        row.map_or(Ok(QueueSize::default()), |row| value::decode_size(&row))
+    }
+
+    pub fn walk(
+        &self,
+        table: Table,
+        names: NameRange<'_>,
+        bound: PageBound,
+    ) -> Result<Vec<(Box<str>, Record)>, StoreError> {
+        let (prefix, limit) = (keys::walk(table, names.prefix), bound.rows.min(MAX_PAGE));
+        let end = keys::end_of(&prefix);
+        let mut from = names.after.map(|after| keys::walk(table, after)).filter(|after| *after >= prefix);
+        let (mut found, mut bytes) = (Vec::new(), 0);
+        loop {
+            let start = from.as_deref().map_or(Bound::Included(&prefix[..]), Bound::Excluded);
+            let span = (start, end.as_deref().map_or(Bound::Unbounded, Bound::Excluded));
+            let page = self.rows(Family::Walk, span, (Way::Forth, limit - found.len()))?;
+            let Some((last, _)) = page.last() else { return Ok(found) };
+            from = Some(last.clone());
+            for (key, row) in page {
+                if bytes >= bound.bytes && !found.is_empty() {
+                    return Ok(found);
+                }
+                let owner = value::number(Family::Walk, &row)?;
+                // A topic that is not there was cleared since the names were read.
+                let Some(whole) = self.whole(Family::Record, keys::record(table, owner, ""), None)? else { continue };
+                bytes += whole.value.len();
+                found.push((topic(&key)?, whole.into_record()));
+            }
+        }
+    }
+
+    pub fn count(&self, table: Table) -> Result<u64, StoreError> {
+        let row = self.kv.get(Family::System, &keys::count(table))?;
+        row.map_or(Ok(0), |row| value::number(Family::System, &row))
     }
 
     pub fn archive(&self, owner: &Owner, query: &ArchiveQuery) -> Result<Vec<ArchiveRow>, StoreError> {
@@ -234,6 +335,9 @@ impl Reader {
             return Ok(rows);
         }
         let visit = &mut |key: &[u8], row: &[u8]| {
+            if value::is_deleted(family, row) {
+                return ControlFlow::Continue(());
+            }
             rows.push((key.to_vec(), row.to_vec()));
             if rows.len() < limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         };
@@ -252,6 +356,9 @@ impl Reader {
             }
             let Some(bytes) = row.take() else { return Ok(None) };
             let cell = Cell::decode(family, bytes)?;
+            if cell.deleted {
+                return Ok(None);
+            }
             if let Some(value) = self.body(&cell.body)? {
                 return Ok(Some(Whole { key, cell, value }));
             }
@@ -261,7 +368,7 @@ impl Reader {
                 return Err(StoreError::Corrupt(format!("a value of family {} lacks chunks", family.name()).into()));
             }
         }
-        Err(StoreError::Unavailable("a value changes faster than it can be read".into()))
+        Err(unsteady())
     }
 
     /// The bytes of a body; `None` if chunks are missing.
@@ -308,6 +415,16 @@ pub(crate) fn item(key: &[u8]) -> Result<Box<str>, StoreError> {
 
 fn number_at(key: &[u8], at: usize) -> Result<u64, StoreError> {
     keys::number_at(key, at).ok_or_else(|| StoreError::Corrupt("a key is too short".into()))
+}
+
+/// The topic in the key of a walk.
+fn topic(key: &[u8]) -> Result<Box<str>, StoreError> {
+    let topic = key.get(1..).and_then(|topic| std::str::from_utf8(topic).ok());
+    topic.map(Box::from).ok_or_else(|| StoreError::Corrupt("a walk's key has a wrong form".into()))
+}
+
+fn unsteady() -> StoreError {
+    StoreError::Unavailable("a value changes faster than it can be read".into())
 }
 
 fn nameless() -> StoreError {

@@ -5,16 +5,14 @@ use crate::{
     committer::{Bounds, Committer},
     fjall::{self, Fjall},
     folder::{self, Current, Folder},
-    group::Marks,
-    keys::{self, Number},
-    kv::{Family, Kv, Rows},
+    keys::Number,
+    kv::Kv,
+    layout::marks,
     read::Reader,
     sled::{self, Sled},
-    value,
 };
 use std::{
     future::ready,
-    ops::ControlFlow,
     path::Path,
     sync::{
         Arc,
@@ -23,7 +21,8 @@ use std::{
     thread,
 };
 use tavi_store::{
-    ArchiveQuery, ArchiveRow, Commit, InboxRow, Op, Owner, QueueRow, Read, Record, Row, Store, Table, limits,
+    ArchiveQuery, ArchiveRow, Commit, InboxRow, NameRange, Op, Owner, PageBound, QueuePage, QueueRow, QueueSize, Read,
+    Record, Row, Store, Table, limits,
 };
 use tokio::sync::oneshot;
 
@@ -84,7 +83,7 @@ impl KvStore {
         let committer = committer.map_err(|error| StoreError::Unavailable(error.to_string().into()))?;
         Ok(KvStore {
             committer: Arc::new(committer),
-            reader: Reader { kv },
+            reader: Reader::new(kv),
             engine: current.engine,
             expiry: Arc::default(),
             folder: folder.clone(),
@@ -122,36 +121,6 @@ impl Drop for KvStore {
     }
 }
 
-/// Reads what the committer must know, and writes the layout's version into a new store.
-pub(crate) fn marks(kv: &dyn Kv) -> Result<Marks, OpenError> {
-    match system(kv, keys::SCHEMA)? {
-        Some(keys::SCHEMA_VERSION) => {}
-        Some(found) => return Err(OpenError::NewerLayout { found, known: keys::SCHEMA_VERSION }),
-        None => {
-            let mut rows = Rows::default();
-            let version = keys::SCHEMA_VERSION.to_be_bytes().to_vec();
-            rows.set(Family::System, keys::SCHEMA.to_vec(), Some(version));
-            kv.write(rows)?;
-            kv.sync()?;
-        }
-    }
-    let mut marks = Marks {
-        next: system(kv, keys::NEXT)?.unwrap_or(1),
-        last: system(kv, keys::LAST)?.unwrap_or(0),
-        ..Marks::default()
-    };
-    let end = keys::end_of(keys::DEAD);
-    kv.range(Family::System, keys::span(keys::DEAD, end.as_deref()), &mut |key, _| {
-        marks.dead.extend(keys::number_at(key, keys::DEAD.len()));
-        ControlFlow::Continue(())
-    })?;
-    Ok(marks)
-}
-
-fn system(kv: &dyn Kv, key: &[u8]) -> Result<Option<u64>, StoreError> {
-    kv.get(Family::System, key)?.map(|row| value::number(Family::System, &row)).transpose()
-}
-
 impl Store for KvStore {
     fn commit(&self, owner: &Owner, ops: Vec<Op>) -> Commit {
         match limits::validate(owner, &ops) {
@@ -185,7 +154,24 @@ impl Store for KvStore {
     }
 
     fn queue<'a>(&'a self, owner: &'a Owner, after: u64, limit: usize) -> Read<'a, Vec<QueueRow>> {
-        now(self.reader.queue(owner, after, limit))
+        let bound = PageBound { rows: limit, bytes: usize::MAX };
+        now(self.reader.queue(owner, after, bound).map(|page| page.rows))
+    }
+
+    fn queue_page<'a>(&'a self, owner: &'a Owner, after: u64, bound: PageBound) -> Read<'a, QueuePage> {
+        now(self.reader.queue(owner, after, bound))
+    }
+
+    fn queue_size<'a>(&'a self, owner: &'a Owner) -> Read<'a, QueueSize> {
+        now(self.reader.queue_size(owner))
+    }
+
+    fn walk<'a>(&'a self, table: Table, names: NameRange<'a>, bound: PageBound) -> Read<'a, Vec<(Box<str>, Record)>> {
+        now(self.reader.walk(table, names, bound))
+    }
+
+    fn count(&self, table: Table) -> Read<'_, u64> {
+        now(self.reader.count(table))
     }
 
     fn archive<'a>(&'a self, owner: &'a Owner, query: &'a ArchiveQuery) -> Read<'a, Vec<ArchiveRow>> {

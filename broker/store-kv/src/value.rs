@@ -5,21 +5,36 @@ use crate::{
     kv::{Family, MAX_ROW},
 };
 use bytes::Bytes;
-use tavi_store::StoreError;
+use tavi_store::{QueueSize, StoreError};
 
 const CHUNKED: u8 = 1;
 const RETRACTED: u8 = 2;
+const SHARED: u8 = 4;
+const DELETED: u8 = 8;
 
 /// Bytes in one chunk.
 pub(crate) const CHUNK: usize = MAX_ROW;
 
-/// A row of the families record (`number` = version), archive (`number` = correspondent) or queue (no number).
+/// A row of the families record (`number` = version), archive (`number` = correspondent), queue or body (no number).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Cell {
     pub retracted: bool,
+    /// Of a record: nothing is there, but what is older than its number is ignored.
+    pub deleted: bool,
     pub number: u64,
+    /// Of a queued row: the body that it shares.
+    pub share: Option<Share>,
     pub body: Body,
 }
+
+/// Which shared body a queued row has, and how long that is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Share {
+    pub id: u64,
+    pub len: u32,
+}
+
+const SHARE_LEN: usize = 12;
 
 /// Where the bytes are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,12 +49,7 @@ pub(crate) enum Body {
 
 /// How long the number of a family's rows is.
 fn number_len(family: Family) -> usize {
-    if family == Family::Queue { 0 } else { 8 }
-}
-
-/// Whether a value of `len` bytes fits into a row of the family.
-pub(crate) fn fits(family: Family, len: usize) -> bool {
-    1 + number_len(family) + len <= MAX_ROW
+    if matches!(family, Family::Queue | Family::Body) { 0 } else { 8 }
 }
 
 /// How many chunks hold `len` bytes.
@@ -47,16 +57,55 @@ pub(crate) fn chunks(len: u32) -> u32 {
     len.div_ceil(CHUNK as u32)
 }
 
+/// Whether a row of the family record is the mark of a deletion.
+pub(crate) fn is_deleted(family: Family, row: &[u8]) -> bool {
+    family == Family::Record && row.first().is_some_and(|flags| flags & DELETED != 0)
+}
+
 impl Cell {
+    /// A cell with this number, whose body is still to be written.
+    pub fn head(number: u64) -> Cell {
+        Cell { retracted: false, deleted: false, number, share: None, body: Body::Inline(Bytes::new()) }
+    }
+
+    /// Whether a value of `len` bytes fits into the row of the family.
+    pub fn fits(&self, family: Family, len: usize) -> bool {
+        self.head_len(family) + len <= MAX_ROW
+    }
+
+    /// How many bytes are held inside, in chunks and in the shared body.
+    pub fn len(&self) -> u64 {
+        let own = match &self.body {
+            Body::Inline(value) => value.len() as u64,
+            Body::Chunked { len, .. } => u64::from(*len),
+        };
+        own + self.share.map_or(0, |share| u64::from(share.len))
+    }
+
+    fn head_len(&self, family: Family) -> usize {
+        1 + number_len(family) + self.share.map_or(0, |_| SHARE_LEN)
+    }
+
+    fn flags(&self) -> u8 {
+        let chunked = matches!(self.body, Body::Chunked { .. });
+        let flags = [(chunked, CHUNKED), (self.retracted, RETRACTED), (self.share.is_some(), SHARED)];
+        let flags = flags.into_iter().chain([(self.deleted, DELETED)]);
+        flags.filter(|(set, _)| *set).fold(0, |flags, (_, flag)| flags | flag)
+    }
+
     /// The bytes of the row.
     pub fn encode(&self, family: Family) -> Vec<u8> {
-        let (chunked, body_len) = match &self.body {
-            Body::Inline(value) => (0, value.len()),
-            Body::Chunked { .. } => (CHUNKED, 12),
+        let body_len = match &self.body {
+            Body::Inline(value) => value.len(),
+            Body::Chunked { .. } => 12,
         };
-        let mut row = Vec::with_capacity(1 + number_len(family) + body_len);
-        row.push(chunked | if self.retracted { RETRACTED } else { 0 });
+        let mut row = Vec::with_capacity(self.head_len(family) + body_len);
+        row.push(self.flags());
         row.extend_from_slice(&self.number.to_be_bytes()[..number_len(family)]);
+        if let Some(Share { id, len }) = self.share {
+            row.extend_from_slice(&id.to_be_bytes());
+            row.extend_from_slice(&len.to_be_bytes());
+        }
         match &self.body {
             Body::Inline(value) => row.extend_from_slice(value),
             Body::Chunked { blob, len } => {
@@ -69,19 +118,42 @@ impl Cell {
 
     /// Reads a row; damaged ones are [`StoreError::Corrupt`].
     pub fn decode(family: Family, row: Vec<u8>) -> Result<Cell, StoreError> {
-        let row = Bytes::from(row);
-        let at = 1 + number_len(family);
-        let flags = *row.first().filter(|_| row.len() >= at).ok_or_else(|| short(family))?;
-        let number = if at == 1 { 0 } else { be64(&row[1..9]) };
-        let body = match flags & CHUNKED {
-            0 => Body::Inline(row.slice(at..)),
-            _ if row.len() == at + 12 => Body::Chunked { blob: be64(&row[at..at + 8]), len: be32(&row[at + 8..]) },
-            _ => return Err(short(family)),
-        };
-        if flags & !(CHUNKED | RETRACTED) != 0 {
+        let mut rest = Bytes::from(row);
+        let flags = take(&mut rest, 1).ok_or_else(|| short(family))?[0];
+        if flags & !(CHUNKED | RETRACTED | SHARED | DELETED) != 0 {
             return Err(StoreError::Corrupt(format!("unknown flags {flags:#x} in family {}", family.name()).into()));
         }
-        Ok(Cell { retracted: flags & RETRACTED != 0, number, body })
+        let number = be64(&take(&mut rest, number_len(family)).ok_or_else(|| short(family))?);
+        let share = match flags & SHARED {
+            0 => None,
+            _ => take(&mut rest, SHARE_LEN).map(|share| Share { id: be64(&share[..8]), len: be32(&share[8..]) }),
+        };
+        if flags & SHARED != 0 && share.is_none() {
+            return Err(short(family));
+        }
+        let body = match flags & CHUNKED {
+            0 => Body::Inline(rest),
+            _ if rest.len() == 12 => Body::Chunked { blob: be64(&rest[..8]), len: be32(&rest[8..]) },
+            _ => return Err(short(family)),
+        };
+        Ok(Cell { retracted: flags & RETRACTED != 0, deleted: flags & DELETED != 0, number, share, body })
+    }
+}
+
+fn take(rest: &mut Bytes, len: usize) -> Option<Bytes> {
+    (rest.len() >= len).then(|| rest.split_to(len))
+}
+
+/// The row of the family queue_s.
+pub(crate) fn encode_size(size: QueueSize) -> Vec<u8> {
+    [size.rows.to_be_bytes(), size.bytes.to_be_bytes()].concat()
+}
+
+/// Reads a row of the family queue_s.
+pub(crate) fn decode_size(row: &[u8]) -> Result<QueueSize, StoreError> {
+    match row.len() {
+        16 => Ok(QueueSize { rows: be64(&row[..8]), bytes: be64(&row[8..]) }),
+        _ => Err(short(Family::QueueSize)),
     }
 }
 
@@ -130,19 +202,25 @@ mod tests {
 
     #[test]
     fn cells_are_read_as_they_were_written() {
-        for family in [Family::Record, Family::Archive, Family::Queue] {
-            let number = if family == Family::Queue { 0 } else { 77 };
-            let inline = Cell { retracted: false, number, body: Body::Inline(Bytes::from_static(b"hello")) };
-            let chunked = Cell { retracted: true, number, body: Body::Chunked { blob: 9, len: 20_000 } };
-            for cell in [inline, chunked] {
+        for family in [Family::Record, Family::Archive, Family::Queue, Family::Body] {
+            let number = if number_len(family) == 0 { 0 } else { 77 };
+            let inline = Cell { body: Body::Inline(Bytes::from_static(b"hello")), ..Cell::head(number) };
+            let chunked = Cell { retracted: true, body: Body::Chunked { blob: 9, len: 20_000 }, ..Cell::head(number) };
+            let shared = Cell { share: Some(Share { id: 5, len: 70_000 }), ..chunked.clone() };
+            assert_eq!([inline.len(), chunked.len(), shared.len()], [5, 20_000, 90_000]);
+            let deleted = Cell { deleted: true, ..Cell::head(number) };
+            assert!(family != Family::Record || is_deleted(family, &deleted.encode(family)));
+            for cell in [inline, chunked, shared, deleted] {
                 assert_eq!(Cell::decode(family, cell.encode(family)), Ok(cell));
             }
         }
+        let size = QueueSize { rows: 3, bytes: 1 << 40 };
+        assert_eq!(decode_size(&encode_size(size)), Ok(size));
     }
 
     #[test]
     fn damaged_rows_are_told_from_whole_ones() {
-        for row in [vec![], vec![0; 8], vec![CHUNKED; 20], vec![0x80; 9]] {
+        for row in [vec![], vec![0; 8], vec![CHUNKED; 20], vec![0x80; 9], vec![SHARED; 20]] {
             assert!(matches!(Cell::decode(Family::Record, row), Err(StoreError::Corrupt(_))));
         }
         assert!(matches!(InboxCell::decode(&[0; 11]), Err(StoreError::Corrupt(_))));
@@ -150,8 +228,9 @@ mod tests {
 
     #[test]
     fn a_value_moves_to_chunks_when_its_row_would_pass_the_limit() {
-        assert!(fits(Family::Record, MAX_ROW - 9) && !fits(Family::Record, MAX_ROW - 8));
-        assert!(fits(Family::Queue, MAX_ROW - 1) && !fits(Family::Queue, MAX_ROW));
+        let head = Cell::head(0);
+        assert!(head.fits(Family::Record, MAX_ROW - 9) && !head.fits(Family::Record, MAX_ROW - 8));
+        assert!(head.fits(Family::Queue, MAX_ROW - 1) && !head.fits(Family::Queue, MAX_ROW));
         assert_eq!((chunks(4_096), chunks(4_097), chunks(20_000)), (1, 2, 5));
     }
 }

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use std::{fs, io::Cursor, path::Path, sync::Arc};
 use tavi_store::{
-    Op, Owner, SharedStore, Store, StoreError,
+    Body, Expect, Op, Owner, SharedStore, Store, StoreError, Table,
     conformance::{body, dump, fill, wait},
     export::{ExportError, export},
 };
@@ -50,24 +50,87 @@ fn a_store_that_lacks_rows_fails_its_check() {
     let archive = Op::Archive { id: 5, with: "w".into(), value: body(5, 20_000) };
     wait(store.commit(&owner, vec![archive, inbox, Op::QueuePush { id: 6, value: body(6, 20_000) }])).unwrap();
     drop(store);
-    // Damage that no engine notices: rows are gone. The families are those of storage.md.
+    // Damage that no engine notices: rows are gone.
+    with_sled(dir.path(), |db| {
+        ["chunk", "arch_with", "inbox_t"].into_iter().for_each(|family| remove_first(db, family, |_| true));
+    });
+    let report = check(dir.path(), 8 << 20, &mut |_| ()).unwrap();
+    let all = report.described.join("\n");
+    for expected in ["out of its place", "bytes of 20000", "row in arch_with is missing", "row in inbox_t is missing"] {
+        assert!(all.contains(expected), "{expected} is not in:\n{all}");
+    }
+}
+
+/// Changes sled's files behind the store's back. The families are those of storage.md.
+fn with_sled(path: &Path, change: impl FnOnce(&sled::Db)) {
     let db = loop {
         // sled's threads let its lock go a moment after the store is closed.
-        if let Ok(db) = sled::open(dir.path().join("sled-1")) {
+        if let Ok(db) = sled::open(path.join("sled-1")) {
             break db;
         }
         std::thread::yield_now();
     };
-    for family in ["chunk", "arch_with", "inbox_t"] {
-        let tree = db.open_tree(family).unwrap();
-        let key = tree.iter().keys().next().unwrap().unwrap();
-        tree.remove(key).unwrap();
-    }
+    change(&db);
     db.flush().unwrap();
-    drop(db);
+}
+
+fn remove_first(db: &sled::Db, family: &str, wanted: impl Fn(&[u8]) -> bool) {
+    let tree = db.open_tree(family).unwrap();
+    let key = tree.iter().keys().map(Result::unwrap).find(|key| wanted(key)).unwrap();
+    tree.remove(key).unwrap();
+}
+
+#[test]
+fn a_store_of_the_first_layout_is_brought_up_to_date() {
+    let dir = tempfile::tempdir().unwrap();
+    let store: SharedStore = reopened(dir.path(), Engine::Sled);
+    for number in 0..1_500u64 {
+        let retained = Op::Put { table: Table::Retained, item: "".into(), value: body(1, 9), expect: Expect::Any };
+        let ops = vec![retained, Op::QueuePush { id: 1 + number, value: body(1, 5_000 * (number as usize % 2)) }];
+        drop(store.commit(&Owner::topic(&format!("t/{}", number / 2)), ops));
+    }
+    wait(store.commit(&Owner::account("a"), vec![Op::QueuePush { id: 9_999, value: body(1, 3) }])).unwrap();
+    let shows = dump(&store);
+    drop(store);
+    with_sled(dir.path(), |db| {
+        ["walk", "queue_s"].into_iter().for_each(|family| db.open_tree(family).unwrap().clear().unwrap());
+        let system = db.open_tree("system").unwrap();
+        system.scan_prefix("count").keys().for_each(|key| drop(system.remove(key.unwrap()).unwrap()));
+        system.insert("schema", &1u64.to_be_bytes()).unwrap();
+    });
+    assert_eq!(shown(dir.path(), Engine::Sled), shows);
     let report = check(dir.path(), 8 << 20, &mut |_| ()).unwrap();
-    let all = report.described.join("\n");
-    for expected in ["out of its place", "bytes of 20000", "row in arch_with is missing", "row in inbox_t is missing"] {
+    assert_eq!(report.problems, 0, "{:?}", report.described);
+    with_sled(dir.path(), |db| _ = db.open_tree("system").unwrap().insert("schema", &3u64.to_be_bytes()).unwrap());
+    let newer = open(dir.path(), &options(Engine::Sled)).map(drop);
+    assert!(matches!(newer, Err(OpenError::NewerLayout { found: 3, known: 2 })));
+}
+
+#[test]
+fn a_check_sees_bodies_sizes_and_walks_that_disagree_with_the_rows() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = reopened(dir.path(), Engine::Sled);
+    for (id, name) in [(1, "a"), (2, "b"), (3, "c")] {
+        let share = Op::QueueShare { id, head: Bytes::new(), body: Body { id, bytes: body(id, 9_000) } };
+        let retained = Op::PutNewer { table: Table::Retained, item: "".into(), id, value: body(id, 9) };
+        wait(store.commit(&Owner::topic(name), vec![share, retained])).unwrap();
+    }
+    drop(store);
+    with_sled(dir.path(), |db| {
+        remove_first(db, "body", |key| key.last() == Some(&0));
+        remove_first(db, "body", |key| key[7] == 2 && key.last() == Some(&1));
+        remove_first(db, "body", |key| key[7] == 3);
+        remove_first(db, "queue_s", |_| true);
+        remove_first(db, "walk", |_| true);
+    });
+    let all = check(dir.path(), 8 << 20, &mut |_| ()).unwrap().described.join("\n");
+    let expected = [
+        "the number of its rows is missing",
+        "body 2: rows name it, but it is missing",
+        "there is no row for it",
+        "its row in walk is missing",
+    ];
+    for expected in expected {
         assert!(all.contains(expected), "{expected} is not in:\n{all}");
     }
 }

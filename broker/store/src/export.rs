@@ -1,7 +1,7 @@
 //! The export: a store as one stream of bytes, the same for all backends.
 //!
 //! ```text
-//! file  = "TAVIEXP1" block* end
+//! file  = "TAVIEXP2" block* end
 //! block = length (4 bytes, not 0), entries, check (8 bytes)
 //! end   = 0 (4 bytes), number of entries (8), last id (8), check (32)
 //! entry = kind (1 byte) and its fields:
@@ -11,7 +11,11 @@
 //!   4 archived id (8), retracted (1), with, value
 //!   5 inbox    last (8), unread (4), with, preview
 //!   6 outbox   id (8)
+//!   7 shared   id (8), body id (8), head, body   a queued row, and the body that it shares
+//!   8 sharing  id (8), body id (8), head         a queued row whose body stood in an entry before
 //! ```
+//!
+//! "TAVIEXP1" is the same without the kinds 7 and 8, and is read too.
 //!
 //! Numbers are big-endian. Keys, items, correspondents and previews have a length of 2 bytes in front, values one of
 //! 4. A check is the beginning of the SHA-256 of all bytes before it, so a file that was cut, changed or put together
@@ -70,11 +74,38 @@ pub enum ExportError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Entry {
     Owner(Owner),
-    Record { table: Table, version: u64, item: Box<str>, value: Bytes },
-    Queued { id: u64, value: Bytes },
-    Archived { id: u64, retracted: bool, with: Box<str>, value: Bytes },
-    Inbox { last: u64, unread: u32, with: Box<str>, preview: Box<str> },
-    Outbox { id: u64 },
+    Record {
+        table: Table,
+        version: u64,
+        item: Box<str>,
+        value: Bytes,
+    },
+    Queued {
+        id: u64,
+        value: Bytes,
+    },
+    /// `bytes` stand in the first entry that names the body.
+    Shared {
+        id: u64,
+        head: Bytes,
+        body: u64,
+        bytes: Option<Bytes>,
+    },
+    Archived {
+        id: u64,
+        retracted: bool,
+        with: Box<str>,
+        value: Bytes,
+    },
+    Inbox {
+        last: u64,
+        unread: u32,
+        with: Box<str>,
+        preview: Box<str>,
+    },
+    Outbox {
+        id: u64,
+    },
 }
 
 /// Writes all of `store` to `out`; `progress` is called now and then. The caller makes the file durable.
@@ -152,7 +183,7 @@ pub async fn copy(
 mod tests {
     use super::*;
     use crate::{
-        MemoryStore, Op, SharedStore,
+        Body, MemoryStore, Op, SharedStore,
         conformance::{self, wait},
     };
     use std::{io::Cursor, sync::Arc};
@@ -218,6 +249,38 @@ mod tests {
         }
         let longer = [&file[..], &[0]].concat();
         assert!(matches!(imported(&longer).1, Err(ExportError::Damaged { .. })));
+    }
+
+    #[test]
+    fn a_shared_body_is_exported_once_and_a_row_without_its_body_is_refused() {
+        let store = memory();
+        for name in ["a", "b", "c"] {
+            let body = Body { id: 7, bytes: conformance::body(7, 30_000) };
+            let share = Op::QueueShare { id: 7, head: Bytes::new(), body };
+            wait(store.commit(&Owner::topic(name), vec![share])).unwrap();
+        }
+        let file = exported(&store);
+        assert!((30_000..40_000).contains(&file.len()), "{} bytes", file.len());
+        let (copy, done) = imported(&file);
+        done.unwrap();
+        assert_eq!(conformance::dump(&copy), conformance::dump(&store));
+        let mut dangling = Vec::new();
+        let mut encoder = file::Encoder::new(&mut dangling).unwrap();
+        encoder.push(&Entry::Shared { id: 7, head: Bytes::new(), body: 7, bytes: None }).unwrap();
+        encoder.finish(7).unwrap();
+        assert!(matches!(imported(&dangling).1, Err(ExportError::Damaged { .. })));
+    }
+
+    #[test]
+    fn an_export_of_the_first_form_is_read() {
+        let mut old = Vec::new();
+        let mut encoder = file::Encoder::of_form(&mut old, file::FIRST_FORM).unwrap();
+        encoder.push(&Entry::Owner(Owner::topic("t"))).unwrap();
+        encoder.push(&Entry::Queued { id: 7, value: "v".into() }).unwrap();
+        encoder.finish(7).unwrap();
+        let (store, done) = imported(&old);
+        assert_eq!(done.unwrap().entries, 2);
+        assert_eq!(wait(store.queue(&Owner::topic("t"), 0, 9)).unwrap()[0].value, "v");
     }
 
     #[test]

@@ -13,13 +13,15 @@ pub mod limits;
 mod memory;
 mod op;
 mod owner;
+mod room;
 
 pub use commit::{Commit, CommitSlot};
 pub use error::StoreError;
 pub use id::IdSource;
 pub use memory::MemoryStore;
-pub use op::{Expect, Op, Record, Table};
+pub use op::{Body, Expect, Op, Place, Record, Table};
 pub use owner::Owner;
+pub use room::{Gate, Room};
 
 use bytes::Bytes;
 use std::{future::Future, pin::Pin, sync::Arc};
@@ -42,12 +44,64 @@ pub struct Row {
 }
 
 /// One row of an owner's queue.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct QueueRow {
     /// The id that its maker drew; rows come in ascending id order.
     pub id: u64,
-    /// The queued bytes.
+    /// The queued bytes; of a row that shares a body its head.
     pub value: Bytes,
+    /// The body of a row that was pushed with [`Op::QueueShare`].
+    pub body: Option<Bytes>,
+    /// The id of that body.
+    pub body_id: Option<u64>,
+}
+
+impl QueueRow {
+    /// How many bytes the row has, those that it shares counted too.
+    pub fn len(&self) -> usize {
+        self.value.len() + self.body.as_ref().map_or(0, Bytes::len)
+    }
+
+    /// Whether it has no bytes at all.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// How much a page may hold: it ends with the row that reaches one of the bounds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageBound {
+    /// At most so many rows (and never more than 1,000).
+    pub rows: usize,
+    /// No further row behind so many bytes; a row that is larger comes alone.
+    pub bytes: usize,
+}
+
+/// Which topics a walk meets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NameRange<'a> {
+    /// Those whose names begin so.
+    pub prefix: &'a str,
+    /// Those behind this name, which need not exist.
+    pub after: Option<&'a str>,
+}
+
+/// A part of a queue.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct QueuePage {
+    /// The rows, in ascending id order.
+    pub rows: Vec<QueueRow>,
+    /// Whether nothing stood behind them.
+    pub end: bool,
+}
+
+/// How much an owner's queue holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueSize {
+    /// Its rows.
+    pub rows: u64,
+    /// Their bytes; a shared body counts for each row that names it.
+    pub bytes: u64,
 }
 
 /// Which part of an archive is wanted.
@@ -106,8 +160,9 @@ impl InboxRow {
 
 /// The domain store: what every backend offers, and all that the broker may ask of one.
 pub trait Store: Send + Sync + 'static {
-    /// Hands in `ops`, all of `owner`, as one atomic change. Never blocks and never waits: the returned [`Commit`]
-    /// resolves once the change is durable, or tells why it was refused as a whole.
+    /// Hands in `ops`, all of `owner`, as one atomic change. Never blocks and never waits, and is not refused because
+    /// the store is busy ([`Store::has_room`]): the returned [`Commit`] resolves once the change is durable, or tells
+    /// why it was refused as a whole. Commits of one owner are applied in the order of their hand-in.
     fn commit(&self, owner: &Owner, ops: Vec<Op>) -> Commit;
 
     /// One record.
@@ -128,6 +183,31 @@ pub trait Store: Send + Sync + 'static {
 
     /// An owner's queue in id order, from behind id `after`, at most `limit` rows.
     fn queue<'a>(&'a self, owner: &'a Owner, after: u64, limit: usize) -> Read<'a, Vec<QueueRow>>;
+
+    /// As [`Store::queue`], bounded in bytes as well.
+    fn queue_page<'a>(&'a self, owner: &'a Owner, after: u64, bound: PageBound) -> Read<'a, QueuePage>;
+
+    /// How much an owner's queue holds, known without reading its rows.
+    fn queue_size<'a>(&'a self, owner: &'a Owner) -> Read<'a, QueueSize>;
+
+    /// The records with item `""` of the topics in `names`, in the byte order of the names, for the tables of
+    /// [`Table::WALKED`]. Bounded as a queue's page is; the
+    /// end is where nothing comes. A topic that is written all the while is met once, as it was at some moment.
+    fn walk<'a>(&'a self, table: Table, names: NameRange<'a>, bound: PageBound) -> Read<'a, Vec<(Box<str>, Record)>>;
+
+    /// How many records [`Store::walk`] would meet in all: a number that is kept, not counted.
+    fn count(&self, table: Table) -> Read<'_, u64>;
+
+    /// Whether those who make commits may go on. A commit is never refused because many wait; who reads from a peer
+    /// stops reading while there is no room, so that what waits is bounded by the number of peers.
+    fn has_room(&self) -> bool {
+        true
+    }
+
+    /// Resolves as soon as [`Store::has_room`] is true.
+    fn room(&self) -> Room {
+        Room::default()
+    }
 
     /// A page of an owner's archive, in id order.
     fn archive<'a>(&'a self, owner: &'a Owner, query: &'a ArchiveQuery) -> Read<'a, Vec<ArchiveRow>>;

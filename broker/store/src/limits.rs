@@ -31,6 +31,21 @@ fn validate_op(op: &Op) -> Result<(), StoreError> {
             within("value", value.len(), MAX_VALUE)
         }
         Op::Delete { item, .. } => within("item", item.len(), MAX_ITEM),
+        Op::PutNewer { item, id, value, .. } => {
+            real(*id)?;
+            within("item", item.len(), MAX_ITEM)?;
+            within("value", value.len(), MAX_VALUE)
+        }
+        Op::DeleteOlder { item, id, .. } => {
+            real(*id)?;
+            within("item", item.len(), MAX_ITEM)
+        }
+        Op::QueueShare { id, head, body } => {
+            real(*id)?;
+            real(body.id)?;
+            within("head", head.len(), MAX_VALUE)?;
+            within("body", body.bytes.len(), MAX_VALUE)
+        }
         Op::QueuePush { id, value } => {
             real(*id)?;
             within("value", value.len(), MAX_VALUE)

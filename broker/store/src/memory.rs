@@ -6,6 +6,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     future::ready,
     ops::Bound,
+    sync::Arc,
 };
 
 /// A store that forgets everything when it is dropped.
@@ -16,6 +17,7 @@ use std::{
 pub struct MemoryStore {
     state: Mutex<State>,
     waiting: Option<Mutex<VecDeque<Waiting>>>,
+    gate: Arc<Gate>,
 }
 
 struct Waiting {
@@ -62,6 +64,11 @@ impl MemoryStore {
     /// Refuses the oldest waiting commit with `error`; false if there is none.
     pub fn refuse(&self, error: StoreError) -> bool {
         self.take(0).map(|next| next.slot.resolve(Err(error))).is_some()
+    }
+
+    /// Tells senders whether there is room, as a backend does with whom much waits.
+    pub fn set_room(&self, room: bool) {
+        self.gate.set_open(room);
     }
 
     fn take(&self, index: usize) -> Option<Waiting> {
@@ -129,11 +136,46 @@ impl Store for MemoryStore {
     }
 
     fn queue<'a>(&'a self, owner: &'a Owner, after: u64, limit: usize) -> Read<'a, Vec<QueueRow>> {
+        self.read(|state| state.queue_page(owner, after, PageBound { rows: limit, bytes: usize::MAX }).rows)
+    }
+
+    fn queue_page<'a>(&'a self, owner: &'a Owner, after: u64, bound: PageBound) -> Read<'a, QueuePage> {
+        self.read(|state| state.queue_page(owner, after, bound))
+    }
+
+    fn queue_size<'a>(&'a self, owner: &'a Owner) -> Read<'a, QueueSize> {
         self.read(|state| {
-            let range = (Bound::Excluded((owner.clone(), after)), Bound::Included((owner.clone(), u64::MAX)));
-            let rows = state.queue.range(range).take(limit.min(limits::MAX_PAGE));
-            rows.map(|((_, id), value)| QueueRow { id: *id, value: value.clone() }).collect()
+            let rows = state.queue_rows(owner, 0);
+            rows.fold(QueueSize::default(), |size, row| QueueSize {
+                rows: size.rows + 1,
+                bytes: size.bytes + row.len() as u64,
+            })
         })
+    }
+
+    fn walk<'a>(&'a self, table: Table, names: NameRange<'a>, bound: PageBound) -> Read<'a, Vec<(Box<str>, Record)>> {
+        self.read(|state| {
+            let behind = state.topics(table).filter(|(name, _)| names.after.is_none_or(|after| *name > after));
+            let mut bytes = 0;
+            let page = behind.filter(|(name, _)| name.starts_with(names.prefix)).take_while(|(_, record)| {
+                let more = bytes < bound.bytes.max(1);
+                bytes += record.value.len().max(1);
+                more
+            });
+            page.take(bound.rows.min(limits::MAX_PAGE)).map(|(name, record)| (name.into(), record.clone())).collect()
+        })
+    }
+
+    fn count(&self, table: Table) -> Read<'_, u64> {
+        self.read(|state| state.topics(table).count() as u64)
+    }
+
+    fn has_room(&self) -> bool {
+        self.gate.is_open()
+    }
+
+    fn room(&self) -> Room {
+        self.gate.room()
     }
 
     fn archive<'a>(&'a self, owner: &'a Owner, query: &'a ArchiveQuery) -> Read<'a, Vec<ArchiveRow>> {
@@ -184,11 +226,21 @@ impl Store for MemoryStore {
 #[derive(Default)]
 struct State {
     records: BTreeMap<(Table, Owner, Box<str>), Record>,
-    queue: BTreeMap<(Owner, u64), Bytes>,
+    /// What [`Op::DeleteOlder`] left behind.
+    deleted: BTreeMap<(Table, Owner, Box<str>), u64>,
+    queue: BTreeMap<(Owner, u64), Queued>,
+    /// Shared bodies, with the number of rows that name them.
+    bodies: HashMap<u64, (u64, Bytes)>,
     archive: BTreeMap<(Owner, u64), ArchiveRow>,
     inbox: BTreeMap<(Owner, Box<str>), InboxRow>,
     outbox: BTreeSet<(u64, Owner)>,
     last: u64,
+}
+
+/// A row of a queue.
+struct Queued {
+    value: Bytes,
+    body: Option<u64>,
 }
 
 impl State {
@@ -198,49 +250,41 @@ impl State {
         Ok(())
     }
 
-    /// Walks through the records' versions as the commit would change them, without changing anything.
+    /// Walks through the records' places as the commit would change them, without changing anything.
     fn expectations_hold(&self, owner: &Owner, ops: &[Op]) -> Result<(), StoreError> {
-        let mut changed: HashMap<(Table, &str), u64> = HashMap::new();
+        let mut changed: HashMap<(Table, &str), Place> = HashMap::new();
         let mut purged = false;
         for op in ops {
-            let (table, item) = match op {
-                Op::Purge => {
-                    changed.clear();
-                    purged = true;
-                    continue;
-                }
-                Op::Put { table, item, .. } | Op::Delete { table, item, .. } | Op::Restore { table, item, .. } => {
-                    (*table, &**item)
-                }
-                _ => continue,
-            };
-            let stored = if purged { 0 } else { self.version(owner, table, item) };
+            if matches!(op, Op::Purge) {
+                changed.clear();
+                purged = true;
+            }
+            let Some((table, item)) = op.record() else { continue };
+            let stored = if purged { Place::default() } else { self.place(&(table, owner.clone(), item.into())) };
             let now = changed.entry((table, item)).or_insert(stored);
-            *now = op.version_after(*now)?;
+            *now = op.place_after(*now)?;
         }
         Ok(())
     }
 
-    /// A record's version, 0 if there is none.
-    fn version(&self, owner: &Owner, table: Table, item: &str) -> u64 {
-        self.records.get(&(table, owner.clone(), item.into())).map_or(0, |record| record.version)
+    fn place(&self, key: &(Table, Owner, Box<str>)) -> Place {
+        let version = self.records.get(key).map_or(0, |record| record.version);
+        Place { version, deleted: self.deleted.get(key).copied().unwrap_or(0) }
     }
 
     fn apply(&mut self, owner: &Owner, op: Op) {
         self.last = self.last.max(op.id().unwrap_or(0));
         match op {
-            Op::Put { table, item, value, .. } => {
-                let record = self.records.entry((table, owner.clone(), item));
-                let record = record.or_insert(Record { version: 0, value: Bytes::new() });
-                *record = Record { version: record.version + 1, value };
+            Op::Put { .. } | Op::Delete { .. } | Op::Restore { .. } | Op::PutNewer { .. } | Op::DeleteOlder { .. } => {
+                self.apply_record(owner, op);
             }
-            Op::Restore { table, item, version, value } => {
-                self.records.insert((table, owner.clone(), item), Record { version, value });
+            Op::QueuePush { id, value } => self.push(owner, id, Queued { value, body: None }),
+            Op::QueueShare { id, head, body } => {
+                self.bodies.entry(body.id).or_insert((0, body.bytes)).0 += 1;
+                self.push(owner, id, Queued { value: head, body: Some(body.id) });
             }
-            Op::Delete { table, item, .. } => drop(self.records.remove(&(table, owner.clone(), item))),
-            Op::QueuePush { id, value } => drop(self.queue.insert((owner.clone(), id), value)),
-            Op::QueueDelete { id } => drop(self.queue.remove(&(owner.clone(), id))),
-            Op::QueueAck { upto } => self.queue.retain(|key, _| key.0 != *owner || key.1 > upto),
+            Op::QueueDelete { id } => self.drop_row(owner, id),
+            Op::QueueAck { upto } => self.ids(owner, upto).into_iter().for_each(|id| self.drop_row(owner, id)),
             Op::Archive { id, with, value } => {
                 self.archive.insert((owner.clone(), id), ArchiveRow { id, with, retracted: false, value });
             }
@@ -257,6 +301,83 @@ impl State {
         }
     }
 
+    fn apply_record(&mut self, owner: &Owner, op: Op) {
+        let Some((table, item)) = op.record() else { return };
+        let key = (table, owner.clone(), Box::from(item));
+        let now = self.place(&key);
+        // A conflict was found before anything was applied.
+        let Ok(after) = op.place_after(now) else { return };
+        match op {
+            Op::PutNewer { .. } | Op::DeleteOlder { .. } if after == now => return,
+            Op::Put { value, .. } | Op::Restore { value, .. } | Op::PutNewer { value, .. } => {
+                self.records.insert(key.clone(), Record { version: after.version, value });
+            }
+            _ => drop(self.records.remove(&key)),
+        }
+        match after.deleted {
+            0 => drop(self.deleted.remove(&key)),
+            id => drop(self.deleted.insert(key, id)),
+        }
+    }
+
+    fn push(&mut self, owner: &Owner, id: u64, row: Queued) {
+        if let Some(old) = self.queue.insert((owner.clone(), id), row) {
+            self.release(&old);
+        }
+    }
+
+    fn drop_row(&mut self, owner: &Owner, id: u64) {
+        if let Some(old) = self.queue.remove(&(owner.clone(), id)) {
+            self.release(&old);
+        }
+    }
+
+    /// One row less names the body of `row`.
+    fn release(&mut self, row: &Queued) {
+        let Some(body) = row.body else { return };
+        if let Some((count, _)) = self.bodies.get_mut(&body) {
+            *count -= 1;
+            if *count == 0 {
+                self.bodies.remove(&body);
+            }
+        }
+    }
+
+    /// The ids of an owner's rows up to one.
+    fn ids(&self, owner: &Owner, upto: u64) -> Vec<u64> {
+        let range = self.queue.range((owner.clone(), 0)..=(owner.clone(), upto));
+        range.map(|((_, id), _)| *id).collect()
+    }
+
+    fn queue_rows(&self, owner: &Owner, after: u64) -> impl Iterator<Item = QueueRow> {
+        let range = (Bound::Excluded((owner.clone(), after)), Bound::Included((owner.clone(), u64::MAX)));
+        self.queue.range(range).map(|((_, id), row)| QueueRow {
+            id: *id,
+            value: row.value.clone(),
+            body: row.body.and_then(|body| self.bodies.get(&body)).map(|(_, bytes)| bytes.clone()),
+            body_id: row.body,
+        })
+    }
+
+    fn queue_page(&self, owner: &Owner, after: u64, bound: PageBound) -> QueuePage {
+        let (mut rows, mut bytes) = (Vec::new(), 0);
+        for row in self.queue_rows(owner, after) {
+            if rows.len() >= bound.rows.min(limits::MAX_PAGE) || (bytes >= bound.bytes && !rows.is_empty()) {
+                return QueuePage { rows, end: false };
+            }
+            bytes += row.len();
+            rows.push(row);
+        }
+        QueuePage { rows, end: true }
+    }
+
+    /// The records that a walk meets.
+    fn topics(&self, table: Table) -> impl Iterator<Item = (&str, &Record)> {
+        let rows = self.records.range((table, Owner::topic(""), "".into())..);
+        let rows = rows.take_while(move |(key, _)| key.0 == table && key.1.starts_with("t:"));
+        rows.filter(|(key, _)| key.2.is_empty()).map(|(key, record)| (key.1.name(), record))
+    }
+
     fn apply_inbox(&mut self, owner: &Owner, with: Box<str>, (last, unread, preview): (u64, Option<u32>, Box<str>)) {
         let row = self.inbox.entry((owner.clone(), with.clone()));
         let row = row.or_insert(InboxRow { with, last: 0, unread: 0, preview: "".into() });
@@ -265,7 +386,8 @@ impl State {
 
     fn purge(&mut self, owner: &Owner) {
         self.records.retain(|(_, of, _), _| of != owner);
-        self.queue.retain(|(of, _), _| of != owner);
+        self.deleted.retain(|(_, of, _), _| of != owner);
+        self.ids(owner, u64::MAX).into_iter().for_each(|id| self.drop_row(owner, id));
         self.archive.retain(|(of, _), _| of != owner);
         self.inbox.retain(|(of, _), _| of != owner);
         self.outbox.retain(|(_, of)| of != owner);
@@ -290,7 +412,6 @@ impl State {
 mod tests {
     use super::*;
     use crate::conformance::{self, wait};
-    use std::sync::Arc;
 
     struct Memory;
 
@@ -322,5 +443,22 @@ mod tests {
         assert_eq!(wait(&mut commits[0]), Err(StoreError::Unavailable("full".into())));
         assert_eq!(store.release_all(), 1);
         assert_eq!(wait(store.queue(&first, 0, 9)).map(|rows| rows[0].id), Ok(3));
+    }
+
+    #[test]
+    fn a_body_goes_with_the_last_row_that_names_it() {
+        let store = MemoryStore::default();
+        let owners = [Owner::topic("a"), Owner::topic("b"), Owner::topic("c")];
+        let share = |id| {
+            let body = Body { id: 9, bytes: Bytes::from_static(b"body") };
+            vec![Op::QueueShare { id, head: Bytes::new(), body }]
+        };
+        owners.iter().for_each(|owner| wait(store.commit(owner, share(9))).unwrap());
+        wait(store.commit(&owners[0], share(9))).unwrap();
+        wait(store.commit(&owners[0], vec![Op::QueueDelete { id: 9 }])).unwrap();
+        wait(store.commit(&owners[1], vec![Op::QueueAck { upto: 9 }])).unwrap();
+        assert_eq!(store.state.lock().bodies[&9].0, 1);
+        wait(store.commit(&owners[2], vec![Op::Purge])).unwrap();
+        assert!(store.state.lock().bodies.is_empty());
     }
 }

@@ -50,6 +50,24 @@ pub struct Record {
     pub value: Bytes,
 }
 
+/// Bytes that many queue rows share, whoever their owners are: stored once, deleted with the last row that names them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Body {
+    /// The name of the bytes, drawn by the caller: one id, one content.
+    pub id: u64,
+    /// The bytes. Where the id is stored already they are not looked at, so they may be left out.
+    pub bytes: Bytes,
+}
+
+/// What the place of a record holds, as far as conditions ask for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// The record's version; 0: there is none.
+    pub version: u64,
+    /// The id of the [`Op::DeleteOlder`] that emptied the place; 0: none did.
+    pub deleted: u64,
+}
+
 /// One operation. Values of any size are allowed; backends chunk them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {
@@ -73,12 +91,43 @@ pub enum Op {
         /// The state that it must be in.
         expect: Expect,
     },
+    /// Writes a record whose version is `id`, unless one with the same or a greater version stands there or was deleted
+    /// by a [`Op::DeleteOlder`] of the same or a greater id: then it is ignored, not refused.
+    PutNewer {
+        /// Where.
+        table: Table,
+        /// The key inside the owner's partition.
+        item: Box<str>,
+        /// Id drawn by the caller: the record's version.
+        id: u64,
+        /// The new bytes.
+        value: Bytes,
+    },
+    /// Removes a record with a smaller version than `id`, and leaves a mark, so that an older [`Op::PutNewer`] that
+    /// comes later is ignored too. Ignored itself where the same or a greater version stands.
+    DeleteOlder {
+        /// Where.
+        table: Table,
+        /// The key inside the owner's partition.
+        item: Box<str>,
+        /// Id drawn by the caller.
+        id: u64,
+    },
     /// Appends to the owner's queue; a repeated id overwrites its row, so a repeated commit changes nothing.
     QueuePush {
         /// Id drawn by the caller.
         id: u64,
         /// The bytes.
         value: Bytes,
+    },
+    /// Appends a row to the owner's queue whose bytes are a head of its own and a body that it shares with other rows.
+    QueueShare {
+        /// Id drawn by the caller.
+        id: u64,
+        /// What is this row's alone.
+        head: Bytes,
+        /// What it shares.
+        body: Body,
     },
     /// Deletes one row of the queue.
     QueueDelete {
@@ -152,18 +201,42 @@ impl Op {
     /// The id that the operation stores, if it stores one: it counts for [`Store::last_id`](crate::Store::last_id).
     pub fn id(&self) -> Option<u64> {
         match self {
-            Op::QueuePush { id, .. } | Op::Archive { id, .. } | Op::Outbox { id } | Op::Drawn { id } => Some(*id),
+            Op::QueuePush { id, .. }
+            | Op::Archive { id, .. }
+            | Op::Outbox { id }
+            | Op::Drawn { id }
+            | Op::PutNewer { id, .. }
+            | Op::DeleteOlder { id, .. } => Some(*id),
+            Op::QueueShare { id, body, .. } => Some((*id).max(body.id)),
             _ => None,
         }
     }
 
-    /// The version of its record behind this operation, if `now` is the one before it (0: absent). Other operations
-    /// than those on records leave it alone. Fails with a conflict if the record is not in the expected state.
-    pub fn version_after(&self, now: u64) -> Result<u64, StoreError> {
+    /// The record that the operation is about, if it is about one.
+    pub fn record(&self) -> Option<(Table, &str)> {
         match self {
-            Op::Put { item, expect, .. } => expect.check(now, item).map(|()| now + 1),
-            Op::Delete { item, expect, .. } => expect.check(now, item).map(|()| 0),
-            Op::Restore { version, .. } => Ok(*version),
+            Op::Put { table, item, .. }
+            | Op::Delete { table, item, .. }
+            | Op::Restore { table, item, .. }
+            | Op::PutNewer { table, item, .. }
+            | Op::DeleteOlder { table, item, .. } => Some((*table, item)),
+            _ => None,
+        }
+    }
+
+    /// What its record's place holds behind this operation, if it held `now` before: the same where the operation is
+    /// ignored. Other operations than those on records leave it alone. Fails with a conflict if the record is not in
+    /// the expected state.
+    pub fn place_after(&self, now: Place) -> Result<Place, StoreError> {
+        let newest = now.version.max(now.deleted);
+        match self {
+            Op::Put { item, expect, .. } => {
+                expect.check(now.version, item).map(|()| Place { version: now.version + 1, deleted: 0 })
+            }
+            Op::Delete { item, expect, .. } => expect.check(now.version, item).map(|()| Place { version: 0, ..now }),
+            Op::Restore { version, .. } => Ok(Place { version: *version, deleted: 0 }),
+            Op::PutNewer { id, .. } if *id > newest => Ok(Place { version: *id, deleted: 0 }),
+            Op::DeleteOlder { id, .. } if *id > newest => Ok(Place { version: 0, deleted: *id }),
             _ => Ok(now),
         }
     }
@@ -196,6 +269,9 @@ impl Table {
         Table::Bot,
         Table::System,
     ];
+
+    /// The tables whose records of topics (item `""`) are found in the order of the topics' names, and counted.
+    pub const WALKED: [Table; 2] = [Table::Node, Table::Retained];
 
     /// The number under which the table is stored, from 1.
     pub fn code(self) -> u8 {

@@ -1,7 +1,7 @@
 //! SIGKILL at random moments: twenty rounds an engine, one folder all the way.
 
 use crate::{
-    judge::{Said, judge, reopen},
+    judge::{Said, inspect, judge, reopen},
     writer::{Job, Writer},
 };
 use std::{
@@ -39,6 +39,7 @@ fn rounds(engine: Engine) {
                 said.acked.len()
             );
             first = last + 1;
+            inspect(store, &job.folder);
         }
     }
 }

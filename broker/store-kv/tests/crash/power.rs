@@ -1,7 +1,7 @@
 //! Power loss: a preloaded shim copies only synced bytes to a second folder, and that one is opened.
 
 use crate::{
-    judge::{Said, judge, reopen},
+    judge::{Said, inspect, judge, reopen},
     kill::{Random, scale},
     writer::{Job, Writer},
 };
@@ -92,7 +92,7 @@ fn rounds(engine: Engine, size: usize, unsynced: Unsynced) {
             said.acked.len()
         );
         first = last + 1;
-        drop(store);
+        inspect(store, &places.live.join("store"));
         places.settle();
     }
 }

@@ -10,7 +10,7 @@ use std::{
     process::{Child, ChildStdout, Command, Stdio},
 };
 use tavi_store::{
-    Commit, Expect, Op, Owner, Store, Table,
+    Body, Commit, Expect, Op, Owner, Store, Table,
     conformance::{body, wait},
 };
 use tavi_store_kv::{Engine, Options, open};
@@ -90,7 +90,7 @@ fn store(folder: &Path, engine: Engine, (size, first): (usize, u64)) {
         let (oldest, commit) = window.pop_front().unwrap();
         wait(commit).unwrap();
         say("ack", oldest);
-        if oldest.is_multiple_of(4) {
+        if is_deleted(oldest) {
             say("del", oldest);
             drop(store.commit(&owner(oldest), vec![Op::QueueDelete { id: oldest }]));
         }
@@ -121,13 +121,31 @@ pub fn with(id: u64) -> String {
     format!("with{}@example.net", id / OWNERS % WITHS)
 }
 
+/// Half of the even ids, and every fourth body with all its rows.
+fn is_deleted(id: u64) -> bool {
+    id.is_multiple_of(4) || id / 8 % 4 == 1
+}
+
+/// Even ids are queued by value; odd ones share a body with their neighbours, who have other owners.
+fn queued(id: u64, size: usize) -> Op {
+    match shared(id) {
+        None => Op::QueuePush { id, value: body(id, size) },
+        Some(shared) => Op::QueueShare { id, head: body(id, 20), body: Body { id: shared, bytes: body(shared, size) } },
+    }
+}
+
+/// The body that a queued row shares.
+pub fn shared(id: u64) -> Option<u64> {
+    (!id.is_multiple_of(2)).then_some(id / 8 * 8 + 1)
+}
+
 /// One message: a row of every kind.
 fn ops(id: u64, size: usize) -> Vec<Op> {
     let value = body(id, size);
     vec![
         Op::Archive { id, with: with(id).into(), value: value.clone() },
         Op::Inbox { with: with(id).into(), last: id, unread: Some(1), preview: id.to_string().into() },
-        Op::QueuePush { id, value: value.clone() },
+        queued(id, size),
         Op::Put { table: Table::Item, item: id.to_string().into(), value, expect: Expect::Absent },
         Op::Outbox { id },
     ]

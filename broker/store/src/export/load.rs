@@ -1,7 +1,7 @@
 //! Takes entries into an empty store, many in a commit and several commits on their way.
 
 use super::{Entry, ExportError};
-use crate::{Commit, Op, Owner, Store, StoreError};
+use crate::{Body, Commit, Op, Owner, Store, StoreError};
 use std::collections::VecDeque;
 
 /// A commit is handed in when it has so many operations, or so many bytes.
@@ -41,6 +41,11 @@ impl<'a> Load<'a> {
             Entry::Queued { id, value } => {
                 self.bytes += value.len();
                 self.ops.push(Op::QueuePush { id, value });
+            }
+            Entry::Shared { id, head, body, bytes } => {
+                let bytes = bytes.unwrap_or_default();
+                self.bytes += head.len() + bytes.len();
+                self.ops.push(Op::QueueShare { id, head, body: Body { id: body, bytes } });
             }
             Entry::Archived { id, retracted, with, value } => {
                 self.bytes += value.len();

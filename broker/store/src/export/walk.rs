@@ -1,10 +1,13 @@
 //! Walks through a whole store, owner by owner, in bounded pages.
 
 use super::Entry;
-use crate::{ArchiveQuery, Owner, Store, StoreError, Table, limits::MAX_PAGE};
+use crate::{ArchiveQuery, Owner, PageBound, QueueRow, Store, StoreError, Table, limits::MAX_PAGE};
+use std::collections::HashSet;
 
 /// How many rows are read at once; their values may be large.
 const PAGE: usize = 100;
+/// And at most about so many bytes of a queue.
+const PAGE_BYTES: usize = 4 << 20;
 
 /// Where the walk stands.
 pub(super) struct Walk<'a> {
@@ -12,6 +15,8 @@ pub(super) struct Walk<'a> {
     owners: Vec<Owner>,
     last_owner: Option<Owner>,
     step: Step,
+    /// The shared bodies that were given.
+    bodies: HashSet<u64>,
 }
 
 /// The next page of the owner in hand, or of the whole store.
@@ -27,7 +32,7 @@ enum Step {
 
 impl<'a> Walk<'a> {
     pub fn new(store: &'a dyn Store) -> Walk<'a> {
-        Walk { store, owners: Vec::new(), last_owner: None, step: Step::NextOwner }
+        Walk { store, owners: Vec::new(), last_owner: None, step: Step::NextOwner, bodies: HashSet::new() }
     }
 
     /// The next entries, perhaps none; `None` at the end.
@@ -85,9 +90,20 @@ impl<'a> Walk<'a> {
     }
 
     async fn queue(&mut self, after: u64) -> Result<Vec<Entry>, StoreError> {
-        let rows = self.store.queue(&self.owner(), after, PAGE).await?;
+        let bound = PageBound { rows: PAGE, bytes: PAGE_BYTES };
+        let rows = self.store.queue_page(&self.owner(), after, bound).await?.rows;
         self.step = rows.last().map_or(Step::Archive { after: 0 }, |row| Step::Queue { after: row.id });
-        Ok(rows.into_iter().map(|row| Entry::Queued { id: row.id, value: row.value }).collect())
+        Ok(rows.into_iter().map(|row| self.queued(row)).collect())
+    }
+
+    fn queued(&mut self, row: QueueRow) -> Entry {
+        match row.body_id {
+            None => Entry::Queued { id: row.id, value: row.value },
+            Some(body) => {
+                let bytes = row.body.filter(|_| self.bodies.insert(body));
+                Entry::Shared { id: row.id, head: row.value, body, bytes }
+            }
+        }
     }
 
     async fn archive(&mut self, after: u64) -> Result<Vec<Entry>, StoreError> {
