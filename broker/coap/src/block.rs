@@ -72,7 +72,7 @@ pub struct BadBlock;
 pub fn put_body(response: &mut Message, body: &[u8], wanted: Option<Block>) {
     let asked = wanted.unwrap_or(Block::FIRST);
     if asked.start() > 0 && asked.start() >= body.len() {
-        *response = Message::response(Code::BAD_REQUEST);
+        *response = Message::new(Code::BAD_REQUEST);
         return response.set_payload(b"there is no such block");
     }
     let rest = &body[asked.start()..];
@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     fn ask(body: &[u8], wanted: Option<Block>) -> Message {
-        let mut response = Message::response(Code::CONTENT);
+        let mut response = Message::new(Code::CONTENT);
         put_body(&mut response, body, wanted);
         response
     }

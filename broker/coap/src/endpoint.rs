@@ -100,7 +100,7 @@ fn take(socket: &UdpSocket, service: &mut Service, (buffer, length, peer): (&mut
 
 async fn flush(socket: &UdpSocket, service: &mut Service) {
     while let Some(transmit) = service.poll_transmit() {
-        if let Err(error) = socket.send_to(&transmit.bytes, transmit.to).await {
+        if let Err(error) = socket.send_to(&transmit.bytes, transmit.to.address()).await {
             // As if it was lost on the way: what matters is repeated (RFC 7252 §4.2).
             tracing::debug!(%error, to = %transmit.to, "datagram not sent");
         }

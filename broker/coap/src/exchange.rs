@@ -3,16 +3,18 @@
 //! [`Exchanges`] takes datagrams and the time, and gives datagrams and [`Event`]s. One value serves one socket.
 //! Memory is bounded for each peer and in all; a peer that stays within the protocol is not refused.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use crate::datagram::{Datagram, Fault, Kind};
 use crate::ids::{Ids, Random};
-use crate::message::{Code, Fault, Kind, Message, Token, option};
+use crate::message::{Code, Message, Token, option};
 use crate::options::refuse_options;
+use crate::peer::PeerId;
 
 /// How long an acknowledgement is waited for at first (RFC 7252 §4.8); times 1 to 1.5, doubled at each repetition.
 pub const ACK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -31,17 +33,26 @@ const KEPT_CAPACITY: usize = 1024;
 pub struct Limits {
     /// Requests being answered, plus confirmable messages of ours that are not acknowledged, for one peer.
     pub open_per_peer: usize,
-    /// The same for all peers together.
+    /// Requests being answered, for all peers together. What peers do not acknowledge does not count here: a silent
+    /// peer costs itself, and nobody else.
     pub open: usize,
+    /// Separate responses that are repeated until acknowledged, for all peers together; beyond it they go out once.
+    pub separate: usize,
     /// Answers kept for repeated requests of one peer; the oldest goes first.
     pub answers_per_peer: usize,
-    /// The same for all peers together.
+    /// The same for all peers together; the peer that has most loses its oldest.
     pub answers: usize,
 }
 
+/// So many kept answers a peer has for sure. When all have no more and the table is full, new writes are refused
+/// rather than old ones forgotten, which would let a repetition run again (RFC 7252 §4.5).
+const SURE_ANSWERS: usize = 4;
+/// An answer to an address that may be forged has at most so many times the bytes of its request (RFC 9175 §2.4).
+const AMPLIFICATION: usize = 3;
+
 impl Default for Limits {
     fn default() -> Self {
-        Self { open_per_peer: 64, open: 4096, answers_per_peer: 2048, answers: 65_536 }
+        Self { open_per_peer: 64, open: 4096, separate: 4096, answers_per_peer: 2048, answers: 65_536 }
     }
 }
 
@@ -58,7 +69,7 @@ pub enum Event {
     /// A confirmable message of ours was acknowledged.
     Acknowledged {
         /// Who acknowledged.
-        peer: SocketAddr,
+        peer: PeerId,
         /// The id of our message.
         id: u16,
         /// The round trip, unless the message was repeated (then the answer's time says nothing).
@@ -67,14 +78,14 @@ pub enum Event {
     /// A message of ours was rejected with a Reset (RFC 7252 §4.2, §4.3).
     Rejected {
         /// Who rejected.
-        peer: SocketAddr,
+        peer: PeerId,
         /// The id of our message.
         id: u16,
     },
     /// A confirmable message of ours was never acknowledged.
     GaveUp {
         /// Who is silent.
-        peer: SocketAddr,
+        peer: PeerId,
         /// The id of our message.
         id: u16,
     },
@@ -84,7 +95,7 @@ pub enum Event {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exchange {
     /// Who asked.
-    pub peer: SocketAddr,
+    pub peer: PeerId,
     id: u16,
     serial: u64,
 }
@@ -93,7 +104,7 @@ pub struct Exchange {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Transmit {
     /// To whom.
-    pub to: SocketAddr,
+    pub to: PeerId,
     /// The bytes.
     pub bytes: Bytes,
 }
@@ -109,9 +120,11 @@ pub struct Exchanges {
     ids: Ids,
     serial: u64,
     open: usize,
-    peers: HashMap<SocketAddr, Peer>,
+    separate: usize,
+    sizes: BTreeSet<(usize, PeerId)>,
+    peers: HashMap<PeerId, Peer>,
     timers: BTreeMap<When, Timer>,
-    answers: BTreeMap<When, (SocketAddr, u16)>,
+    answers: BTreeMap<When, (PeerId, u16)>,
     transmits: VecDeque<Transmit>,
     events: VecDeque<Event>,
 }
@@ -125,6 +138,8 @@ impl Exchanges {
             ids: Ids::default(),
             serial: 0,
             open: 0,
+            separate: 0,
+            sizes: BTreeSet::new(),
             peers: HashMap::new(),
             timers: BTreeMap::new(),
             answers: BTreeMap::new(),
@@ -134,19 +149,24 @@ impl Exchanges {
     }
 
     /// Takes one datagram of `peer`. What comes of it is found by `poll_event` and `poll_transmit`.
-    pub fn receive(&mut self, now: Instant, peer: SocketAddr, datagram: &[u8]) {
+    pub fn receive(&mut self, now: Instant, peer: impl Into<PeerId>, datagram: &[u8]) {
+        let peer = peer.into();
         // RFC 7252 §8.1, §11.3: nothing is sent to a group or to an address that can only be forged.
         if !answerable(peer) {
             return;
         }
-        match Message::decode(datagram) {
+        match Datagram::decode(datagram) {
             Err(Fault::Ignore) => {}
             Err(Fault::Reset(id)) => self.send_empty(peer, Kind::Reset, id),
-            Ok(message) => self.dispatch(now, peer, (message, digest(datagram))),
+            Ok(message) => {
+                let origin = Origin { digest: digest(datagram), size: datagram.len() };
+                self.dispatch(now, peer, (message, origin));
+            }
         }
     }
 
-    /// Answers a request. The type, id and token of `response` are set here.
+    /// Answers a request. The token of `response` is set here. An error to a peer whose address is not proven loses its
+    /// diagnostic if it would be longer than three times the request (RFC 7252 §11.3, RFC 9175 §2.4).
     ///
     /// Nothing happens if the exchange is over: the peer has reused the id, or was forgotten.
     pub fn respond(&mut self, now: Instant, exchange: Exchange, mut response: Message) {
@@ -154,41 +174,76 @@ impl Exchanges {
         let Some(pending) = self.take_pending(peer, id, serial) else { return };
         response.set_token(pending.token);
         if pending.confirmable && !pending.acknowledged {
-            // RFC 7252 §5.2.1: piggybacked.
-            response.set_kind(Kind::Acknowledgement);
-            response.set_id(id);
-            let bytes = Bytes::from(response.encode());
-            if pending.must_remember(response.code()) {
-                self.remember(now, (peer, id), Answer { digest: pending.digest, bytes: bytes.clone() });
-            }
-            self.transmits.push_back(Transmit { to: peer, bytes });
+            self.piggyback(now, (peer, id), (&pending, response));
         } else {
-            // RFC 7252 §5.2.2, §5.2.3: separate; of the type of the request.
-            response.set_kind(if pending.confirmable { Kind::Confirmable } else { Kind::NonConfirmable });
-            if pending.confirmable || pending.must_remember(response.code()) {
-                self.remember(now, (peer, id), pending.separate(id));
-            }
-            self.send(now, peer, response);
+            self.answer_separately(now, (peer, id), (&pending, response));
         }
         self.forget_if_idle(peer);
+    }
+
+    /// RFC 7252 §5.2.1.
+    fn piggyback(&mut self, now: Instant, (peer, id): (PeerId, u16), (pending, response): (&Pending, Message)) {
+        let must_remember = pending.must_remember(response.code());
+        let datagram = Datagram { kind: Kind::Acknowledgement, id, message: response };
+        let bytes = Bytes::from(self.fitted(peer, pending.origin.size, datagram));
+        if must_remember {
+            self.remember(now, (peer, id), Answer { digest: pending.origin.digest, bytes: bytes.clone() });
+        }
+        self.transmits.push_back(Transmit { to: peer, bytes });
+    }
+
+    /// RFC 7252 §5.2.2, §5.2.3: of the type of the request; unconfirmed where too many others wait already.
+    fn answer_separately(&mut self, now: Instant, (peer, id): (PeerId, u16), (pending, response): (&Pending, Message)) {
+        let must_remember = pending.must_remember(response.code());
+        if pending.confirmable || must_remember {
+            self.remember(now, (peer, id), pending.separate(id));
+        }
+        let confirmable = pending.confirmable && self.separate < self.limits.separate;
+        let kind = if confirmable { Kind::Confirmable } else { Kind::NonConfirmable };
+        let id = self.draw_id(now, peer);
+        let bytes = Bytes::from(self.fitted(peer, pending.origin.size, Datagram { kind, id, message: response }));
+        if confirmable {
+            self.separate += 1;
+            self.wait_for_acknowledgement(now, (peer, id), (bytes.clone(), Purpose::Response));
+        }
+        self.transmits.push_back(Transmit { to: peer, bytes });
+    }
+
+    /// The bytes of an answer, without its diagnostic payload if the peer could have been forged to send them elsewhere.
+    fn fitted(&self, peer: PeerId, request: usize, mut answer: Datagram) -> Vec<u8> {
+        let bytes = answer.encode();
+        let proven = self.peers.get(&peer).is_some_and(|state| state.proven);
+        if proven || answer.code().class() < 4 || bytes.len() <= AMPLIFICATION * request {
+            return bytes;
+        }
+        answer.set_payload(b"");
+        answer.encode()
     }
 
     /// Sends `message` to `peer` under a new id, which is returned; repeats it until acknowledged if it is confirmable.
     ///
     /// The caller bounds the number of its confirmable messages (NSTART, RFC 7252 §4.7).
-    pub fn send(&mut self, now: Instant, peer: SocketAddr, mut message: Message) -> u16 {
+    pub fn send(&mut self, now: Instant, peer: impl Into<PeerId>, (kind, message): (Kind, Message)) -> u16 {
+        let peer = peer.into();
         let id = self.draw_id(now, peer);
-        message.set_id(id);
-        let bytes = Bytes::from(message.encode());
-        if message.kind() == Kind::Confirmable {
-            let timeout = ACK_TIMEOUT + ACK_TIMEOUT.mul_f64(self.random.fraction() / 2.0);
-            let timer = self.set_timer(now + timeout, Timer::Repeat(peer, id));
-            let outgoing = Outgoing { bytes: bytes.clone(), sent: now, timeout, repeated: 0, timer };
-            self.peers.entry(peer).or_default().outgoing.insert(id, outgoing);
-            self.open += 1;
+        let bytes = Bytes::from(Datagram { kind, id, message }.encode());
+        if kind == Kind::Confirmable {
+            self.wait_for_acknowledgement(now, (peer, id), (bytes.clone(), Purpose::Notification));
         }
         self.transmits.push_back(Transmit { to: peer, bytes });
         id
+    }
+
+    fn wait_for_acknowledgement(
+        &mut self,
+        now: Instant,
+        (peer, id): (PeerId, u16),
+        (bytes, purpose): (Bytes, Purpose),
+    ) {
+        let timeout = ACK_TIMEOUT + ACK_TIMEOUT.mul_f64(self.random.fraction() / 2.0);
+        let timer = self.set_timer(now + timeout, Timer::Repeat(peer, id));
+        let outgoing = Outgoing { bytes, purpose, sent: now, timeout, repeated: 0, timer };
+        self.peers.entry(peer).or_default().outgoing.insert(id, outgoing);
     }
 
     /// The next datagram to be sent.
@@ -226,41 +281,41 @@ impl Exchanges {
         self.peers.len()
     }
 
-    fn dispatch(&mut self, now: Instant, peer: SocketAddr, (message, digest): (Message, u64)) {
-        let (kind, code, id) = (message.kind(), message.code(), message.id());
+    fn dispatch(&mut self, now: Instant, peer: PeerId, (message, origin): (Datagram, Origin)) {
+        let (kind, code, id) = (message.kind, message.code(), message.id);
         match kind {
             Kind::Acknowledgement => self.acknowledged(now, peer, id),
             Kind::Reset if code == Code::EMPTY => self.rejected(peer, id),
             Kind::Reset => {}
-            _ if code.is_request() => self.request(now, peer, (message, digest)),
+            _ if code.is_request() => self.request(now, peer, (message, origin)),
             // RFC 7252 §4.3: an empty confirmable message is a ping; §4.2: a response that nobody asked for is rejected alike.
             Kind::Confirmable => self.send_empty(peer, Kind::Reset, id),
             Kind::NonConfirmable => {}
         }
     }
 
-    fn request(&mut self, now: Instant, peer: SocketAddr, (message, digest): (Message, u64)) {
-        if self.is_repeated(peer, &message, digest) {
+    fn request(&mut self, now: Instant, peer: PeerId, (message, origin): (Datagram, Origin)) {
+        if self.is_repeated(peer, &message, origin.digest) {
             return;
         }
         if let Some(refusal) = refuse_options(&message) {
-            return self.refuse(peer, &message, refusal);
+            return self.refuse(peer, (&message, origin), refusal);
         }
-        if self.is_full(peer) {
-            return self.refuse(peer, &message, overloaded());
+        if self.is_full(peer, message.code()) {
+            return self.refuse(peer, (&message, origin), overloaded());
         }
-        let exchange = self.open_exchange(now, peer, (&message, digest));
-        self.events.push_back(Event::Request { exchange, message });
+        let exchange = self.open_exchange(now, peer, (&message, origin));
+        self.events.push_back(Event::Request { exchange, message: message.message });
     }
 
-    fn open_exchange(&mut self, now: Instant, peer: SocketAddr, (message, digest): (&Message, u64)) -> Exchange {
-        let id = message.id();
-        let confirmable = message.kind() == Kind::Confirmable;
+    fn open_exchange(&mut self, now: Instant, peer: PeerId, (message, origin): (&Datagram, Origin)) -> Exchange {
+        let id = message.id;
+        let confirmable = message.kind == Kind::Confirmable;
         let serial = self.next_serial();
         let timer = confirmable.then(|| self.set_timer(now + PIGGYBACK_DELAY, Timer::Acknowledge(peer, id)));
         let token = message.token();
         let safe = message.code() == Code::GET;
-        let pending = Pending { serial, digest, token, confirmable, safe, acknowledged: false, timer };
+        let pending = Pending { serial, origin, token, confirmable, safe, acknowledged: false, timer };
         let replaced = self.peers.entry(peer).or_default().pending.insert(id, pending);
         match replaced {
             Some(old) => drop(old.timer.map(|timer| self.timers.remove(&timer))),
@@ -272,56 +327,64 @@ impl Exchanges {
     /// RFC 7252 §4.5: a repeated confirmable request gets the stored answer again, other repetitions are silent.
     ///
     /// The digest tells a repetition from a peer that started anew on the same port with the same id.
-    fn is_repeated(&mut self, peer: SocketAddr, message: &Message, digest: u64) -> bool {
+    fn is_repeated(&mut self, peer: PeerId, message: &Datagram, digest: u64) -> bool {
         let Some(state) = self.peers.get(&peer) else { return false };
-        if let Some(pending) = state.pending.get(&message.id()) {
-            let repeated = pending.digest == digest;
+        if let Some(pending) = state.pending.get(&message.id) {
+            let repeated = pending.origin.digest == digest;
             if repeated && pending.acknowledged {
-                self.send_empty(peer, Kind::Acknowledgement, message.id());
+                self.send_empty(peer, Kind::Acknowledgement, message.id);
             }
             return repeated;
         }
-        let Some((_, answer)) = state.answers.get(&message.id()) else { return false };
+        let Some((_, answer)) = state.answers.get(&message.id) else { return false };
         if answer.digest != digest {
             return false;
         }
-        if message.kind() == Kind::Confirmable && !answer.bytes.is_empty() {
+        if message.kind == Kind::Confirmable && !answer.bytes.is_empty() {
             self.transmits.push_back(Transmit { to: peer, bytes: answer.bytes.clone() });
         }
         true
     }
 
-    fn is_full(&self, peer: SocketAddr) -> bool {
+    fn is_full(&self, peer: PeerId, code: Code) -> bool {
         let open = self.peers.get(&peer).map_or(0, |state| state.pending.len() + state.outgoing.len());
-        self.open >= self.limits.open || open >= self.limits.open_per_peer
+        let no_memory = || self.answers.len() >= self.limits.answers && self.most_answers() <= SURE_ANSWERS;
+        self.open >= self.limits.open || open >= self.limits.open_per_peer || (code != Code::GET && no_memory())
+    }
+
+    /// The number of answers of the peer that has most.
+    fn most_answers(&self) -> usize {
+        self.sizes.last().map_or(0, |(count, _)| *count)
     }
 
     /// Refuses a request without remembering it: asked again it is refused again.
-    fn refuse(&mut self, peer: SocketAddr, request: &Message, mut response: Message) {
+    fn refuse(&mut self, peer: PeerId, (request, origin): (&Datagram, Origin), mut response: Message) {
         // RFC 7252 §5.4.1: with unknown critical options a non-confirmable request is rejected, which means silence.
-        if request.kind() != Kind::Confirmable {
+        if request.kind != Kind::Confirmable {
             return;
         }
-        response.set_kind(Kind::Acknowledgement);
-        response.set_id(request.id());
         response.set_token(request.token());
-        self.transmits.push_back(Transmit { to: peer, bytes: response.encode().into() });
-    }
-
-    fn send_empty(&mut self, peer: SocketAddr, kind: Kind, id: u16) {
-        let bytes = Message::empty(kind, id).encode().into();
+        let answer = Datagram { kind: Kind::Acknowledgement, id: request.id, message: response };
+        let bytes = self.fitted(peer, origin.size, answer).into();
         self.transmits.push_back(Transmit { to: peer, bytes });
     }
 
-    fn acknowledged(&mut self, now: Instant, peer: SocketAddr, id: u16) {
+    fn send_empty(&mut self, peer: PeerId, kind: Kind, id: u16) {
+        let bytes = Datagram::empty(kind, id).encode().into();
+        self.transmits.push_back(Transmit { to: peer, bytes });
+    }
+
+    fn acknowledged(&mut self, now: Instant, peer: PeerId, id: u16) {
         let Some(outgoing) = self.take_outgoing(peer, id) else { return };
+        // Who names the id of what we sent receives at its address (RFC 9175 §2.4 counts a round trip as proof).
+        self.peers.entry(peer).or_default().proven = true;
         // A repeated message's acknowledgement may belong to any of its copies (Karn's rule, RFC 6298 §3).
         let round_trip = (outgoing.repeated == 0).then(|| now.saturating_duration_since(outgoing.sent));
         self.events.push_back(Event::Acknowledged { peer, id, round_trip });
         self.forget_if_idle(peer);
     }
 
-    fn rejected(&mut self, peer: SocketAddr, id: u16) {
+    fn rejected(&mut self, peer: PeerId, id: u16) {
         self.take_outgoing(peer, id);
         // Also for a message that is not waited for: RFC 7641 §3.6 ends an observation by it.
         self.events.push_back(Event::Rejected { peer, id });
@@ -329,7 +392,7 @@ impl Exchanges {
     }
 
     /// RFC 7252 §5.2.2: the answer takes its time, so the request is acknowledged before the peer repeats it.
-    fn acknowledge(&mut self, peer: SocketAddr, id: u16) {
+    fn acknowledge(&mut self, peer: PeerId, id: u16) {
         let Some(pending) = self.peers.get_mut(&peer).and_then(|state| state.pending.get_mut(&id)) else { return };
         pending.acknowledged = true;
         pending.timer = None;
@@ -337,7 +400,7 @@ impl Exchanges {
     }
 
     /// RFC 7252 §4.2: repeated MAX_RETRANSMIT times, the timeout doubled each time, then given up.
-    fn repeat(&mut self, now: Instant, peer: SocketAddr, id: u16) {
+    fn repeat(&mut self, now: Instant, peer: PeerId, id: u16) {
         let serial = self.next_serial();
         let Some(outgoing) = self.peers.get_mut(&peer).and_then(|state| state.outgoing.get_mut(&id)) else { return };
         if outgoing.repeated < MAX_RETRANSMIT {
@@ -354,34 +417,57 @@ impl Exchanges {
     }
 
     /// Keeps an answer for EXCHANGE_LIFETIME (RFC 7252 §4.5), dropping the oldest where a bound is reached.
-    fn remember(&mut self, now: Instant, (peer, id): (SocketAddr, u16), answer: Answer) {
+    fn remember(&mut self, now: Instant, (peer, id): (PeerId, u16), answer: Answer) {
         let when = (now + EXCHANGE_LIFETIME, self.next_serial());
         let state = self.peers.entry(peer).or_default();
-        if let Some((old, _)) = state.answers.insert(id, (when, answer)) {
-            self.answers.remove(&old);
+        let before = state.answers.len();
+        let replaced = state.answers.insert(id, (when, answer)).map(|(old, _)| old);
+        if let Some(at) = replaced.and_then(|old| state.order.binary_search(&(old, id)).ok()) {
+            state.order.remove(at);
         }
         state.order.push_back((when, id));
-        if let Some(oldest) = state.over(self.limits.answers_per_peer) {
-            self.answers.remove(&oldest);
-        }
+        let oldest = state.over(self.limits.answers_per_peer);
         self.answers.insert(when, (peer, id));
+        for gone in replaced.into_iter().chain(oldest) {
+            self.answers.remove(&gone);
+        }
+        self.resized(peer, before);
         if self.answers.len() > self.limits.answers {
-            self.forget_oldest_answer();
+            self.forget_answer_of_largest();
         }
     }
 
+    /// Whoever has most answers loses its oldest, so that no flood of one peer makes another's repetitions run again.
+    fn forget_answer_of_largest(&mut self) {
+        let Some(&(before, peer)) = self.sizes.last() else { return };
+        let Some(state) = self.peers.get_mut(&peer) else { return };
+        if let Some(oldest) = state.over(before - 1) {
+            self.answers.remove(&oldest);
+        }
+        self.resized(peer, before);
+    }
+
     fn forget_oldest_answer(&mut self) {
-        let Some((when, (peer, id))) = self.answers.pop_first() else { return };
+        let Some((_, (peer, id))) = self.answers.pop_first() else { return };
         if let Some(state) = self.peers.get_mut(&peer) {
+            let before = state.answers.len();
             state.answers.remove(&id);
-            while state.order.front().is_some_and(|(kept, _)| *kept <= when) {
-                state.order.pop_front();
-            }
+            state.order.pop_front();
+            self.resized(peer, before);
         }
         self.forget_if_idle(peer);
     }
 
-    fn take_pending(&mut self, peer: SocketAddr, id: u16, serial: u64) -> Option<Pending> {
+    /// Keeps the order of the peers by the number of their answers.
+    fn resized(&mut self, peer: PeerId, before: usize) {
+        let now = self.peers.get(&peer).map_or(0, |state| state.answers.len());
+        self.sizes.remove(&(before, peer));
+        if now > 0 {
+            self.sizes.insert((now, peer));
+        }
+    }
+
+    fn take_pending(&mut self, peer: PeerId, id: u16, serial: u64) -> Option<Pending> {
         let state = self.peers.get_mut(&peer)?;
         state.pending.get(&id).filter(|pending| pending.serial == serial)?;
         let pending = state.pending.remove(&id)?;
@@ -390,14 +476,14 @@ impl Exchanges {
         Some(pending)
     }
 
-    fn take_outgoing(&mut self, peer: SocketAddr, id: u16) -> Option<Outgoing> {
+    fn take_outgoing(&mut self, peer: PeerId, id: u16) -> Option<Outgoing> {
         let outgoing = self.peers.get_mut(&peer)?.outgoing.remove(&id)?;
-        self.open -= 1;
+        self.separate -= usize::from(outgoing.purpose == Purpose::Response);
         self.timers.remove(&outgoing.timer);
         Some(outgoing)
     }
 
-    fn draw_id(&mut self, now: Instant, peer: SocketAddr) -> u16 {
+    fn draw_id(&mut self, now: Instant, peer: PeerId) -> u16 {
         let first = self.random.next() as u16;
         loop {
             let id = self.ids.draw(now, peer, first);
@@ -408,7 +494,7 @@ impl Exchanges {
         }
     }
 
-    fn forget_if_idle(&mut self, peer: SocketAddr) {
+    fn forget_if_idle(&mut self, peer: PeerId) {
         if self.peers.get(&peer).is_some_and(Peer::is_idle) {
             self.peers.remove(&peer);
             // After a flood the table gives its memory back.
@@ -432,8 +518,8 @@ impl Exchanges {
 
 #[derive(Debug)]
 enum Timer {
-    Acknowledge(SocketAddr, u16),
-    Repeat(SocketAddr, u16),
+    Acknowledge(PeerId, u16),
+    Repeat(PeerId, u16),
 }
 
 /// What is remembered of one peer.
@@ -443,18 +529,17 @@ struct Peer {
     outgoing: HashMap<u16, Outgoing>,
     answers: HashMap<u16, (When, Answer)>,
     order: VecDeque<(When, u16)>,
+    proven: bool,
 }
 
 impl Peer {
     /// Drops the oldest answer if there are more than `limit`.
     fn over(&mut self, limit: usize) -> Option<When> {
-        if self.order.len() <= limit {
+        if self.answers.len() <= limit {
             return None;
         }
         let (when, id) = self.order.pop_front()?;
-        if self.answers.get(&id).is_some_and(|(kept, _)| *kept == when) {
-            self.answers.remove(&id);
-        }
+        self.answers.remove(&id);
         Some(when)
     }
 
@@ -463,11 +548,18 @@ impl Peer {
     }
 }
 
+/// What is kept of a request's datagram: what tells a repetition, and how many bytes it had.
+#[derive(Clone, Copy, Debug)]
+struct Origin {
+    digest: u64,
+    size: usize,
+}
+
 /// A request that was not answered yet.
 #[derive(Debug)]
 struct Pending {
     serial: u64,
-    digest: u64,
+    origin: Origin,
     token: Token,
     confirmable: bool,
     safe: bool,
@@ -483,8 +575,8 @@ impl Pending {
 
     /// What a repetition gets after a separate response: the acknowledgement again, or silence (RFC 7252 §5.2.2).
     fn separate(&self, id: u16) -> Answer {
-        let acknowledgement = self.confirmable.then(|| Message::empty(Kind::Acknowledgement, id).encode());
-        Answer { digest: self.digest, bytes: acknowledgement.unwrap_or_default().into() }
+        let acknowledgement = self.confirmable.then(|| Datagram::empty(Kind::Acknowledgement, id).encode());
+        Answer { digest: self.origin.digest, bytes: acknowledgement.unwrap_or_default().into() }
     }
 }
 
@@ -492,10 +584,18 @@ impl Pending {
 #[derive(Debug)]
 struct Outgoing {
     bytes: Bytes,
+    purpose: Purpose,
     sent: Instant,
     timeout: Duration,
     repeated: u8,
     timer: When,
+}
+
+/// What a confirmable message of ours is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    Response,
+    Notification,
 }
 
 /// What a repeated request gets; without bytes it gets silence.
@@ -511,15 +611,15 @@ fn digest(datagram: &[u8]) -> u64 {
     hasher.finish()
 }
 
-fn answerable(peer: SocketAddr) -> bool {
-    let ip = peer.ip();
+fn answerable(peer: PeerId) -> bool {
+    let ip = peer.address().ip();
     let broadcast = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast());
-    peer.port() != 0 && !ip.is_multicast() && !ip.is_unspecified() && !broadcast
+    peer.address().port() != 0 && !ip.is_multicast() && !ip.is_unspecified() && !broadcast
 }
 
 /// RFC 7252 §5.9.3.4: come again after Max-Age seconds.
 fn overloaded() -> Message {
-    let mut response = Message::response(Code::UNAVAILABLE);
+    let mut response = Message::new(Code::UNAVAILABLE);
     response.add_uint(option::MAX_AGE, 2);
     response
 }

@@ -1,17 +1,17 @@
 //! Message ids towards each peer, and the random numbers that they and the timeouts start from (RFC 7252 §4.4).
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::time::Instant;
 
 use crate::exchange::EXCHANGE_LIFETIME;
+use crate::peer::PeerId;
 
 /// The last message id used towards each peer, kept for at least EXCHANGE_LIFETIME (RFC 7252 §4.4) in two
 /// generations, so that forgetting needs no search.
 #[derive(Debug, Default)]
 pub(crate) struct Ids {
-    young: HashMap<SocketAddr, u16>,
-    old: HashMap<SocketAddr, u16>,
+    young: HashMap<PeerId, u16>,
+    old: HashMap<PeerId, u16>,
     turned: Option<Instant>,
 }
 
@@ -20,7 +20,7 @@ impl Ids {
     const GENERATION: usize = 8192;
 
     /// The next id towards `peer`; the one after `first` if there was none.
-    pub(crate) fn draw(&mut self, now: Instant, peer: SocketAddr, first: u16) -> u16 {
+    pub(crate) fn draw(&mut self, now: Instant, peer: PeerId, first: u16) -> u16 {
         let turned = *self.turned.get_or_insert(now);
         if self.young.len() >= Self::GENERATION || now.saturating_duration_since(turned) >= EXCHANGE_LIFETIME {
             self.old = std::mem::take(&mut self.young);

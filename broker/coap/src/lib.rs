@@ -1,10 +1,11 @@
 //! CoAP front end: endpoint, exchanges, blockwise transfer, observation, resources as topics.
 //!
-//! A datagram passes the guard of [`message`], the message layer of [`exchange`], becomes an operation on a topic in
+//! A [`datagram`] carries a [`message`]; it passes the message layer of [`exchange`], becomes an operation on a topic in
 //! [`resource`], and is answered by the core in [`service`]. All but [`endpoint`], the socket, is without IO: time and
 //! randomness are arguments.
 
 pub mod block;
+pub mod datagram;
 pub mod endpoint;
 pub mod exchange;
 pub mod format;
@@ -14,6 +15,7 @@ pub mod links;
 pub mod message;
 pub mod observe;
 mod options;
+pub mod peer;
 pub mod representation;
 pub mod resource;
 pub mod service;
@@ -35,13 +37,13 @@ pub fn fuzz_message(data: &[u8]) {
     while let Some(event) = exchanges.poll_event() {
         let exchange::Event::Request { exchange, message } = event else { continue };
         let response = resource::Request::parse(&message).err();
-        let response = response.unwrap_or_else(|| Box::new(message::Message::response(message::Code::CHANGED)));
+        let response = response.unwrap_or_else(|| Box::new(message::Message::new(message::Code::CHANGED)));
         exchanges.respond(now, exchange, *response);
     }
     exchanges.tick(now + Duration::from_secs(1000));
-    if let Ok(message) = message::Message::decode(data)
-        && message.payload().len() == message.payload_size()
+    if let Ok(datagram) = datagram::Datagram::decode(data)
+        && datagram.payload().len() == datagram.payload_size()
     {
-        assert_eq!(message::Message::decode(&message.encode()).as_ref(), Ok(&message));
+        assert_eq!(datagram::Datagram::decode(&datagram.encode()).as_ref(), Ok(&datagram));
     }
 }

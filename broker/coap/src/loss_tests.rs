@@ -19,7 +19,7 @@ impl Try<'_> {
         }
     }
 
-    fn send(&mut self, message: &Message) {
+    fn send(&mut self, message: &Datagram) {
         for _ in 0..self.arrives() {
             self.world.sends(message);
         }
@@ -32,10 +32,10 @@ impl Try<'_> {
             if self.arrives() == 0 {
                 continue;
             }
-            if message.kind() == Kind::Confirmable {
-                self.send(&Message::empty(Kind::Acknowledgement, message.id()));
+            if message.kind == Kind::Confirmable {
+                self.send(&Datagram::empty(Kind::Acknowledgement, message.id));
             }
-            acknowledged |= message.kind() == Kind::Acknowledgement;
+            acknowledged |= message.kind == Kind::Acknowledgement;
             if message.code() != Code::EMPTY && message.token() == token {
                 answer = Some(message.code());
             }

@@ -4,12 +4,13 @@
 //! non-confirmable one per round trip; meanwhile the newest value of each topic replaces the older (§4.5.2).
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::block::{Block, BlockSize};
-use crate::message::{Code, Kind, Message, Token, option};
+use crate::datagram::Kind;
+use crate::message::{Code, Message, Token, option};
+use crate::peer::PeerId;
 use crate::representation::Representation;
 
 /// After how many notifications one is confirmable, so that a peer that went away is found (RFC 7641 §4.5).
@@ -42,7 +43,7 @@ impl Default for Limits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Observer {
     /// The peer.
-    pub peer: SocketAddr,
+    pub peer: PeerId,
     /// The token of its request.
     pub token: Token,
 }
@@ -74,7 +75,9 @@ pub enum Update {
 pub struct Notification {
     /// To whom.
     pub observer: Observer,
-    /// The response, with type and token.
+    /// The type under which it goes out.
+    pub kind: Kind,
+    /// The response, with its token.
     pub message: Message,
 }
 
@@ -85,9 +88,9 @@ pub struct Observers {
     clock: u64,
     entries: HashMap<Observer, Entry>,
     topics: HashMap<Arc<str>, Vec<Observer>>,
-    flows: HashMap<SocketAddr, Flow>,
-    due: BTreeSet<(Instant, SocketAddr)>,
-    refresh: BTreeSet<(Instant, SocketAddr, Token)>,
+    flows: HashMap<PeerId, Flow>,
+    due: BTreeSet<(Instant, PeerId)>,
+    refresh: BTreeSet<(Instant, PeerId, Token)>,
     unwatched: Vec<Arc<str>>,
 }
 
@@ -215,7 +218,7 @@ impl Observers {
     }
 
     /// Our notification `id` was acknowledged; `round_trip` paces the next ones.
-    pub fn acknowledged(&mut self, now: Instant, (peer, id): (SocketAddr, u16), round_trip: Option<Duration>) {
+    pub fn acknowledged(&mut self, now: Instant, (peer, id): (PeerId, u16), round_trip: Option<Duration>) {
         if let Some(flow) = self.settle(peer, id) {
             flow.round_trip = round_trip.or(flow.round_trip);
             flow.next = now;
@@ -224,7 +227,7 @@ impl Observers {
     }
 
     /// Our notification `id` was rejected or never acknowledged: the observation ends (RFC 7641 §3.6, §4.5).
-    pub fn lost(&mut self, now: Instant, (peer, id): (SocketAddr, u16)) {
+    pub fn lost(&mut self, now: Instant, (peer, id): (PeerId, u16)) {
         let Some(flow) = self.flows.get(&peer) else { return };
         let remembered = flow.unacknowledged.iter().chain(&flow.ids).find(|(known, _)| *known == id);
         let Some(&(_, token)) = remembered else { return };
@@ -235,22 +238,32 @@ impl Observers {
         self.schedule(peer);
     }
 
-    /// When [`poll_notification`](Self::poll_notification) or [`tick`](Self::tick) has something to do next.
+    /// When [`poll_notification`](Self::poll_notification) or [`poll_refresh`](Self::poll_refresh) has something to do next.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let due = self.due.first().map(|(at, _)| *at);
         let refresh = self.refresh.first().map(|(at, ..)| *at);
         due.into_iter().chain(refresh).min()
     }
 
-    /// Queues the refreshes that are due.
-    pub fn tick(&mut self, now: Instant) {
-        while let Some(&(at, peer, token)) = self.refresh.first() {
-            if at > now {
-                return;
-            }
-            self.refresh.pop_first();
+    /// An observation whose refresh is due at `now`, and its topic. Read the value and tell [`refresh`](Self::refresh): what
+    /// was notified last may have gone stale in silence.
+    pub fn poll_refresh(&mut self, now: Instant) -> Option<(Observer, Arc<str>)> {
+        loop {
+            let &(at, peer, token) = self.refresh.first().filter(|(at, ..)| *at <= now)?;
             let observer = Observer { peer, token };
+            self.refresh.remove(&(at, peer, token));
             self.put_off_refresh(now, observer);
+            if let Some(entry) = self.entries.get(&observer) {
+                return Some((observer, entry.topic.clone()));
+            }
+        }
+    }
+
+    /// Sends what the topic has now to one observer, whether it is news or not (RFC 7641 §4.5). A value that is older than
+    /// the one notified last is not sent: its number would be newer (RFC 7641 §4.4).
+    pub fn refresh(&mut self, observer: Observer, update: &Update) {
+        if let Some(entry) = self.entries.get_mut(&observer) {
+            entry.take(update);
             self.queue(observer);
         }
     }
@@ -281,7 +294,7 @@ impl Observers {
         self.schedule(observer.peer);
     }
 
-    fn take_ready(&mut self, peer: SocketAddr) -> Option<Observer> {
+    fn take_ready(&mut self, peer: PeerId) -> Option<Observer> {
         let flow = self.flows.get_mut(&peer)?;
         if flow.unacknowledged.is_some() {
             return None;
@@ -295,14 +308,13 @@ impl Observers {
         let proven = self.flows.get(&observer.peer).is_some_and(|flow| flow.round_trip.is_some());
         let entry = self.entries.get_mut(&observer)?;
         let (mut message, kind) = entry.notification(now, number, proven);
-        message.set_kind(kind);
         message.set_token(observer.token);
         if entry.end.is_some() {
             self.detach(observer);
         } else {
             self.put_off_refresh(now, observer);
         }
-        Some(Notification { observer, message })
+        Some(Notification { observer, kind, message })
     }
 
     /// Removes an entry whose last notification is about to be sent, but keeps the peer's flow for it.
@@ -314,7 +326,7 @@ impl Observers {
     }
 
     /// Ends the wait for `id`; forgets the peer's flow if nothing else needs it.
-    fn settle(&mut self, peer: SocketAddr, id: u16) -> Option<&mut Flow> {
+    fn settle(&mut self, peer: PeerId, id: u16) -> Option<&mut Flow> {
         let flow = self.flows.get_mut(&peer)?;
         flow.unacknowledged.take_if(|(waited, _)| *waited == id)?;
         if flow.observers == 0 {
@@ -323,13 +335,13 @@ impl Observers {
         self.flows.get_mut(&peer)
     }
 
-    fn forget_flow(&mut self, peer: SocketAddr) {
+    fn forget_flow(&mut self, peer: PeerId) {
         if let Some(flow) = self.flows.remove(&peer) {
             self.due.remove(&(flow.scheduled, peer));
         }
     }
 
-    fn schedule(&mut self, peer: SocketAddr) {
+    fn schedule(&mut self, peer: PeerId) {
         let Some(flow) = self.flows.get_mut(&peer) else { return };
         if !flow.ready.is_empty() && flow.unacknowledged.is_none() {
             self.due.remove(&(flow.scheduled, peer));
@@ -388,7 +400,7 @@ impl Entry {
         self.queued = false;
         if let Some(code) = self.end {
             // RFC 7641 §4.2: a notification that is no 2.xx carries no Observe option, and is the last one.
-            return (Message::response(code), Kind::Confirmable);
+            return (Message::new(code), Kind::Confirmable);
         }
         let first = Block { size: self.size, ..Block::FIRST };
         let wanted = (self.size != BlockSize::MAX).then_some(first);

@@ -9,12 +9,17 @@ struct Dialogue {
     now: Instant,
     unix_ms: u64,
     next_id: u16,
+    there: HashMap<String, Update>,
 }
 
 const SECOND: Duration = Duration::from_secs(1);
 
+fn peer(port: u16) -> PeerId {
+    PeerId::Udp(([127, 0, 0, 1], port).into())
+}
+
 fn lamp(token: u8) -> Observer {
-    Observer { peer: ([127, 0, 0, 1], 4000).into(), token: Token::new(&[token]) }
+    Observer { peer: peer(4000), token: Token::new(&[token]) }
 }
 
 fn value(version: u64, body: &'static [u8]) -> Representation {
@@ -38,7 +43,13 @@ impl Dialogue {
     }
 
     fn with(limits: Limits) -> Self {
-        Self { observers: Observers::new(limits), now: Instant::now(), unix_ms: 1_000_000, next_id: 0 }
+        Self {
+            observers: Observers::new(limits),
+            now: Instant::now(),
+            unix_ms: 1_000_000,
+            next_id: 0,
+            there: HashMap::new(),
+        }
     }
 
     fn registers(&mut self, observer: Observer, topic: &str) -> bool {
@@ -47,17 +58,19 @@ impl Dialogue {
     }
 
     fn publishes(&mut self, topic: &str, version: u64, body: &'static [u8]) {
-        self.observers.changed(topic, &Update::Value(value(version, body)));
+        let update = Update::Value(value(version, body));
+        self.observers.changed(topic, &update);
+        self.there.insert(topic.to_owned(), update);
     }
 
     fn sees(&mut self) -> Option<Seen> {
         let notification = self.observers.poll_notification(self.now, self.unix_ms)?;
         self.next_id += 1;
         let message = notification.message;
-        self.observers.sent(self.now, (notification.observer, message.kind()), self.next_id);
+        self.observers.sent(self.now, (notification.observer, notification.kind), self.next_id);
         Some(Seen {
             id: self.next_id,
-            kind: message.kind(),
+            kind: notification.kind,
             code: message.code(),
             number: message.uint(option::OBSERVE),
             body: message.payload().to_vec(),
@@ -72,7 +85,11 @@ impl Dialogue {
     fn passes(&mut self, time: Duration) {
         self.now += time;
         self.unix_ms += time.as_millis() as u64;
-        self.observers.tick(self.now);
+        while let Some((observer, topic)) = self.observers.poll_refresh(self.now) {
+            if let Some(update) = self.there.get(&*topic) {
+                self.observers.refresh(observer, update);
+            }
+        }
     }
 
     /// Registers and gets the first confirmable notification through, so that the peer's round trip is known.
@@ -178,6 +195,26 @@ fn a_quiet_topic_is_refreshed_before_its_value_grows_stale() {
 }
 
 #[test]
+fn a_refresh_says_what_the_topic_has_now_and_never_something_older() {
+    let mut d = Dialogue::new();
+    d.proven(lamp(1), "a");
+    d.there.insert("a".to_owned(), Update::Value(value(1, b"first, read late")));
+    d.passes(REFRESH);
+    let seen = d.sees().unwrap();
+    assert_eq!(seen.body, b"second");
+    d.acknowledges(&seen);
+    d.there.insert("a".to_owned(), Update::Value(value(9, b"missed")));
+    d.passes(REFRESH);
+    let seen = d.sees().unwrap();
+    assert_eq!(seen.body, b"missed");
+    d.acknowledges(&seen);
+    d.there.insert("a".to_owned(), Update::Cleared(u64::MAX));
+    d.passes(REFRESH);
+    assert_eq!(d.sees().unwrap().code, Code::NOT_FOUND, "its value expired");
+    assert!(d.observers.is_empty());
+}
+
+#[test]
 fn a_reset_or_silence_ends_the_observation() {
     let mut d = Dialogue::new();
     d.proven(lamp(1), "a");
@@ -249,7 +286,7 @@ fn registering_again_renews_and_bounds_hold() {
     assert!(d.registers(lamp(1), "a") && d.registers(lamp(1), "b") && d.registers(lamp(2), "b"));
     assert_eq!((d.observers.len(), d.observers.watches("a")), (2, false));
     assert!(!d.registers(lamp(3), "b"), "two for one peer");
-    let other = |port| Observer { peer: ([127, 0, 0, 1], port).into(), ..lamp(1) };
+    let other = |port| Observer { peer: peer(port), ..lamp(1) };
     assert!(d.registers(other(1), "b") && !d.registers(other(2), "b"), "three in all");
     d.observers.remove(lamp(1));
     assert!(d.registers(other(2), "b"));
@@ -308,7 +345,7 @@ const TOPICS: [&str; 3] = ["a", "b", "c"];
 
 impl Dialogue {
     fn does(&mut self, step: &Step, version: u64, waiting: &mut Vec<Seen>) {
-        let at = |token: u8, port: u16| Observer { peer: ([127, 0, 0, 1], port).into(), token: Token::new(&[token]) };
+        let at = |token: u8, port: u16| Observer { peer: peer(port), token: Token::new(&[token]) };
         match *step {
             Step::Register(token, port, topic) => drop(self.registers(at(token, port), TOPICS[usize::from(topic)])),
             Step::Remove(token, port) => self.observers.remove(at(token, port)),

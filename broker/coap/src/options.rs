@@ -6,7 +6,7 @@ use crate::message::{Code, Message, option};
 pub(crate) fn refuse_options(message: &Message) -> Option<Message> {
     // RFC 7252 §5.7.2: a server that is no proxy says 5.05.
     if message.value(option::PROXY_URI).or(message.value(option::PROXY_SCHEME)).is_some() {
-        return Some(Message::response(Code::NO_PROXYING));
+        return Some(Message::new(Code::NO_PROXYING));
     }
     let mut before = None;
     for (number, value) in message.options() {
@@ -26,7 +26,7 @@ fn is_known(number: u16, value: &[u8], repeated: bool) -> bool {
 
 /// RFC 7252 §5.4.1: the diagnostic payload names the option.
 fn bad_option(number: u16) -> Message {
-    let mut response = Message::response(Code::BAD_OPTION);
+    let mut response = Message::new(Code::BAD_OPTION);
     response.set_payload(format!("option {number} is not supported here").as_bytes());
     response
 }

@@ -24,7 +24,7 @@ impl Representation {
 
     /// The answer 2.05 with the block that was asked for, and with `max_age` seconds (RFC 7252 §5.10.5).
     pub fn content(&self, wanted: Option<Block>, max_age: u32) -> Message {
-        let mut response = Message::response(Code::CONTENT);
+        let mut response = Message::new(Code::CONTENT);
         response.add(option::ETAG, &self.tag());
         response.add_uint(option::MAX_AGE, u64::from(max_age));
         if let Some(format) = self.format {
@@ -36,7 +36,7 @@ impl Representation {
 
     /// The answer 2.03: the peer has this state already (RFC 7252 §5.9.1.3).
     pub fn valid(&self, max_age: u32) -> Message {
-        let mut response = Message::response(Code::VALID);
+        let mut response = Message::new(Code::VALID);
         response.add(option::ETAG, &self.tag());
         response.add_uint(option::MAX_AGE, u64::from(max_age));
         response

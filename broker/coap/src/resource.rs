@@ -119,7 +119,7 @@ impl Reading {
 
 /// A refusal with a diagnostic payload that a person can act on (RFC 7252 §5.5.2).
 pub fn refusal(code: Code, diagnostic: &str) -> Box<Message> {
-    let mut response = Message::response(code);
+    let mut response = Message::new(code);
     response.set_payload(diagnostic.as_bytes());
     Box::new(response)
 }
@@ -128,7 +128,7 @@ pub fn refusal(code: Code, diagnostic: &str) -> Box<Message> {
 ///
 /// Without a diagnostic, so that a forged address gets no more bytes than were sent for it (RFC 7252 §11.3).
 pub fn forbidden(is_named: Named) -> Message {
-    Message::response(match is_named {
+    Message::new(match is_named {
         Named::Yes => Code::FORBIDDEN,
         Named::No => Code::UNAUTHORIZED,
     })
@@ -213,10 +213,9 @@ fn topic(levels: &[&str]) -> Result<String, Box<Message>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::Kind;
 
     fn request(code: Code, path: &[&str]) -> Message {
-        let mut message = Message::new(Kind::Confirmable, code);
+        let mut message = Message::new(code);
         path.iter().for_each(|segment| message.add(option::URI_PATH, segment.as_bytes()));
         message
     }

@@ -1,7 +1,6 @@
 //! Requests and observations over the core's verbs: what one socket serves, without the socket (RFC 7252 §5, RFC 7641 §4).
 
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -15,11 +14,13 @@ use tavi_core::{Action, Clock, Metrics, Permit, Principal, Qos, TicketQueue, Top
 use tavi_store::StoreError;
 
 use crate::block::BlockSize;
+use crate::datagram::Kind;
 use crate::exchange::{Event, Exchange, Exchanges, Transmit};
 use crate::inbox::Inbox;
 use crate::links::{self, Filter, Link};
-use crate::message::{Code, Kind, Message, Token, option};
+use crate::message::{Code, Message, Token, option};
 use crate::observe::{self, Notification, Observer, Observers, Registration, Update};
+use crate::peer::{PeerId, Principals};
 use crate::representation::Representation;
 use crate::resource::{Named, Observe, Reading, Request, forbidden, refusal};
 use crate::{exchange, format};
@@ -69,6 +70,7 @@ pub struct Service {
     seams: Seams,
     exchanges: Exchanges,
     observers: Observers,
+    principals: Principals,
     inbox: Arc<Inbox>,
     tickets: TicketQueue<Written>,
     generation: u64,
@@ -89,6 +91,7 @@ impl Service {
         Self {
             exchanges: Exchanges::new(limits.exchanges, seed),
             observers: Observers::new(limits.observers),
+            principals: Principals::default(),
             tickets: TicketQueue::default(),
             generation: seams.permit.generation(),
             next_check: None,
@@ -99,7 +102,7 @@ impl Service {
     }
 
     /// Takes one datagram of `peer`.
-    pub fn receive(&mut self, now: Instant, peer: SocketAddr, datagram: &[u8]) {
+    pub fn receive(&mut self, now: Instant, peer: impl Into<PeerId>, datagram: &[u8]) {
         self.exchanges.receive(now, peer, datagram);
         self.settle(now);
     }
@@ -133,7 +136,10 @@ impl Service {
     /// Does what is due at `now`.
     pub fn tick(&mut self, now: Instant) {
         self.exchanges.tick(now);
-        self.observers.tick(now);
+        while let Some((observer, topic)) = self.observers.poll_refresh(now) {
+            let update = self.state(&topic);
+            self.observers.refresh(observer, &update);
+        }
         if self.next_check.is_some_and(|at| at <= now) {
             self.next_check = None;
             self.check_permissions();
@@ -157,10 +163,10 @@ impl Service {
         let observers: Vec<Observer> = self.observers.all().copied().collect();
         for observer in observers {
             self.observers.remove(observer);
-            let mut message = Message::new(Kind::NonConfirmable, Code::UNAVAILABLE);
+            let mut message = Message::new(Code::UNAVAILABLE);
             message.set_token(observer.token);
             message.add_uint(option::MAX_AGE, 5);
-            self.exchanges.send(now, observer.peer, message);
+            self.exchanges.send(now, observer.peer, (Kind::NonConfirmable, message));
         }
         self.settle(now);
     }
@@ -194,9 +200,8 @@ impl Service {
 
     fn notify(&mut self, now: Instant) {
         let unix_ms = self.seams.clock.now_ms();
-        while let Some(Notification { observer, message }) = self.observers.poll_notification(now, unix_ms) {
-            let kind = message.kind();
-            let id = self.exchanges.send(now, observer.peer, message);
+        while let Some(Notification { observer, kind, message }) = self.observers.poll_notification(now, unix_ms) {
+            let id = self.exchanges.send(now, observer.peer, (kind, message));
             self.observers.sent(now, (observer, kind), id);
             self.count(Outcome::Delivered);
         }
@@ -204,12 +209,13 @@ impl Service {
 
     fn request(&mut self, now: Instant, exchange: Exchange, message: &Message) {
         self.count(Outcome::Received);
+        let who = self.principals.of(exchange.peer);
         let answer = match Request::parse(message) {
             // Nothing can be granted to a nameless peer elsewhere; so it costs neither a look-up nor a log line, and
             // a forged address gets no diagnostic (RFC 7252 §11.3).
-            _ if !is_loopback(exchange.peer) => Some(forbidden(Named::No)),
+            _ if who == (Principal::Anon { loopback: false }) => Some(forbidden(Named::No)),
             Err(refusal) => Some(*refusal),
-            Ok(request) => self.serve(now, (exchange, message.token()), request),
+            Ok(request) => self.serve(now, (exchange, message.token(), &who), request),
         };
         if let Some(answer) = answer {
             if answer.code().class() == 4 {
@@ -220,23 +226,27 @@ impl Service {
     }
 
     /// The answer, or `None` when it follows with a ticket.
-    fn serve(&mut self, now: Instant, (exchange, token): (Exchange, Token), request: Request) -> Option<Message> {
-        let who = Principal::Anon { loopback: true };
+    fn serve(
+        &mut self,
+        now: Instant,
+        (exchange, token, who): (Exchange, Token, &Principal),
+        request: Request,
+    ) -> Option<Message> {
         match request {
             Request::Read { topic, reading } => {
                 let observer = Observer { peer: exchange.peer, token };
-                Some(self.read(now, observer, (&topic, &reading)).unwrap_or_else(refuse))
+                Some(self.read(now, (observer, who), (&topic, &reading)).unwrap_or_else(|refusal| refuse(who, refusal)))
             }
-            Request::Discover { filter, reading } => Some(reading.answer(&self.list(&who, &filter), MAX_AGE)),
+            Request::Discover { filter, reading } => Some(reading.answer(&self.list(who, &filter), MAX_AGE)),
             Request::Write { topic, content_type, payload } => {
                 let change = Change::Value;
                 let content_type = content_type.map(Into::into);
                 let draft = Draft { topic: topic.into(), change, payload, content_type, ..draft() };
-                self.publish(&who, exchange, draft)
+                self.publish(who, exchange, draft)
             }
             Request::Clear { topic } => {
                 let draft = Draft { topic: topic.into(), change: Change::Clear, ..draft() };
-                self.publish(&who, exchange, draft)
+                self.publish(who, exchange, draft)
             }
         }
     }
@@ -244,26 +254,32 @@ impl Service {
     fn read(
         &mut self,
         now: Instant,
-        observer: Observer,
+        (observer, who): (Observer, &Principal),
         (topic, reading): (&str, &Reading),
     ) -> Result<Message, Refusal> {
         match reading.observe {
             Observe::Deregister => self.observers.remove(observer),
             // RFC 7641 §4.1: a server that takes no more observers answers an ordinary GET.
-            Observe::Register if self.observers.has_room(observer) => {
+            Observe::Register if self.may_register(observer, who) => {
                 let answer = self.observe(now, observer, (topic, reading));
                 self.unsubscribe_if_unwatched(topic);
                 return answer;
             }
             Observe::Register | Observe::Absent => {}
         }
-        Ok(match self.value(topic)? {
+        Ok(match self.value(who, topic)? {
             Some(value) => reading.answer(&value, MAX_AGE),
             None => no_value(),
         })
     }
 
-    /// Subscribes before it reads, so that no value is missed in between.
+    /// Observations act as the principal of the inbox that they share.
+    fn may_register(&self, observer: Observer, who: &Principal) -> bool {
+        who == self.inbox.principal() && self.observers.has_room(observer)
+    }
+
+    /// Subscribes before it reads: a value that lands in between is read or comes as a notification, and what comes late
+    /// is dropped by its version.
     fn observe(
         &mut self,
         now: Instant,
@@ -277,7 +293,7 @@ impl Service {
         } else {
             self.seams.topics.subscribe(&subscriber, topic, options)?;
         }
-        let Some(value) = self.value(topic)? else { return Ok(no_value()) };
+        let Some(value) = self.value(self.inbox.principal(), topic)? else { return Ok(no_value()) };
         let mut answer = reading.answer(&value, observe::MAX_AGE);
         let size = reading.block.map_or(BlockSize::MAX, |block| block.size);
         let registration = Registration { topic: topic.into(), value, size };
@@ -298,9 +314,19 @@ impl Service {
         Err(Refusal::Forbidden)
     }
 
-    fn value(&self, topic: &str) -> Result<Option<Representation>, Refusal> {
-        let value = self.seams.topics.value(self.inbox.principal(), topic)?;
+    fn value(&self, who: &Principal, topic: &str) -> Result<Option<Representation>, Refusal> {
+        let value = self.seams.topics.value(who, topic)?;
         Ok(value.map(|publication| representation(&publication)))
+    }
+
+    /// What an observed topic has now, for a refresh.
+    fn state(&self, topic: &str) -> Update {
+        match self.value(self.inbox.principal(), topic) {
+            Ok(Some(value)) => Update::Value(value),
+            // It expired, or went in a way that told nobody: there is nothing that it could be older than.
+            Ok(None) => Update::Cleared(u64::MAX),
+            Err(_) => Update::End(Code::UNAUTHORIZED),
+        }
     }
 
     /// RFC 7252 §5.8.2, §5.8.3: 2.01 when the topic had no value to keep, 2.04 when it had, 2.02 for DELETE.
@@ -313,18 +339,18 @@ impl Service {
         let weight = draft.payload.len() + draft.topic.len();
         match self.seams.topics.publish(who, draft) {
             Ok(ticket) => self.tickets.push(ticket, Written { exchange, code }, weight),
-            Err(refusal) => return Some(refuse(refusal)),
+            Err(refusal) => return Some(refuse(who, refusal)),
         }
         None
     }
 
     fn list(&self, who: &Principal, filter: &Filter) -> Representation {
         let listed = self.listed(who);
-        let format = |topic: &Arc<str>| {
-            let value = self.seams.topics.retained(topic).pop()?;
-            format::number(value.content_type.as_deref()?)
-        };
-        let links = listed.iter().map(|topic| Link { topic, format: format(topic) });
+        // RFC 6690 §4: only what a GET answers; an expired value is listed no more.
+        let links = listed.iter().filter_map(|topic| {
+            let value = self.value(who, topic).ok()??;
+            Some(Link { topic, format: value.format })
+        });
         let body = links::list(links, filter);
         let mut hasher = DefaultHasher::new();
         body.hash(&mut hasher);
@@ -399,17 +425,14 @@ fn update(publication: &Publication) -> Update {
     }
 }
 
-fn is_loopback(peer: SocketAddr) -> bool {
-    peer.ip().to_canonical().is_loopback()
-}
-
 fn no_value() -> Message {
     *refusal(Code::NOT_FOUND, "this topic has no value")
 }
 
-fn refuse(refused: Refusal) -> Message {
+fn refuse(who: &Principal, refused: Refusal) -> Message {
+    let named = if who.jid().is_some() { Named::Yes } else { Named::No };
     match refused {
-        Refusal::Forbidden => forbidden(Named::No),
+        Refusal::Forbidden => forbidden(named),
         Refusal::IllegalTopic(error) => *refusal(Code::BAD_REQUEST, &error.to_string()),
     }
 }
@@ -417,7 +440,7 @@ fn refuse(refused: Refusal) -> Message {
 /// The answer to a write whose ticket is complete. What the store refused is not acknowledged.
 fn outcome(code: Code, result: Result<(), StoreError>) -> Message {
     match result {
-        Ok(()) => Message::response(code),
+        Ok(()) => Message::new(code),
         Err(StoreError::Unavailable(_)) => {
             let mut response = refusal(Code::UNAVAILABLE, "the store is not available now");
             response.add_uint(option::MAX_AGE, 5);

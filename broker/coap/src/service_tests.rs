@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::block::Block;
+use crate::datagram::Datagram;
+use std::net::SocketAddr;
 use std::task::Waker;
 use tavi_core::FakeClock;
 use tavi_core::permit::Grant;
@@ -42,54 +44,54 @@ async fn world_over(store: MemoryStore, grants: &str) -> World {
 
 impl World {
     /// A confirmable request for a topic under `/t/`, with a fresh id and a token of that id.
-    fn request(&mut self, code: Code, topic: &str) -> Message {
+    fn request(&mut self, code: Code, topic: &str) -> Datagram {
         self.next_id += 1;
-        let mut message = Message::new(Kind::Confirmable, code);
-        message.set_id(self.next_id);
+        let mut message = Datagram::new(Kind::Confirmable, code);
+        message.id = self.next_id;
         message.set_token(Token::new(&self.next_id.to_be_bytes()));
         message.add(option::URI_PATH, b"t");
         topic.split('/').for_each(|level| message.add(option::URI_PATH, level.as_bytes()));
         message
     }
 
-    fn get(&mut self) -> Message {
+    fn get(&mut self) -> Datagram {
         self.request(Code::GET, PLACE)
     }
 
-    fn put(&mut self, body: &[u8]) -> Message {
+    fn put(&mut self, body: &[u8]) -> Datagram {
         let mut message = self.request(Code::PUT, PLACE);
         message.set_payload(body);
         message
     }
 
-    fn observe(&mut self, number: u64) -> Message {
+    fn observe(&mut self, number: u64) -> Datagram {
         let mut message = self.get();
         message.add_uint(option::OBSERVE, number);
         message
     }
 
     /// The lamp sends, the core works, the lamp hears the next datagram.
-    fn asks(&mut self, message: &Message) -> Message {
+    fn asks(&mut self, message: &Datagram) -> Datagram {
         self.sends(message);
         self.hears().expect("an answer")
     }
 
-    fn sends(&mut self, message: &Message) {
+    fn sends(&mut self, message: &Datagram) {
         self.service.receive(self.now, self.lamp, &message.encode());
         self.core_works();
     }
 
-    fn hears(&mut self) -> Option<Message> {
+    fn hears(&mut self) -> Option<Datagram> {
         let transmit = self.service.poll_transmit()?;
-        assert_eq!(transmit.to, self.lamp);
-        Some(Message::decode(&transmit.bytes).unwrap())
+        assert_eq!(transmit.to, PeerId::Udp(self.lamp));
+        Some(Datagram::decode(&transmit.bytes).unwrap())
     }
 
     /// The lamp hears a notification and acknowledges it if that is wanted.
-    fn hears_and_acknowledges(&mut self) -> Message {
+    fn hears_and_acknowledges(&mut self) -> Datagram {
         let message = self.hears().expect("a notification");
-        if message.kind() == Kind::Confirmable {
-            self.sends(&Message::empty(Kind::Acknowledgement, message.id()));
+        if message.kind == Kind::Confirmable {
+            self.sends(&Datagram::empty(Kind::Acknowledgement, message.id));
         }
         message
     }
@@ -138,7 +140,7 @@ async fn the_last_value_is_read_with_its_format_and_tag() {
     );
     assert_eq!((answer.uint(option::CONTENT_FORMAT), answer.uint(option::MAX_AGE)), (Some(50), Some(0)));
     get.add(option::ETAG, answer.value(option::ETAG).unwrap());
-    get.set_id(900);
+    get.id = 900;
     assert_eq!(w.asks(&get).code(), Code::VALID);
 }
 
@@ -208,12 +210,12 @@ async fn an_answer_to_a_put_waits_for_the_store_and_an_acknowledgement_goes_firs
     assert_eq!(w.hears(), None, "nothing is acknowledged before it is durable");
     w.passes(crate::exchange::PIGGYBACK_DELAY);
     let acknowledgement = w.hears().unwrap();
-    assert_eq!((acknowledgement.kind(), acknowledgement.code()), (Kind::Acknowledgement, Code::EMPTY));
+    assert_eq!((acknowledgement.kind, acknowledgement.code()), (Kind::Acknowledgement, Code::EMPTY));
     assert!(w.seams.topics.retained(PLACE).is_empty());
     w.store.release_all();
     w.core_works();
     let response = w.hears_and_acknowledges();
-    assert_eq!((response.kind(), response.code(), response.token()), (Kind::Confirmable, Code::CREATED, put.token()));
+    assert_eq!((response.kind, response.code(), response.token()), (Kind::Confirmable, Code::CREATED, put.token()));
     assert_eq!(w.seams.topics.retained(PLACE).len(), 1);
     w.passes(Duration::from_secs(100));
     assert_eq!(w.hears(), None, "it was acknowledged, so it is not repeated");
@@ -283,7 +285,7 @@ async fn a_lost_notification_is_repeated_and_followed_by_the_newest_value() {
     assert_eq!(w.hears(), None);
     w.passes(Duration::from_secs(3));
     assert_eq!(w.hears(), Some(lost.clone()));
-    w.sends(&Message::empty(Kind::Acknowledgement, lost.id()));
+    w.sends(&Datagram::empty(Kind::Acknowledgement, lost.id));
     assert_eq!(w.hears().unwrap().payload(), b"4");
     assert_eq!(w.hears(), None);
 }
@@ -297,7 +299,7 @@ async fn a_reset_ends_the_observation_and_the_subscription() {
     assert_eq!(w.seams.topics.counts().0, 1);
     w.pumps(b"2");
     let unwanted = w.hears().unwrap();
-    w.sends(&Message::empty(Kind::Reset, unwanted.id()));
+    w.sends(&Datagram::empty(Kind::Reset, unwanted.id));
     w.pumps(b"3");
     w.passes(Duration::from_secs(200));
     assert_eq!((w.hears(), w.seams.topics.counts().0), (None, 0));
@@ -437,14 +439,14 @@ async fn the_list_names_what_the_asker_may_retrieve() {
     let secret = Draft { topic: "u/juliet/diary".into(), payload: "x".into(), retain: true, ..Draft::default() };
     let mut ticket = w.seams.topics.publish_unasked(&Principal::Anon { loopback: true }, secret);
     assert!(ticket.poll_done(&mut Context::from_waker(Waker::noop())).is_ready());
-    let mut get = Message::new(Kind::Confirmable, Code::GET);
+    let mut get = Datagram::new(Kind::Confirmable, Code::GET);
     get.add(option::URI_PATH, b".well-known");
     get.add(option::URI_PATH, b"core");
     let list = w.asks(&get);
     assert_eq!(list.payload(), b"</t/d/1/up/temp>;rt=\"tavi.topic\";obs;ct=50");
     assert_eq!(list.uint(option::CONTENT_FORMAT), Some(40));
     get.add(option::URI_QUERY, b"rt=oic.*");
-    get.set_id(2);
+    get.id = 2;
     assert_eq!(w.asks(&get).payload(), b"");
     w.lamp = "192.0.2.1:5".parse().unwrap();
     assert_eq!(w.asks(&get).code(), Code::UNAUTHORIZED);
@@ -458,7 +460,7 @@ async fn observers_are_told_when_the_broker_stops() {
     w.asks(&observe);
     w.service.end_observations(w.now);
     let end = w.hears().unwrap();
-    assert_eq!((end.kind(), end.code(), end.token()), (Kind::NonConfirmable, Code::UNAVAILABLE, observe.token()));
+    assert_eq!((end.kind, end.code(), end.token()), (Kind::NonConfirmable, Code::UNAVAILABLE, observe.token()));
     assert_eq!(w.seams.topics.counts().0, 0);
     let metrics = w.seams.metrics.clone();
     w.service.close();

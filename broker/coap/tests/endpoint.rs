@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tavi_coap::message::{Code, Kind, Message, Token, option};
+use tavi_coap::datagram::{Datagram, Kind};
+use tavi_coap::message::{Code, Token, option};
 use tavi_coap::{Endpoint, Seams};
 use tavi_core::permit::{Grant, Permit};
 use tavi_core::{SystemClock, Topics};
@@ -35,27 +36,27 @@ impl Client {
         Self { socket, next_id: 0 }
     }
 
-    fn request(&mut self, code: Code) -> Message {
+    fn request(&mut self, code: Code) -> Datagram {
         self.next_id += 1;
-        let mut message = Message::new(Kind::Confirmable, code);
-        message.set_id(self.next_id);
+        let mut message = Datagram::new(Kind::Confirmable, code);
+        message.id = self.next_id;
         message.set_token(Token::new(b"t"));
         ["t", "d", "lamp"].iter().for_each(|segment| message.add(option::URI_PATH, segment.as_bytes()));
         message
     }
 
-    async fn asks(&mut self, message: Message) -> Message {
+    async fn asks(&mut self, message: Datagram) -> Datagram {
         self.socket.send(&message.encode()).await.unwrap();
         self.hears().await
     }
 
     /// The next message, acknowledged if that is wanted.
-    async fn hears(&mut self) -> Message {
+    async fn hears(&mut self) -> Datagram {
         let mut buffer = [0; 2048];
         let received = tokio::time::timeout(Duration::from_secs(10), self.socket.recv(&mut buffer)).await;
-        let message = Message::decode(&buffer[..received.expect("an answer in time").unwrap()]).unwrap();
-        if message.kind() == Kind::Confirmable {
-            let acknowledgement = Message::empty(Kind::Acknowledgement, message.id());
+        let message = Datagram::decode(&buffer[..received.expect("an answer in time").unwrap()]).unwrap();
+        if message.kind == Kind::Confirmable {
+            let acknowledgement = Datagram::empty(Kind::Acknowledgement, message.id);
             self.socket.send(&acknowledgement.encode()).await.unwrap();
         }
         message

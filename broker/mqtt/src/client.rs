@@ -21,7 +21,7 @@ use crate::publish::Head;
 use crate::record::{self, Inbound};
 use crate::render;
 use crate::reply;
-use crate::seat::{Due, KeptSeat, Parcel};
+use crate::seat::{Due, KeptSeat, Parcel, is_empty_value};
 use crate::session::{Answer, Sent, Session, Step};
 
 /// Deliveries stop while so many bytes wait to be written.
@@ -383,7 +383,7 @@ impl Client {
 
     /// Retained values at QoS 1 and 2 are promised as any other delivery, so a durable session gets rows for them.
     fn keep_retained(&self, found: Vec<Arc<Publication>>, wanted: Qos, done: &mut Subscribed, ops: &mut Vec<Op>) {
-        for publication in found {
+        for publication in found.into_iter().filter(|found| !is_empty_value(found)) {
             let qos = wanted.min(publication.qos);
             match &self.place.seat {
                 Seat::Kept(seat) if qos != Qos::AtMostOnce => ops.extend(seat.keep_retained(&publication, qos)),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tavi_core::metrics::{Outcome, Protocol};
+use tavi_core::publication::Change;
 use tavi_core::topics::{Rows, SubOptions, Subscriber};
 use tavi_core::{Mailbox, Metrics, Overflow, Principal, Publication, Pushed, Weigh};
 use tavi_store::{Commit, Op, Owner};
@@ -62,7 +63,13 @@ impl Room {
 fn grade(publication: &Publication, options: &[SubOptions]) -> (Qos, bool) {
     let wanted = options.iter().map(|o| o.qos).max().unwrap_or_default();
     let keeps_flag = options.iter().any(|o| o.retain_as_published);
-    (wanted.min(publication.qos), keeps_flag && publication.retain)
+    (wanted.min(publication.qos), keeps_flag && publication.retain && !is_empty_value(publication))
+}
+
+/// A value without bytes, as CoAP and XMPP may keep one. MQTT 3.1.1 §3.3.1.3: to an MQTT client a retained message of zero
+/// length says that the value was cleared, so it gets such a value never as retained.
+pub fn is_empty_value(publication: &Publication) -> bool {
+    publication.change == Change::Value && publication.payload.is_empty()
 }
 
 /// The seat of a clean session: what is in its mailbox when the connection ends is lost with it.

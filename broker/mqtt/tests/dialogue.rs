@@ -463,6 +463,26 @@ async fn retained_values_come_as_the_options_say() {
 }
 
 #[tokio::test]
+async fn a_kept_value_without_bytes_never_comes_as_retained() {
+    let world = World::new().await;
+    let mut reader = world.new_style("reader", clean()).await;
+    reader.subscribes(1, "home/+", 0x09);
+    reader.hears();
+    let who = tavi_core::Principal::Anon { loopback: true };
+    let draft = tavi_core::topics::Draft { topic: "home/a".into(), retain: true, ..Default::default() };
+    world.hub.node().parts.topics.publish_unasked(&who, draft).complete().await.unwrap();
+    world.settle().await;
+    assert_eq!(
+        reader.hears(),
+        ["PUBLISH q0 home/a="],
+        "RFC 7252 knows an empty value, MQTT 3.3.1.3 no empty retained one"
+    );
+    let mut late = world.old("late", clean()).await;
+    late.subscribes(1, "home/+", 0);
+    assert_eq!(late.hears(), ["CONNACK new", "SUBACK #1 [00]"]);
+}
+
+#[tokio::test]
 async fn a_durable_session_keeps_retained_values_until_it_has_them() {
     let world = World::new().await;
     world.old("pump", clean()).await.retains("home/a", "kept");
