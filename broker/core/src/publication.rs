@@ -44,8 +44,8 @@ pub struct Properties {
     pub response_topic: Option<Box<str>>,
     /// What the answer carries back (§3.3.2.3.6).
     pub correlation: Option<Bytes>,
-    /// Whether the payload is declared to be UTF-8 (§3.3.2.3.2).
-    pub utf8: bool,
+    /// Whether the payload is declared to be UTF-8 or just bytes (§3.3.2.3.2); `None`: the publisher did not say.
+    pub utf8: Option<bool>,
     /// When the value expires, in milliseconds since 1970 (§3.3.2.3.3 gives seconds from now).
     pub expires_ms: Option<u64>,
     /// User properties, in order (§3.3.2.3.7).
@@ -56,7 +56,7 @@ impl Properties {
     fn is_default(&self) -> bool {
         self.response_topic.is_none()
             && self.correlation.is_none()
-            && !self.utf8
+            && self.utf8.is_none()
             && self.expires_ms.is_none()
             && self.user.is_empty()
     }
@@ -204,7 +204,8 @@ fn put_properties(out: &mut BytesMut, properties: Option<&Properties>) {
     out.put_u8(1);
     put_opt(out, p.response_topic.as_deref().map(str::as_bytes));
     put_opt(out, p.correlation.as_deref());
-    out.put_u8(u8::from(p.utf8));
+    // 0 and 1 are what was written before the two kinds of "not UTF-8" were told apart.
+    out.put_u8(p.utf8.map_or(0, |utf8| if utf8 { 1 } else { 2 }));
     out.put_u64(p.expires_ms.unwrap_or(0));
     out.put_u32(p.user.len() as u32);
     for (name, value) in &p.user {
@@ -261,7 +262,7 @@ fn get_properties(input: &mut Bytes) -> Option<Option<Box<Properties>>> {
     }
     let response_topic = get_text(input)?;
     let correlation = get_opt(input)?;
-    let utf8 = input.try_get_u8().ok()? != 0;
+    let utf8 = [None, Some(true), Some(false)].get(usize::from(input.try_get_u8().ok()?)).copied()?;
     let expires_ms = Some(input.try_get_u64().ok()?).filter(|ms| *ms != 0);
     let mut user = Vec::new();
     for _ in 0..input.try_get_u32().ok()? {
@@ -275,7 +276,11 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn publication(payload: Vec<u8>, content_type: Option<String>, user: Vec<(String, String)>) -> Publication {
+    fn publication(
+        payload: Vec<u8>,
+        content_type: Option<String>,
+        (utf8, user): (Option<bool>, Vec<(String, String)>),
+    ) -> Publication {
         let user = user.into_iter().map(|(a, b)| (a.into(), b.into())).collect();
         Publication {
             id: 7,
@@ -289,7 +294,7 @@ mod tests {
             from: Principal::Account("juliet@localhost".parse().unwrap()),
             from_session: 0,
             item: Some("current".into()),
-            properties: Some(Box::new(Properties { utf8: true, user, ..Properties::default() })),
+            properties: Some(Box::new(Properties { utf8, user, ..Properties::default() })),
             rendered: Rendered::default(),
         }
     }
@@ -297,9 +302,9 @@ mod tests {
     proptest! {
         #[test]
         fn what_was_stored_is_read_back(
-            payload: Vec<u8>, content_type: Option<String>, user: Vec<(String, String)>
+            payload: Vec<u8>, content_type: Option<String>, utf8: Option<bool>, user: Vec<(String, String)>
         ) {
-            let before = publication(payload, content_type, user);
+            let before = publication(payload, content_type, (utf8, user));
             let after = Publication::decode(before.encode()).unwrap();
             prop_assert_eq!(format!("{before:?}"), format!("{after:?}"));
         }

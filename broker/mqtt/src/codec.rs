@@ -285,7 +285,7 @@ fn own_will(version: Version, will: wire::LastWill, properties: Option<wire::Las
 
 fn own_will_properties(from: wire::LastWillProperties) -> PublishProperties {
     PublishProperties {
-        utf8: from.payload_format_indicator == Some(1),
+        utf8: from.payload_format_indicator.map(|flag| flag == 1),
         expiry: from.message_expiry_interval,
         content_type: from.content_type.map(Into::into),
         response_topic: from.response_topic.map(Into::into),

@@ -23,6 +23,8 @@ use crate::reply;
 
 /// Bytes that one read takes at most.
 const READ: usize = 64 * 1024;
+/// How long a peer that was told to go may go on sending.
+const LINGER: Duration = Duration::from_secs(1);
 /// Turns that one wake-up may take before other tasks get theirs.
 const TURNS: usize = 16;
 
@@ -35,6 +37,8 @@ pub struct Conn<S> {
     inbox: Vec<u8>,
     outbox: Outbox,
     timer: Option<Pin<Box<Sleep>>>,
+    /// All is said and our side of the stream is closed.
+    shut: bool,
 }
 
 /// Memory of a worker thread that connections use while they are polled.
@@ -90,7 +94,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conn<S> {
     /// A connection; `inbox` holds what came behind CONNECT, `greeting` is the CONNACK.
     pub fn new(stream: S, hub: Arc<Hub>, client: Client, codec: Codec, (inbox, greeting): (Vec<u8>, Vec<u8>)) -> Self {
         let outbox = Outbox { bytes: greeting, sent: 0 };
-        Self { stream, hub, client: Some(client), codec, inbox, outbox, timer: None }
+        Self { stream, hub, client: Some(client), codec, inbox, outbox, timer: None, shut: false }
     }
 
     /// One round: write what is left over, decode, read, deliver, write.
@@ -99,7 +103,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conn<S> {
             return self.poll_stalled(cx, scratch);
         }
         let Some(client) = &mut self.client else {
-            return Pin::new(&mut self.stream).poll_shutdown(cx).map(|_| Err(End::Closed));
+            return self.poll_farewell(cx, scratch);
         };
         client.set_time(self.hub.now());
         let result = self.exchange(cx, scratch);
@@ -124,6 +128,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conn<S> {
             self.outbox.bytes.extend_from_slice(&scratch.output);
         }
         Poll::Pending
+    }
+
+    /// All is said. The stream is closed, and what the peer still sends is thrown away until it closes too: bytes left
+    /// unread would make the system drop the DISCONNECT with a reset.
+    fn poll_farewell(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Poll<Result<Turn, End>> {
+        if !self.shut {
+            let _ = ready!(Pin::new(&mut self.stream).poll_shutdown(cx));
+            (self.shut, self.timer) = (true, None);
+        }
+        let mut buffer = ReadBuf::new(&mut scratch.input);
+        match ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer)) {
+            Ok(()) if !buffer.filled().is_empty() => Poll::Ready(Ok(Turn::Progress)),
+            _ => Poll::Ready(Err(End::Closed)),
+        }
     }
 
     fn exchange(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Result<Turn, End> {
@@ -240,6 +258,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conn<S> {
     }
 
     fn wait(&self) -> Option<Duration> {
+        if self.shut {
+            return Some(LINGER);
+        }
         let stalled = !self.outbox.rest().is_empty() || self.client.is_none();
         if stalled {
             return Some(self.hub.config().write_timeout);

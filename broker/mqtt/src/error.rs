@@ -25,9 +25,15 @@ pub enum Fault {
     /// A topic that is none (semantics.md, topics).
     #[error("not a topic: {0}")]
     Topic(TopicError),
-    /// A filter that is none.
-    #[error("not a topic filter: {0}")]
-    Filter(TopicError),
+    /// A subscription identifier, though CONNACK said that there are none (MQTT 5.0 §3.2.2.3.12).
+    #[error("subscription identifiers are not offered")]
+    SubscriptionIdentifier,
+    /// A shared subscription, though CONNACK said that there are none (MQTT 5.0 §3.2.2.3.13).
+    #[error("shared subscriptions are not offered")]
+    SharedSubscription,
+    /// The answer would be larger than what the client takes (MQTT 5.0 §3.1.2.11.4).
+    #[error("the answer is over the client's maximum packet size")]
+    AnswerTooLarge,
     /// A topic alias, though CONNACK allowed none.
     #[error("topic alias without permission")]
     TopicAlias,
@@ -70,7 +76,9 @@ impl Fault {
             Self::Version(_) => Reason::UNSUPPORTED_VERSION,
             Self::PasswordNotText => Reason::BAD_CREDENTIALS,
             Self::Topic(_) => Reason::TOPIC_INVALID,
-            Self::Filter(_) => Reason::FILTER_INVALID,
+            Self::SubscriptionIdentifier => Reason::SUBSCRIPTION_ID_UNSUPPORTED,
+            Self::SharedSubscription => Reason::SHARED_UNSUPPORTED,
+            Self::AnswerTooLarge => Reason::TOO_LARGE,
             Self::TopicAlias => Reason::TOPIC_ALIAS,
             Self::ReceiveMaximum => Reason::RECEIVE_MAXIMUM,
             Self::KeepAlive => Reason::KEEP_ALIVE,

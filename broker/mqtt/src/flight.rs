@@ -36,7 +36,8 @@ const KEPT: usize = 8;
 impl Flight {
     /// An empty window for `size` publishes, at least one.
     pub fn new(size: u16) -> Self {
-        Self { slots: VecDeque::new(), size: size.max(1), last_id: 0 }
+        // One id is always free.
+        Self { slots: VecDeque::new(), size: size.clamp(1, u16::MAX - 1), last_id: 0 }
     }
 
     /// Whether another QoS 1 or 2 publish may be sent now (MQTT 5.0 §4.9).
@@ -52,6 +53,11 @@ impl Flight {
     /// Whether none is open.
     pub fn is_empty(&self) -> bool {
         self.slots.is_empty()
+    }
+
+    /// Whether a publish is open under this packet id.
+    pub fn is_open(&self, packet_id: u16) -> bool {
+        self.slots.iter().any(|slot| slot.packet_id == packet_id)
     }
 
     /// Opens a publish under a fresh packet id.
@@ -96,14 +102,10 @@ impl Flight {
         self.slots.iter().position(|slot| slot.packet_id == packet_id && slot.stage == stage)
     }
 
-    /// The next id that is not in flight. Ids are drawn in order and slots stand in that order, so whoever is in the
-    /// way stands at the front.
+    /// The next id that is not in flight: there are fewer slots than ids (MQTT 5.0 §2.2.1).
     fn free_id(&self) -> u16 {
         let mut id = successor(self.last_id);
-        for slot in &self.slots {
-            if slot.packet_id != id {
-                break;
-            }
+        while self.is_open(id) {
             id = successor(id);
         }
         id
@@ -144,5 +146,21 @@ mod tests {
             flight.close(expected, Stage::Acknowledge);
         }
         assert_eq!(flight.open(Qos::AtLeastOnce), 3, "1 and 2 are still open");
+    }
+
+    #[test]
+    fn an_open_id_is_skipped_wherever_it_stands() {
+        let mut flight = Flight::new(10);
+        for id in 1..=30 {
+            assert_eq!(flight.open(Qos::AtLeastOnce), id);
+            if id != 11 && id != 21 {
+                flight.close(id, Stage::Acknowledge);
+            }
+        }
+        for _ in 0..65_533 {
+            let id = flight.open(Qos::AtLeastOnce);
+            assert!(id != 11 && id != 21);
+            flight.close(id, Stage::Acknowledge);
+        }
     }
 }

@@ -112,7 +112,10 @@ async fn let_in(
         client.leave(Parting::InOrder);
         return Err(Reason::UNAVAILABLE);
     }
-    reply::welcome(greeting, connect.version, &welcome);
+    if reply::welcome(greeting, connect.version, &welcome, connect.maximum_packet).is_err() {
+        client.leave(Parting::InOrder);
+        return Err(Reason::TOO_LARGE);
+    }
     tracing::debug!(%principal, client = connect.client_id, "MQTT client connected");
     Ok(client)
 }
@@ -232,7 +235,8 @@ async fn refuse_stranger<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, code
     match (fault, codec.version()) {
         // §3.1.2.2: an old client understands the old code, a newer one hopefully the new.
         (Fault::Version(level), _) => {
-            let version = if level < 5 { Version::V4 } else { Version::V5 };
+            // The high bit is how bridges of 3.1 and 3.1.1 name themselves: they know the old code too.
+            let version = if level & 0x7F < 5 { Version::V4 } else { Version::V5 };
             refuse(stream, version, fault.reason()).await;
         }
         (_, Some(version)) => refuse(stream, version, fault.reason()).await,

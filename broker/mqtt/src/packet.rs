@@ -241,8 +241,8 @@ pub struct Disconnect {
 /// What a v5 PUBLISH or will carries beside its payload. Slices of the packet's one buffer.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct PublishProperties {
-    /// The payload says that it is UTF-8.
-    pub utf8: bool,
+    /// Payload Format Indicator: whether the payload is UTF-8 or just bytes, if the publisher said.
+    pub utf8: Option<bool>,
     /// Seconds of life.
     pub expiry: Option<u32>,
     /// MIME type or whatever the publisher calls it.

@@ -151,7 +151,7 @@ impl Body {
 
     fn keep(&self, found: &mut PublishProperties, id: u8, value: Value<'_>) -> Result<(), Fault> {
         match (id, value) {
-            (id::PAYLOAD_FORMAT, Value::Byte(flag)) => found.utf8 = flag == 1,
+            (id::PAYLOAD_FORMAT, Value::Byte(flag)) => found.utf8 = Some(flag == 1),
             (id::MESSAGE_EXPIRY, Value::Four(seconds)) => found.expiry = Some(seconds),
             (id::CONTENT_TYPE, Value::Text(text)) => found.content_type = Some(self.bytes.slice_ref(text.as_bytes())),
             (id::RESPONSE_TOPIC, Value::Text(text)) => {
@@ -228,8 +228,8 @@ pub(crate) fn check_property(id: u8, value: Value<'_>) -> Result<(), Fault> {
 
 fn put_properties(out: &mut Vec<u8>, properties: &PublishProperties) {
     let mut section = Vec::new();
-    if properties.utf8 {
-        section.extend_from_slice(&[id::PAYLOAD_FORMAT, 1]);
+    if let Some(utf8) = properties.utf8 {
+        section.extend_from_slice(&[id::PAYLOAD_FORMAT, u8::from(utf8)]);
     }
     if let Some(seconds) = properties.expiry {
         section.push(id::MESSAGE_EXPIRY);

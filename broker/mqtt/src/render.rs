@@ -38,7 +38,7 @@ fn wire_properties(publication: &Publication, now_ms: u64) -> PublishProperties 
     };
     PublishProperties {
         utf8: own.utf8,
-        expiry: own.expires_ms.map(|at| (at.saturating_sub(now_ms) / 1000).min(u64::from(u32::MAX)) as u32),
+        expiry: own.expires_ms.map(|at| at.saturating_sub(now_ms).div_ceil(1000).min(u64::from(u32::MAX)) as u32),
         content_type,
         response_topic: own.response_topic.as_ref().map(|t| bounded(t)),
         correlation: own.correlation.clone(),

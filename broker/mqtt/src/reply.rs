@@ -3,6 +3,7 @@
 use bytes::BytesMut;
 use rumqttd::protocol::{self as wire, Protocol};
 
+use crate::frame::length_width;
 use crate::packet::{Qos, Reason, Version};
 
 /// What CONNACK tells a client that was let in (MQTT 5.0 §3.2.2.3).
@@ -22,8 +23,26 @@ pub struct Welcome {
     pub keep_alive: Option<u16>,
 }
 
-/// Appends the CONNACK that lets a client in.
-pub fn welcome(out: &mut Vec<u8>, version: Version, welcome: &Welcome) {
+/// A packet that has to be sent does not fit into the client's Maximum Packet Size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooLarge;
+
+/// Appends the CONNACK that lets a client in, within `maximum` bytes: what only repeats a default is left out if it must.
+///
+/// # Errors
+/// What has to be said is larger (MQTT 5.0 §3.1.2.11.4); nothing was appended.
+pub fn welcome(out: &mut Vec<u8>, version: Version, welcome: &Welcome, maximum: u32) -> Result<(), TooLarge> {
+    let fits = [Some(1), None].into_iter().find_map(|default| {
+        let mut packet = Vec::new();
+        connack(&mut packet, version, welcome, default);
+        (packet.len() <= maximum as usize).then_some(packet)
+    });
+    out.extend_from_slice(&fits.ok_or(TooLarge)?);
+    Ok(())
+}
+
+/// `default`: what is said of things that are as the standard assumes them anyway.
+fn connack(out: &mut Vec<u8>, version: Version, welcome: &Welcome, default: Option<u8>) {
     let connack = wire::ConnAck { session_present: welcome.session_present, code: wire::ConnectReturnCode::Success };
     let properties = wire::ConnAckProperties {
         session_expiry_interval: welcome.expiry,
@@ -31,12 +50,12 @@ pub fn welcome(out: &mut Vec<u8>, version: Version, welcome: &Welcome) {
         max_packet_size: Some(welcome.maximum_packet),
         assigned_client_identifier: welcome.assigned_id.clone(),
         server_keep_alive: welcome.keep_alive,
-        retain_available: Some(1),
-        wildcard_subscription_available: Some(1),
+        retain_available: default,
+        wildcard_subscription_available: default,
         // §3.2.2.3.12, §3.2.2.3.13: what is not offered has to be said.
         subscription_identifiers_available: Some(0),
         shared_subscription_available: Some(0),
-        topic_alias_max: Some(0),
+        topic_alias_max: default.map(|_| 0),
         ..wire::ConnAckProperties::default()
     };
     let properties = (version == Version::V5).then_some(properties);
@@ -70,6 +89,12 @@ fn legacy_code(reason: Reason) -> Option<wire::ConnectReturnCode> {
     })
 }
 
+/// Bytes of a SUBACK or UNSUBACK for so many filters.
+pub fn suback_len(version: Version, filters: usize) -> usize {
+    let remaining = filters + if version == Version::V5 { 3 } else { 2 };
+    1 + length_width(remaining) + remaining
+}
+
 /// Appends a SUBACK: for each filter the granted QoS or why not.
 pub fn suback(out: &mut Vec<u8>, version: Version, packet_id: u16, grants: &[Result<Qos, Reason>]) {
     let return_codes = grants.iter().map(|grant| grant_code(version, *grant)).collect();
@@ -88,8 +113,6 @@ fn grant_code(version: Version, grant: Result<Qos, Reason>) -> wire::SubscribeRe
         (Err(Reason::NOT_AUTHORIZED), _) => Code::NotAuthorized,
         (Err(Reason::FILTER_INVALID | Reason::TOPIC_INVALID), _) => Code::TopicFilterInvalid,
         (Err(Reason::QUOTA), _) => Code::QuotaExceeded,
-        (Err(Reason::SHARED_UNSUPPORTED), _) => Code::SharedSubscriptionsNotSupported,
-        (Err(Reason::SUBSCRIPTION_ID_UNSUPPORTED), _) => Code::SubscriptionIdNotSupported,
         (Err(_), _) => Code::Unspecified,
     }
 }

@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tavi_core::permit::Action;
-use tavi_core::topics::{SubOptions, Subscriber};
+use tavi_core::topics::{Draft, SubOptions, Subscriber};
 use tavi_core::{Node, Principal};
 use tavi_store::{Commit, Op, Owner, Row, StoreError, Table};
 
 use crate::config::Config;
 use crate::entry::NEVER;
 use crate::hub::Hub;
-use crate::packet::{Body, Qos, Will};
+use crate::packet::{Qos, Will};
 use crate::record::{self, Inbound, SessionRecord};
 use crate::render;
 use crate::seat::KeptSeat;
@@ -59,15 +59,16 @@ impl Hub {
             return Ok(None);
         };
         let record = found.session.filter(|record| !self.has_expired(*record));
-        if let Some(record) = record {
-            self.bring_back_session(&found, record, &owner, (&principal, &client_id), saves).await?;
-        }
+        let session = match record {
+            Some(record) => self.bring_back_session(&found, record, &owner, (&principal, &client_id), saves).await?,
+            None => 0,
+        };
         let mut wills = found.parted;
         if record.is_none() {
             wills.extend(found.will.map(|will| (record::WILL.into(), will)));
         }
         let inbound = found.inbound.into_iter().filter(|(_, inbound)| inbound.unfinished.is_some()).collect();
-        Ok(Some(Chore { owner, principal, inbound, wills, buried: record.is_none() }))
+        Ok(Some(Chore { owner, principal, session, inbound, wills, buried: record.is_none() }))
     }
 
     fn has_expired(&self, record: SessionRecord) -> bool {
@@ -89,7 +90,7 @@ impl Hub {
         owner: &Owner,
         (principal, client_id): (&Principal, &str),
         saves: &mut Saves,
-    ) -> Result<(), StoreError> {
+    ) -> Result<u64, StoreError> {
         let parts = &self.node().parts;
         let (id, room) = (parts.topics.next_subscriber(), self.config().room());
         let seat = Arc::new(KeptSeat::new(id, principal.clone(), owner.clone(), room, parts.metrics.clone()));
@@ -112,7 +113,7 @@ impl Hub {
         let ends_in = (record.expiry < NEVER).then(|| record.remains_ms(record.expiry, now_ms));
         let will = found.will.clone().map(|will| (record.remains_ms(will.delay, now_ms), will));
         self.seat_again(client_id, seat, ends_in, will);
-        Ok(())
+        Ok(id)
     }
 
     async fn recall_rows(&self, seat: &KeptSeat) -> Result<(), StoreError> {
@@ -128,17 +129,20 @@ impl Hub {
     }
 
     async fn finish(&self, chore: Chore) -> Result<(), StoreError> {
-        let Chore { owner, principal, inbound, wills, buried } = chore;
+        let Chore { owner, principal, session, inbound, wills, buried } = chore;
         let mut ops = Vec::new();
         for (packet_id, inbound) in inbound {
             let Some((body, retain)) = inbound.unfinished else { continue };
             // semantics.md, order: what was saved, but perhaps not fanned out, is published under its id again.
-            self.publish_again(&principal, (&body, Qos::ExactlyOnce, retain), Some(inbound.id)).await?;
+            let mut draft = render::draft(body.topic().into(), &body, Qos::ExactlyOnce, retain, self.now_ms());
+            (draft.id, draft.from_session) = (Some(inbound.id), session);
+            self.publish_again(&principal, draft).await?;
             let done = Inbound { id: inbound.id, unfinished: None };
             ops.push(record::put(&record::inbound_item(packet_id), done.encode()));
         }
         for (item, will) in wills {
-            self.publish_again(&principal, (&will.body, will.qos, will.retain), None).await?;
+            let draft = render::draft(will.body.topic().into(), &will.body, will.qos, will.retain, self.now_ms());
+            self.publish_again(&principal, draft).await?;
             ops.push(record::delete(&item));
         }
         if buried {
@@ -148,14 +152,7 @@ impl Hub {
         if ops.is_empty() { Ok(()) } else { self.node().parts.store.commit(&owner, ops).await }
     }
 
-    async fn publish_again(
-        &self,
-        principal: &Principal,
-        (body, qos, retain): (&Body, Qos, bool),
-        id: Option<u64>,
-    ) -> Result<(), StoreError> {
-        let mut draft = render::draft(body.topic().into(), body, qos, retain, self.now_ms());
-        draft.id = id;
+    async fn publish_again(&self, principal: &Principal, draft: Draft) -> Result<(), StoreError> {
         // What is not permitted any more is not published any more.
         self.node().parts.topics.publish_as(principal, Action::Publish, draft).unwrap_or_default().complete().await
     }
@@ -182,6 +179,8 @@ impl Saves {
 struct Chore {
     owner: Owner,
     principal: Principal,
+    /// Its subscriber number, for "no local"; 0 if it is no more.
+    session: u64,
     inbound: Vec<(u16, Inbound)>,
     wills: Vec<(Box<str>, Will)>,
     buried: bool,

@@ -135,6 +135,8 @@ struct Kept {
     filters: BTreeMap<Box<str>, SubOptions>,
     /// Packet ids of the client's own QoS 2 publishes that it has not released.
     held: BTreeSet<u16>,
+    /// Those of which it is not known that everybody has them, with the ids under which they are published.
+    begun: BTreeMap<u16, u64>,
     ended: bool,
 }
 
@@ -241,6 +243,22 @@ impl KeptSeat {
     /// Notes a QoS 2 publish of the client.
     pub fn hold(&self, packet_id: u16) {
         self.kept.lock().held.insert(packet_id);
+    }
+
+    /// Begins to publish a QoS 2 publish of the client, under `fresh` unless it is `again` what failed before: then under
+    /// the same id as before, so that whoever has it already gets it once.
+    pub fn begin(&self, packet_id: u16, again: bool, fresh: impl FnOnce() -> u64) -> u64 {
+        let mut kept = self.kept.lock();
+        kept.held.insert(packet_id);
+        let failed = kept.begun.get(&packet_id).copied().filter(|_| again);
+        let id = failed.unwrap_or_else(fresh);
+        kept.begun.insert(packet_id, id);
+        id
+    }
+
+    /// Everybody has it.
+    pub fn finish(&self, packet_id: u16) {
+        self.kept.lock().begun.remove(&packet_id);
     }
 
     /// The client released it, or it was refused.

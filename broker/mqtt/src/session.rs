@@ -128,6 +128,11 @@ impl Session {
         self.version
     }
 
+    /// Whether the client takes a packet of `size` bytes (MQTT 5.0 §3.1.2.11.4).
+    pub fn takes(&self, size: usize) -> bool {
+        size <= self.maximum_packet as usize
+    }
+
     /// Takes a packet that arrived at `now_ms`; writes what can be answered at once to `out`.
     ///
     /// # Errors
@@ -167,8 +172,10 @@ impl Session {
                 None => self.held.add(publish.packet_id),
             }
         }
-        // §3.3.4: 3.1.1 clients know no limit; the ticket window stops reading from them.
-        if self.version == Version::V5 && self.open >= self.receive_maximum {
+        // §3.3.4: 3.1.1 clients know no limit; the ticket window stops reading from them. Only what they never release
+        // has to be bounded.
+        let open = if self.version == Version::V5 { usize::from(self.open) } else { self.held.ids.len() };
+        if open >= usize::from(self.receive_maximum) + usize::from(self.version == Version::V4) {
             return Err(Fault::ReceiveMaximum);
         }
         self.open = self.open.saturating_add(1);

@@ -209,7 +209,7 @@ fn properties() -> impl Strategy<Value = PublishProperties> {
     let text = "[a-zA-Z/é]{1,9}";
     let bytes = |s: String| Bytes::from(s);
     (
-        any::<bool>(),
+        any::<Option<bool>>(),
         any::<Option<u32>>(),
         proptest::option::of(text.prop_map(bytes)),
         proptest::option::of(text.prop_map(bytes)),
@@ -224,6 +224,42 @@ fn properties() -> impl Strategy<Value = PublishProperties> {
             correlation,
             user,
         })
+}
+
+/// A connection's packets, one of each kind that carries something.
+fn good_stream(five: bool) -> Vec<u8> {
+    let packets: &[&[u8]] = if five {
+        &[
+            CONNECT5,
+            b"\x82\x0e\0\x09\x07\x26\0\x01a\0\x01b\0\x01a\x0e",
+            b"\xa2\x06\0\x01\0\0\x01a",
+            b"\x32\x0e\0\x01a\0\x05\x05\x02\0\0\0\x09pay",
+            b"\xe0\x07\x00\x05\x11\0\0\0\x09",
+        ]
+    } else {
+        &[
+            CONNECT4,
+            b"\x82\x06\0\x09\0\x01a\x02",
+            b"\xa2\x05\0\x01\0\x01a",
+            b"\x34\x06\0\x01a\0\x05p",
+            b"\x62\x02\0\x05",
+            b"\xe0\0",
+        ]
+    };
+    packets.concat()
+}
+
+#[test]
+fn the_good_streams_are_good() {
+    for (five, count) in [(true, 5), (false, 6)] {
+        let (mut codec, stream) = (Codec::new(4096), good_stream(five));
+        let (mut at, mut packets) = (0, 0);
+        while at < stream.len() {
+            let (_, size) = codec.decode(&stream[at..]).expect("good").expect("whole");
+            (at, packets) = (at + size, packets + 1);
+        }
+        assert_eq!((at, packets), (stream.len(), count));
+    }
 }
 
 #[test]
@@ -257,13 +293,7 @@ proptest! {
     #[test]
     fn a_flipped_byte_in_a_good_packet_never_panics(at in 0usize..200, to in any::<u8>(), five in any::<bool>()) {
         let mut data = vec![77];
-        data.extend_from_slice(if five { CONNECT5 } else { CONNECT4 });
-        if five {
-            data.extend_from_slice(b"\x82\x0f\0\x09\x06\x26\0\x01a\0\x01b\0\x01a\x0e\xa2\x06\0\x01\0\0\x01a");
-            data.extend_from_slice(b"\x32\x0d\0\x01a\0\x05\x05\x02\0\0\0\x09pay\xe0\x07\x00\x05\x11\0\0\0\x09");
-        } else {
-            data.extend_from_slice(b"\x82\x06\0\x09\0\x01a\x02\xa2\x05\0\x01\0\x01a\x34\x06\0\x01a\0\x05p\x62\x02\0\x05\xe0\0");
-        }
+        data.extend(good_stream(five));
         let at = at % data.len();
         data[at] = to;
         fuzz_codec(&data);

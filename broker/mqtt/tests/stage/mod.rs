@@ -102,7 +102,7 @@ impl World {
         let client = Client::new(self.hub.clone(), place, session);
         let mut out = Vec::new();
         let welcome = Welcome { session_present, receive_maximum: 10, maximum_packet: 1 << 20, ..Welcome::default() };
-        reply::welcome(&mut out, version, &welcome);
+        reply::welcome(&mut out, version, &welcome, u32::MAX).unwrap();
         Actor { name: name.into(), hub: self.hub.clone(), client: Some(client), codec, version, inbox: Vec::new(), out }
     }
 }

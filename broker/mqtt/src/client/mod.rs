@@ -1,0 +1,369 @@
+//! One connected client over the core, without IO: packets in, bytes out, tickets and mailbox polled in between.
+//!
+//! `publish` and `subscribe` are what the client asks for, `deliver` is what it gets.
+
+mod deliver;
+mod publish;
+mod subscribe;
+
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use tavi_core::metrics::Outcome;
+use tavi_core::{Closed, Ticket, TicketQueue};
+use tavi_store::{Commit, Op, QueueRow, StoreError};
+
+use crate::error::Fault;
+use crate::hub::{Hub, Now, Parting, Place, Seat};
+use crate::packet::{Disconnect, Packet, Publish, Subscribe, Unsubscribe, Version};
+use crate::reply;
+use crate::seat::Parcel;
+use crate::session::{Answer, Session, Step};
+use subscribe::Subscribed;
+
+/// Deliveries stop while so many bytes wait to be written.
+pub const WRITE_AHEAD: usize = 64 * 1024;
+/// Rows of the store that are read at a time.
+const PAGE: usize = 16;
+
+/// Whether a durable session's stored rows are all sent.
+enum CaughtUp {
+    Yes,
+    NotYet,
+}
+
+type Reading = Pin<Box<dyn Future<Output = Result<Vec<QueueRow>, StoreError>> + Send>>;
+
+/// A client that was let in.
+pub struct Client {
+    hub: Arc<Hub>,
+    place: Place,
+    session: Session,
+    tickets: TicketQueue<Pending>,
+    waiting: Vec<Parcel>,
+    next: usize,
+    topic: Option<Arc<str>>,
+    deletes: Vec<Op>,
+    cursor: u64,
+    reading: Option<Reading>,
+    now: Now,
+    /// How many of the open tickets are for something that is not published yet.
+    unpublished: usize,
+    /// The connection is over: nobody subscribes any more.
+    left: bool,
+}
+
+/// What happens when a ticket of this client completes.
+enum Pending {
+    /// The client is answered.
+    Answer(Answer),
+    /// A durable session's QoS 2 publish is saved: now it is published.
+    FanOut(Box<Unpublished>),
+    /// It came behind a QoS 2 publish that was not published yet: its turn comes when that one's has.
+    Later(Box<Later>),
+    /// It comes behind everything that the client published before.
+    Turn(Box<Later>),
+    /// Subscriptions are saved.
+    Subscribed(Box<Subscribed>),
+    /// They are gone from the store.
+    Unsubscribed(Box<(u16, Vec<bool>)>),
+}
+
+impl Pending {
+    /// The packet id of the QoS 2 publish that it is for.
+    fn publish_id(&self) -> Option<u16> {
+        match self {
+            Self::FanOut(unpublished) => Some(unpublished.publish.packet_id),
+            Self::Answer(answer) => answer.received_id(),
+            _ => None,
+        }
+    }
+
+    fn is_unpublished(&self) -> bool {
+        matches!(self, Self::FanOut(_) | Self::Later(_))
+    }
+}
+
+struct Unpublished {
+    id: u64,
+    publish: Publish,
+    size: usize,
+}
+
+/// A packet that waits for those before it, and its size.
+struct Later(Waiting, usize);
+
+enum Waiting {
+    Publish(Publish),
+    Subscribe(Subscribe),
+    Unsubscribe(Unsubscribe),
+}
+
+impl Client {
+    /// A client at its place.
+    pub fn new(hub: Arc<Hub>, place: Place, session: Session) -> Self {
+        let now = hub.now();
+        Self {
+            hub,
+            place,
+            session,
+            tickets: TicketQueue::default(),
+            waiting: Vec::new(),
+            next: 0,
+            topic: None,
+            deletes: Vec::new(),
+            cursor: 0,
+            reading: None,
+            now,
+            unpublished: 0,
+            left: false,
+        }
+    }
+
+    /// The time, once for all that one wake-up brings.
+    pub fn set_time(&mut self, now: Now) {
+        self.now = now;
+    }
+
+    /// Nothing is read from the client now, for reasons of ours: it is not silent.
+    pub fn is_not_read(&mut self) {
+        self.session.is_not_read(self.now.monotonic_ms);
+    }
+
+    /// The version that it speaks.
+    pub fn version(&self) -> Version {
+        self.session.version()
+    }
+
+    /// Whether reading has to stop until a ticket completes.
+    pub fn is_full(&self) -> bool {
+        self.tickets.is_full()
+    }
+
+    /// When the keep-alive runs out, on the monotonic clock.
+    pub fn deadline_ms(&self) -> Option<u64> {
+        self.session.deadline_ms()
+    }
+
+    /// # Errors
+    /// [`Fault::KeepAlive`] if it was silent for too long.
+    pub fn check_alive(&self, now_ms: u64) -> Result<(), Fault> {
+        self.session.check_alive(now_ms)
+    }
+
+    /// Takes a packet of `size` bytes. Gives the DISCONNECT, if it was one.
+    ///
+    /// # Errors
+    /// The connection is over.
+    pub fn take(&mut self, packet: Packet, size: usize, out: &mut Vec<u8>) -> Result<Option<Disconnect>, Fault> {
+        match self.session.receive(packet, self.now.monotonic_ms, out)? {
+            Step::Idle => {}
+            Step::Publish(publish) => self.publish(publish, size, out)?,
+            Step::Repeated(answer) => self.after(Ticket::done(), Pending::Answer(answer), size, out)?,
+            Step::Release(answer) => self.release(answer, size, out)?,
+            Step::Taken { row } => self.taken(row),
+            Step::Received { row, answer } => self.received(row, answer, size, out)?,
+            Step::Subscribe(subscribe) => self.in_turn(Waiting::Subscribe(subscribe), size, out)?,
+            Step::Unsubscribe(unsubscribe) => self.in_turn(Waiting::Unsubscribe(unsubscribe), size, out)?,
+            Step::Leave(disconnect) => return self.check_leave(disconnect).map(Some),
+        }
+        Ok(None)
+    }
+
+    /// Completes tickets, writes what waits for the client, reads stored rows. `Ready` if there may be more to do at
+    /// once; `Pending` when everything that can happen now has happened and the context will be woken.
+    pub fn poll(&mut self, cx: &mut Context<'_>, out: &mut Vec<u8>) -> Poll<Result<(), Fault>> {
+        let mut more = self.poll_tickets(cx, out)?;
+        more |= self.deliver(cx, out)?;
+        self.flush_deletes();
+        if more { Poll::Ready(Ok(())) } else { Poll::Pending }
+    }
+
+    /// What goes on while the peer takes nothing: what it published is delivered to others, and it is told to go.
+    pub fn poll_stalled(&mut self, cx: &mut Context<'_>, out: &mut Vec<u8>) -> Result<(), Fault> {
+        self.poll_tickets(cx, out)?;
+        self.check_open(cx)
+    }
+
+    /// Completes tickets in order; true if there was one, so that there is room in the window for what is read already.
+    fn poll_tickets(&mut self, cx: &mut Context<'_>, out: &mut Vec<u8>) -> Result<bool, Fault> {
+        let mut any = false;
+        while let Poll::Ready(Some((pending, result))) = self.tickets.poll_next(cx) {
+            self.complete(pending, result, out)?;
+            any = true;
+        }
+        self.flush_deletes();
+        Ok(any)
+    }
+
+    /// The end reaches a client too that takes nothing from its mailbox now.
+    fn check_open(&self, cx: &mut Context<'_>) -> Result<(), Fault> {
+        match self.place.mailbox.poll_closed(cx) {
+            Poll::Ready(why) => Err(closed(why)),
+            Poll::Pending => Ok(()),
+        }
+    }
+
+    /// The connection is over: the seat is left, and what the open tickets are for goes on in a task of its own, so
+    /// that whatever was read is published.
+    pub fn leave(mut self, parting: Parting) {
+        self.flush_deletes();
+        self.left = true;
+        let mut unwritten = self.waiting.split_off(self.next.min(self.waiting.len()));
+        unwritten.extend(self.place.mailbox.take());
+        self.hub.leave(&mut self.place, parting, &unwritten);
+        if !self.tickets.is_empty() {
+            self.hub.node().parts.metrics.draining.add(1);
+            tokio::spawn(self.drain());
+        }
+    }
+
+    async fn drain(mut self) {
+        let mut unheard = Vec::new();
+        poll_fn(|cx| {
+            // A ticket that failed was logged, and is gone from the queue.
+            while self.poll_tickets(cx, &mut unheard).is_err() {}
+            unheard.clear();
+            if self.tickets.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+        self.hub.node().parts.metrics.draining.sub(1);
+    }
+
+    // --- tickets ---
+
+    /// Saves what belongs to this session, as long as it is there.
+    fn saver(&self) -> impl FnOnce(Vec<Op>) -> Commit + Send + 'static {
+        let (store, owner, seat) =
+            (self.hub.node().parts.store.clone(), self.place.owner.clone(), self.place.seat.clone());
+        move |ops| match seat.kept() {
+            Some(seat) => seat.save(|| store.commit(&owner, ops)),
+            None => store.commit(&owner, ops),
+        }
+    }
+
+    fn commit(&self, ops: Vec<Op>) -> Ticket {
+        let mut ticket = Ticket::done();
+        // One commit takes a bounded number of operations; a filter may have found more retained values than that.
+        let mut rest = ops;
+        while !rest.is_empty() {
+            let more = rest.split_off(rest.len().min(1000));
+            ticket.wait_for(self.saver()(rest));
+            rest = more;
+        }
+        ticket
+    }
+
+    /// Does `pending` when the ticket completes, in the order of the client's packets: at once if nothing is open.
+    fn after(&mut self, mut ticket: Ticket, pending: Pending, size: usize, out: &mut Vec<u8>) -> Result<(), Fault> {
+        if self.tickets.is_empty()
+            && ticket.is_ready()
+            && let Poll::Ready(result) = ticket.poll_done(&mut Context::from_waker(Waker::noop()))
+        {
+            return self.complete(pending, result, out);
+        }
+        self.tickets.push(ticket, pending, size);
+        Ok(())
+    }
+
+    fn complete(&mut self, pending: Pending, result: Result<(), StoreError>, out: &mut Vec<u8>) -> Result<(), Fault> {
+        if let Err(error) = result {
+            tracing::error!(%error, "an MQTT session ends because the store failed");
+            if let (Some(packet_id), Seat::Kept(seat)) = (pending.publish_id(), &self.place.seat) {
+                // It may not have reached everybody: the client's next attempt begins anew, under the same id.
+                seat.let_go(packet_id);
+            }
+            self.unpublished -= usize::from(pending.is_unpublished());
+            return Err(Fault::Store);
+        }
+        match pending {
+            Pending::Answer(answer) => self.answer(answer, out),
+            Pending::FanOut(unpublished) => {
+                self.unpublished -= 1;
+                return self.fan_out(*unpublished, out);
+            }
+            Pending::Later(later) => {
+                self.unpublished -= 1;
+                return self.has_waited(*later, out);
+            }
+            Pending::Turn(later) => return self.go_on(*later, out),
+            Pending::Subscribed(done) => self.subscribed(*done, out),
+            Pending::Unsubscribed(done) => reply::unsuback(out, self.version(), done.0, &done.1),
+        }
+        Ok(())
+    }
+
+    /// Writes an answer whose turn has come.
+    fn answer(&mut self, answer: Answer, out: &mut Vec<u8>) {
+        if let (Some(packet_id), Seat::Kept(seat)) = (answer.received_id(), &self.place.seat) {
+            seat.finish(packet_id);
+        }
+        self.session.answer(answer, out);
+    }
+
+    // --- the order of the client's packets ---
+
+    /// semantics.md, order: what a client publishes goes out in the order in which it came, whatever its QoS; and what
+    /// it subscribes to comes behind what it published before.
+    fn in_turn(&mut self, packet: Waiting, size: usize, out: &mut Vec<u8>) -> Result<(), Fault> {
+        let later = Later(packet, size);
+        if self.unpublished > 0 {
+            self.unpublished += 1;
+            self.tickets.push(Ticket::done(), Pending::Later(Box::new(later)), size);
+            return Ok(());
+        }
+        self.has_waited(later, out)
+    }
+
+    /// Everything before it is published. A publish goes behind it; a subscription waits until that is saved, too.
+    fn has_waited(&mut self, later: Later, out: &mut Vec<u8>) -> Result<(), Fault> {
+        if matches!(later.0, Waiting::Publish(_)) || self.tickets.is_empty() {
+            return self.go_on(later, out);
+        }
+        let size = later.1;
+        self.tickets.push(Ticket::done(), Pending::Turn(Box::new(later)), size);
+        Ok(())
+    }
+
+    fn go_on(&mut self, Later(packet, size): Later, out: &mut Vec<u8>) -> Result<(), Fault> {
+        match packet {
+            Waiting::Publish(publish) => self.publish_now(publish, size, out),
+            _ if self.left => Ok(()),
+            Waiting::Subscribe(subscribe) => self.subscribe(subscribe, size, out),
+            Waiting::Unsubscribe(unsubscribe) => self.unsubscribe(unsubscribe, size, out),
+        }
+    }
+
+    // --- the end ---
+
+    /// MQTT 5.0 §3.14.2.2.2: a session that was to end with the connection can not be prolonged.
+    fn check_leave(&mut self, disconnect: Disconnect) -> Result<Disconnect, Fault> {
+        match disconnect.expiry {
+            Some(expiry) if expiry > 0 && self.place.expiry == 0 => {
+                Err(Fault::Protocol("a session expiry out of nothing"))
+            }
+            Some(expiry) => {
+                self.place.expiry = self.hub.bounded_expiry(expiry);
+                Ok(disconnect)
+            }
+            None => Ok(disconnect),
+        }
+    }
+
+    fn count(&self, outcome: Outcome) {
+        self.hub.count(outcome, 1);
+    }
+}
+
+/// Why a mailbox was closed, as the client is told.
+fn closed(why: Closed) -> Fault {
+    match why {
+        Closed::Gone => Fault::Protocol("the session is gone"),
+        Closed::Overflow => Fault::SlowReader,
+        Closed::Replaced => Fault::TakenOver,
+        Closed::Shutdown => Fault::Stopping,
+        Closed::Revoked => Fault::Administrative,
+    }
+}
