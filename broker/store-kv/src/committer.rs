@@ -6,25 +6,21 @@ use crate::{
     keys::Number,
     kv::Kv,
     stats::Counters,
+    waiting::{Bounds, Expiry, Next, Request, Waiting},
 };
 use parking_lot::Mutex;
 use std::{
     collections::VecDeque,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-        mpsc::{self, Receiver, SyncSender, TrySendError},
+        atomic::{AtomicU64, Ordering},
     },
     thread::JoinHandle,
     time::Instant,
 };
-use tavi_store::{Commit, CommitSlot, Op, Owner};
+use tavi_store::{Commit, CommitSlot, Gate, Op, Owner};
 use tokio::sync::oneshot;
 
-/// At most so many commits in one group.
-const MAX_GROUP: usize = 1_024;
-/// A batch that has so many rows is closed.
-const MAX_ROWS: usize = 16_384;
 /// How many purged owners are remembered, so that a scan that stands at one can go on.
 const REMEMBERED: usize = 4_096;
 /// How many rows of a purged owner are deleted in one step.
@@ -37,90 +33,58 @@ pub(crate) struct Shared {
     pub counters: Counters,
     /// Lately purged owners with the numbers that they had.
     pub purged: Mutex<VecDeque<(Owner, Number)>>,
-    /// Bytes of the values that wait.
-    bytes: AtomicU64,
-    stopping: AtomicBool,
-}
-
-/// How much may wait.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Bounds {
-    pub commits: usize,
-    pub bytes: u64,
 }
 
 /// The front of the committer's thread.
 pub(crate) struct Committer {
-    requests: SyncSender<Request>,
+    waiting: Arc<Waiting>,
     thread: Mutex<Option<JoinHandle<()>>>,
-    bounds: Bounds,
     pub shared: Arc<Shared>,
-}
-
-enum Request {
-    Commit { owner: Owner, ops: Vec<Op>, slot: CommitSlot, since: Instant },
-    Expire { rows: Vec<(Number, u64)>, answer: oneshot::Sender<Result<usize, StoreError>> },
-    Stop,
 }
 
 impl Committer {
     /// Starts the thread on `kv`, from the marks that are stored there.
     pub fn start(kv: Arc<dyn Kv>, marks: Marks, bounds: Bounds) -> std::io::Result<Committer> {
         let shared = Arc::new(Shared { last: marks.last.into(), ..Shared::default() });
-        let (requests, incoming) = mpsc::sync_channel(bounds.commits);
+        let waiting = Arc::new(Waiting::new(bounds));
         let worker =
-            Worker { kv, marks, incoming, shared: shared.clone(), stopping: false, unsynced: false, broken: None };
+            Worker { kv, marks, waiting: waiting.clone(), shared: shared.clone(), unsynced: false, broken: None };
         let thread = std::thread::Builder::new().name("tavi-commit".into()).spawn(move || worker.run())?;
-        Ok(Committer { requests, thread: Mutex::new(Some(thread)), bounds, shared })
+        Ok(Committer { waiting, thread: Mutex::new(Some(thread)), shared })
     }
 
-    /// Hands a commit in; refuses it at once when too much waits or the store is stopping.
+    /// Hands a commit in, however much waits; refuses it at once when the store is stopping.
     pub fn commit(&self, owner: &Owner, ops: Vec<Op>) -> Commit {
-        let size = size(&ops);
-        if self.shared.stopping.load(Ordering::Acquire) {
-            return Commit::ready(Err(stopped()));
-        }
-        if self.shared.bytes.load(Ordering::Relaxed) + size > self.bounds.bytes {
-            return self.refuse();
-        }
         let (slot, commit) = Commit::pending();
-        let request = Request::Commit { owner: owner.clone(), ops, slot, since: Instant::now() };
-        self.shared.bytes.fetch_add(size, Ordering::Relaxed);
         self.shared.counters.waiting.fetch_add(1, Ordering::Relaxed);
-        match self.requests.try_send(request) {
-            Ok(()) => commit,
-            Err(error) => {
-                self.shared.bytes.fetch_sub(size, Ordering::Relaxed);
-                self.shared.counters.waiting.fetch_sub(1, Ordering::Relaxed);
-                match error {
-                    TrySendError::Full(_) => self.refuse(),
-                    TrySendError::Disconnected(_) => Commit::ready(Err(stopped())),
-                }
-            }
+        let request = Request { owner: owner.clone(), ops, slot, since: Instant::now() };
+        if let Err(request) = self.waiting.push(request) {
+            self.shared.counters.refused.fetch_add(1, Ordering::Relaxed);
+            self.shared.counters.waiting.fetch_sub(1, Ordering::Relaxed);
+            request.slot.resolve(Err(stopped()));
         }
+        commit
+    }
+
+    /// Open while senders may go on.
+    pub fn gate(&self) -> &Arc<Gate> {
+        &self.waiting.gate
     }
 
     /// Deletes archived stanzas, by owner and id; blocks until that is durable. Gives how many there were.
     pub fn expire(&self, rows: Vec<(Number, u64)>) -> Result<usize, StoreError> {
         let (answer, done) = oneshot::channel();
-        self.requests.send(Request::Expire { rows, answer }).map_err(|_| stopped())?;
+        self.waiting.expire(Expiry { rows, answer }).map_err(|_| stopped())?;
         done.blocking_recv().map_err(|_| stopped())?
     }
 
     /// Commits all that waits, then ends the thread; blocks meanwhile. Later commits are refused.
     pub fn stop(&self) {
-        self.shared.stopping.store(true, Ordering::Release);
+        self.waiting.stop();
         let Some(thread) = self.thread.lock().take() else { return };
-        // If the thread is gone already there is nothing to be told.
-        let _ = self.requests.send(Request::Stop);
         if thread.join().is_err() {
             tracing::error!("the committer has panicked");
         }
-    }
-
-    fn refuse(&self) -> Commit {
-        self.shared.counters.refused.fetch_add(1, Ordering::Relaxed);
-        Commit::ready(Err(StoreError::Unavailable("too many commits wait".into())))
     }
 }
 
@@ -128,41 +92,16 @@ fn stopped() -> StoreError {
     StoreError::Unavailable("the store is stopping".into())
 }
 
-/// About how much memory operations hold.
-fn size(ops: &[Op]) -> u64 {
-    ops.iter().map(|op| 64 + value_len(op) as u64).sum()
-}
-
-fn value_len(op: &Op) -> usize {
-    match op {
-        Op::Put { value, .. }
-        | Op::Restore { value, .. }
-        | Op::QueuePush { value, .. }
-        | Op::Archive { value, .. }
-        | Op::Retract { tombstone: value, .. } => value.len(),
-        _ => 0,
-    }
-}
-
 /// The thread's own side.
 struct Worker {
     kv: Arc<dyn Kv>,
     marks: Marks,
-    incoming: Receiver<Request>,
+    waiting: Arc<Waiting>,
     shared: Arc<Shared>,
-    /// Told to stop: serves what waits, then ends.
-    stopping: bool,
     /// Whether something was written that is not durable yet.
     unsynced: bool,
     /// Why nothing more can be written: after a failed write or flush nobody knows what is on the disk.
     broken: Option<StoreError>,
-}
-
-/// What a group has so far.
-#[derive(Default)]
-struct Gathered {
-    taken: Vec<Taken>,
-    bytes: u64,
 }
 
 /// A commit of the group being made that was taken in.
@@ -173,74 +112,52 @@ struct Taken {
 
 impl Worker {
     fn run(mut self) {
-        while let Some(request) = self.next() {
-            self.serve(request);
-        }
-    }
-
-    /// The next request; while there is none, purged owners are swept. `None` when all is done after a stop.
-    fn next(&mut self) -> Option<Request> {
-        if self.stopping {
-            return self.incoming.try_recv().ok();
-        }
-        while let Some(dead) = self.marks.dead.first().copied() {
-            match self.incoming.try_recv() {
-                Ok(request) => return Some(request),
-                Err(_) if self.broken.is_some() => break,
-                Err(_) => self.sweep(dead),
+        loop {
+            match self.next() {
+                Next::Group(group) => self.group(group),
+                // Nobody may be waiting any more; the stanzas are deleted all the same.
+                Next::Expire(Expiry { rows, answer }) => drop(answer.send(self.expire(&rows))),
+                Next::End => return,
             }
         }
-        self.incoming.recv().ok()
     }
 
-    fn serve(&mut self, request: Request) {
-        match request {
-            Request::Commit { .. } => self.group(request),
-            Request::Expire { rows, answer } => drop(answer.send(self.expire(&rows))),
-            Request::Stop => self.stopping = true,
+    /// What is next; while there is nothing, purged owners are swept.
+    fn next(&mut self) -> Next {
+        while let Some(dead) = self.marks.dead.first().copied().filter(|_| self.broken.is_none()) {
+            match self.waiting.try_next() {
+                Some(next) => return next,
+                None => self.sweep(dead),
+            }
         }
+        self.waiting.next()
     }
 
-    /// Writes `first` and what waits behind it, makes all of it durable at once, and tells it.
-    fn group(&mut self, first: Request) {
-        let mut gathered = Gathered::default();
-        let mut next = Some(first);
-        while let Some(request) = next.take_if(|request| matches!(request, Request::Commit { .. })) {
-            next = self.batch(request, &mut gathered);
+    /// Writes a group, makes all of it durable at once, and tells it. Only an engine that wants short batches gets
+    /// more than one of them before the flush.
+    fn group(&mut self, requests: Vec<Request>) {
+        let most = self.kv.batch();
+        let mut taken = Vec::with_capacity(requests.len());
+        let mut requests = requests.into_iter().peekable();
+        while requests.peek().is_some() {
+            self.batch(requests.by_ref().take(most), &mut taken);
         }
         let done = self.sync();
-        self.shared.tell(gathered.taken, &done);
-        self.shared.bytes.fetch_sub(gathered.bytes, Ordering::Relaxed);
-        if let Some(request) = next {
-            self.serve(request);
-        }
+        self.shared.tell(taken, &done);
     }
 
-    /// Writes one batch of the group; gives the request that follows it, if it waits already and there is room.
-    fn batch(&mut self, first: Request, gathered: &mut Gathered) -> Option<Request> {
+    fn batch(&mut self, requests: impl Iterator<Item = Request>, taken: &mut Vec<Taken>) {
         let kv = self.kv.clone();
-        let room = MAX_GROUP - gathered.taken.len();
-        let (taken, most) = (gathered.taken.len(), room.min(kv.batch()));
         let mut group = Group::new(&*kv, &mut self.marks);
-        let mut next = Some(first);
-        while let Some(Request::Commit { owner, ops, slot, since }) =
-            next.take_if(|request| matches!(request, Request::Commit { .. }))
-        {
-            gathered.bytes += size(&ops);
+        for Request { owner, ops, slot, since } in requests {
             let done = self.broken.clone().map_or(Ok(()), Err).and_then(|()| group.commit(&owner, &ops));
             match done {
-                Ok(()) => gathered.taken.push(Taken { slot, since }),
+                Ok(()) => taken.push(Taken { slot, since }),
                 Err(error) => self.shared.refused(slot, error),
             }
-            if gathered.taken.len() - taken >= most || group.len() >= MAX_ROWS {
-                break;
-            }
-            next = self.incoming.try_recv().ok();
         }
         let finished = group.finish();
         self.write(finished);
-        let full = gathered.taken.len() >= MAX_GROUP;
-        next.or_else(|| if full { None } else { self.incoming.try_recv().ok() })
     }
 
     /// Writes a batch. If that fails, `broken` tells why, as it will to all who come later.
@@ -351,7 +268,7 @@ mod tests {
         kv::{Family, Rows, Span, Visit},
     };
     use bytes::Bytes;
-    use std::{collections::BTreeMap, thread};
+    use std::{collections::BTreeMap, sync::atomic::AtomicBool, thread};
     use tavi_store::conformance::{body, wait};
 
     type Held = BTreeMap<(Family, Vec<u8>), Vec<u8>>;

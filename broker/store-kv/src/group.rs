@@ -87,11 +87,6 @@ impl<'a> Group<'a> {
         Finished { rows: self.rows, last: self.last, purged: self.purged }
     }
 
-    /// How many rows there are already.
-    pub fn len(&self) -> usize {
-        self.rows.len()
-    }
-
     fn take_back(&mut self, owner: &Owner, ops: &[Op], purged: usize) {
         while let Some((family, key, before)) = self.undo.pop() {
             self.rows.unset(family, key, before);

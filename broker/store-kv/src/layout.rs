@@ -84,15 +84,15 @@ fn index_topics(kv: &dyn Kv, table: Table) -> Result<u64, StoreError> {
     Ok(topics)
 }
 
-/// A row that is to be written.
-type Made = Option<(Family, Key, Vec<u8>)>;
+/// A row that is to be written, if there is one.
+type Made = Result<Option<(Family, Key, Vec<u8>)>, StoreError>;
 
 /// Writes what `make` gives for each row of a family under `prefix`, page by page.
 fn each_page(
     kv: &dyn Kv,
     family: Family,
     prefix: &[u8],
-    make: &mut dyn FnMut(&[u8], &[u8]) -> Result<Made, StoreError>,
+    make: &mut dyn FnMut(&[u8], &[u8]) -> Made,
 ) -> Result<(), StoreError> {
     let end = keys::end_of(prefix);
     let mut from = Bound::Included(prefix.to_vec());

@@ -19,6 +19,7 @@ mod sled;
 mod stats;
 mod store;
 mod value;
+mod waiting;
 
 pub use check::{Report, check};
 pub use migrate::{MigrateError, Migrated, migrate, restore};
@@ -45,15 +46,15 @@ pub struct Options {
     pub engine: Engine,
     /// The engine's cache in bytes.
     pub cache: u64,
-    /// At most so many commits wait; more are refused as unavailable.
+    /// When so many commits wait, senders are told to stop ([`tavi_store::Store::has_room`]).
     pub queue: usize,
-    /// At most so many bytes of values wait; more are refused as unavailable.
+    /// When so many bytes of values wait, senders are told to stop.
     pub queue_bytes: u64,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { engine: Engine::Sled, cache: 64 << 20, queue: 65_536, queue_bytes: 64 << 20 }
+        Options { engine: Engine::Sled, cache: 64 << 20, queue: 131_072, queue_bytes: 64 << 20 }
     }
 }
 

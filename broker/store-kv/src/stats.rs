@@ -33,7 +33,7 @@ pub struct CommitStats {
     pub batch: Histogram,
     /// Commits refused because of a conflict.
     pub conflicts: u64,
-    /// Commits refused because the queue was full.
+    /// Commits refused because the store was stopping.
     pub refused: u64,
     /// Commits that failed because the engine did.
     pub failed: u64,

@@ -2,7 +2,7 @@
 
 use crate::{
     CommitStats, Engine, OpenError, Options, StoreError,
-    committer::{Bounds, Committer},
+    committer::Committer,
     fjall::{self, Fjall},
     folder::{self, Current, Folder},
     keys::Number,
@@ -10,6 +10,7 @@ use crate::{
     layout::marks,
     read::Reader,
     sled::{self, Sled},
+    waiting::Bounds,
 };
 use std::{
     future::ready,
@@ -22,7 +23,7 @@ use std::{
 };
 use tavi_store::{
     ArchiveQuery, ArchiveRow, Commit, InboxRow, NameRange, Op, Owner, PageBound, QueuePage, QueueRow, QueueSize, Read,
-    Record, Row, Store, Table, limits,
+    Record, Room, Row, Store, Table, limits,
 };
 use tokio::sync::oneshot;
 
@@ -206,6 +207,14 @@ impl Store for KvStore {
             Ok(_) => Box::pin(async move { done.await.unwrap_or_else(|error| Err(failed(&error))) }),
             Err(error) => now(Err(failed(&error))),
         }
+    }
+
+    fn has_room(&self) -> bool {
+        self.committer.gate().is_open()
+    }
+
+    fn room(&self) -> Room {
+        self.committer.gate().room()
     }
 
     fn last_id(&self) -> u64 {

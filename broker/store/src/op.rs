@@ -55,7 +55,8 @@ pub struct Record {
 pub struct Body {
     /// The name of the bytes, drawn by the caller: one id, one content.
     pub id: u64,
-    /// The bytes. Where the id is stored already they are not looked at, so they may be left out.
+    /// The bytes. Where the id is stored already (a commit with it has resolved, and a row still names it) they are not
+    /// looked at, so they may be left out.
     pub bytes: Bytes,
 }
 

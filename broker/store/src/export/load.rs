@@ -2,7 +2,7 @@
 
 use super::{Entry, ExportError};
 use crate::{Body, Commit, Op, Owner, Store, StoreError};
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 
 /// A commit is handed in when it has so many operations, or so many bytes.
 const OPS: usize = 256;
@@ -16,6 +16,9 @@ pub(super) struct Load<'a> {
     ops: Vec<Op>,
     bytes: usize,
     in_flight: VecDeque<Commit>,
+    /// The shared bodies of the commit in the making, and of those on their way.
+    making: Vec<u64>,
+    flying: HashSet<u64>,
 }
 
 impl<'a> Load<'a> {
@@ -25,7 +28,8 @@ impl<'a> Load<'a> {
             return Err(ExportError::NotEmpty);
         }
         let owner = Owner::system("import");
-        Ok(Load { store, owner, ops: Vec::new(), bytes: 0, in_flight: VecDeque::new() })
+        let (making, flying) = (Vec::new(), HashSet::new());
+        Ok(Load { store, owner, ops: Vec::new(), bytes: 0, in_flight: VecDeque::new(), making, flying })
     }
 
     pub async fn push(&mut self, entry: Entry) -> Result<(), StoreError> {
@@ -43,6 +47,12 @@ impl<'a> Load<'a> {
                 self.ops.push(Op::QueuePush { id, value });
             }
             Entry::Shared { id, head, body, bytes } => {
+                match &bytes {
+                    Some(_) => self.making.push(body),
+                    // Commits of several owners may overtake each other.
+                    None if self.flying.contains(&body) => self.land().await?,
+                    None => {}
+                }
                 let bytes = bytes.unwrap_or_default();
                 self.bytes += head.len() + bytes.len();
                 self.ops.push(Op::QueueShare { id, head, body: Body { id: body, bytes } });
@@ -81,11 +91,21 @@ impl<'a> Load<'a> {
         }
         self.bytes = 0;
         self.in_flight.push_back(self.store.commit(&self.owner, std::mem::take(&mut self.ops)));
+        self.flying.extend(self.making.drain(..));
         while self.in_flight.len() > IN_FLIGHT {
             if let Some(commit) = self.in_flight.pop_front() {
                 commit.await?;
             }
         }
+        Ok(())
+    }
+
+    /// Waits for all commits on their way.
+    async fn land(&mut self) -> Result<(), StoreError> {
+        while let Some(commit) = self.in_flight.pop_front() {
+            commit.await?;
+        }
+        self.flying.clear();
         Ok(())
     }
 }
