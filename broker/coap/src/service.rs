@@ -30,7 +30,7 @@ const PERMISSION_CHECK: Duration = Duration::from_secs(1);
 /// Max-Age of an ordinary answer: a topic may change at any moment, so it is fresh only now (RFC 7252 §5.10.5).
 const MAX_AGE: u32 = 0;
 /// Topics looked at for one list: pages, and topics on a page.
-const LIST_PAGES: (usize, usize) = (16, 1000);
+const LIST_PAGES: (usize, usize) = (16, 200);
 
 /// The parts of the core that CoAP uses.
 #[derive(Clone)]
@@ -333,7 +333,7 @@ impl Service {
     fn publish(&mut self, who: &Principal, exchange: Exchange, draft: Draft) -> Option<Message> {
         let code = match draft.change {
             Change::Clear => Code::DELETED,
-            Change::Value if self.seams.topics.retained(&draft.topic).is_empty() => Code::CREATED,
+            Change::Value if matches!(self.seams.topics.kept_value(&draft.topic), Ok(None)) => Code::CREATED,
             Change::Value => Code::CHANGED,
         };
         let weight = draft.payload.len() + draft.topic.len();
@@ -345,33 +345,31 @@ impl Service {
     }
 
     fn list(&self, who: &Principal, filter: &Filter) -> Representation {
+        let format = |p: &Publication| format::number(p.content_type.as_deref()?);
         let listed = self.listed(who);
         // RFC 6690 §4: only what a GET answers; an expired value is listed no more.
-        let links = listed.iter().filter_map(|topic| {
-            let value = self.value(who, topic).ok()??;
-            Some(Link { topic, format: value.format })
-        });
+        let links = listed.iter().map(|p| Link { topic: &p.topic, format: format(p) });
         let body = links::list(links, filter);
         let mut hasher = DefaultHasher::new();
         body.hash(&mut hasher);
         Representation { version: hasher.finish(), format: Some(format::LINK_FORMAT), body: Bytes::from(body) }
     }
 
-    fn listed(&self, who: &Principal) -> Vec<Arc<str>> {
-        // Without any grant the whole table would be searched for nothing.
-        let mut topics: Vec<Arc<str>> = Vec::new();
-        if self.seams.permit.list(Some(who.subject())).is_empty() {
-            return topics;
-        }
+    fn listed(&self, who: &Principal) -> Vec<Arc<Publication>> {
+        let mut all: Vec<Arc<Publication>> = Vec::new();
         for _ in 0..LIST_PAGES.0 {
-            let page = self.seams.topics.listed(who, topics.last().map(|topic| &**topic), LIST_PAGES.1);
+            let after = all.last().map(|last| last.topic.clone());
+            let page = self.seams.topics.listed(who, after.as_deref(), LIST_PAGES.1).unwrap_or_else(|error| {
+                tracing::error!(%error, "the topics could not be listed");
+                Vec::new()
+            });
             let is_last = page.len() < LIST_PAGES.1;
-            topics.extend(page);
+            all.extend(page);
             if is_last {
                 break;
             }
         }
-        topics
+        all
     }
 
     /// Ends the observations of topics that may not be read any more, when the access model has changed.
@@ -434,6 +432,7 @@ fn refuse(who: &Principal, refused: Refusal) -> Message {
     match refused {
         Refusal::Forbidden => forbidden(named),
         Refusal::IllegalTopic(error) => *refusal(Code::BAD_REQUEST, &error.to_string()),
+        Refusal::Unavailable(error) => unavailable(&error),
     }
 }
 
@@ -441,13 +440,17 @@ fn refuse(who: &Principal, refused: Refusal) -> Message {
 fn outcome(code: Code, result: Result<(), StoreError>) -> Message {
     match result {
         Ok(()) => Message::new(code),
-        Err(StoreError::Unavailable(_)) => {
-            let mut response = refusal(Code::UNAVAILABLE, "the store is not available now");
-            response.add_uint(option::MAX_AGE, 5);
-            *response
-        }
-        Err(_) => *refusal(Code::INTERNAL, "the value could not be saved"),
+        Err(error) => unavailable(&error),
     }
+}
+
+fn unavailable(error: &StoreError) -> Message {
+    if !matches!(error, StoreError::Unavailable(_)) {
+        return *refusal(Code::INTERNAL, "the store failed");
+    }
+    let mut response = refusal(Code::UNAVAILABLE, "the store is not available now");
+    response.add_uint(option::MAX_AGE, 5);
+    *response
 }
 
 #[cfg(test)]

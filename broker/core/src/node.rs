@@ -139,7 +139,8 @@ impl Node {
 
     /// After a crash, devices that were online are not.
     pub async fn correct_states(&self) -> Result<(), StoreError> {
-        for state in self.parts.topics.retained("d/+/state") {
+        let mut states = self.parts.topics.read_retained("d/+/state");
+        while let Some(state) = states.next().await? {
             if &*state.payload == b"online" {
                 self.parts.topics.publish_unasked(&state.from, state_draft(&state.topic, "offline")).complete().await?;
             }

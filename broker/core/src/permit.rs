@@ -206,6 +206,17 @@ impl Permit {
         single || self.together(who, action, filter)
     }
 
+    /// Filters that together cover every topic on which `who` may do `action`; some may lie within others.
+    pub fn reach(&self, who: &Principal, action: Action) -> Vec<Box<str>> {
+        let rules = self.rules.load();
+        let granted = subjects(who).into_iter().flatten().filter_map(|s| rules.get(s)).flatten();
+        let granted = granted.filter(|grant| grant.actions.has(action)).map(|grant| grant.filter.clone());
+        let mut reach: Vec<Box<str>> = own_filter_text(who).map(Into::into).into_iter().chain(granted).collect();
+        reach.sort_unstable();
+        reach.dedup();
+        reach
+    }
+
     /// The grants of one subject or of all.
     pub fn list(&self, subject: Option<&str>) -> Vec<Grant> {
         let rules = self.rules.load();

@@ -294,7 +294,7 @@ mod tests {
             from: Principal::Account("juliet@localhost".parse().unwrap()),
             from_session: 0,
             item: Some("current".into()),
-            properties: Some(Box::new(Properties { utf8, user, ..Properties::default() })),
+            properties: Some(Box::new(Properties { utf8, user, ..Properties::default() })).filter(|p| !p.is_default()),
             rendered: Rendered::default(),
         }
     }

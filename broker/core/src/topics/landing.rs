@@ -3,6 +3,7 @@
 
 use super::{
     Topics,
+    kept::{Kept, LARGE},
     place::{Place, State},
     receivers::Audience,
 };
@@ -16,6 +17,8 @@ pub(super) struct Open {
     pub(super) audience: Audience,
     /// Whoever subscribed with this change or an earlier one is in the audience.
     pub(super) seen: u64,
+    /// Its id was drawn when it was begun, so it is newer than all that landed before.
+    fresh: bool,
     fate: Fate,
 }
 
@@ -27,8 +30,8 @@ enum Fate {
 }
 
 impl Open {
-    pub(super) fn new(publication: Arc<Publication>, audience: Audience, seen: u64) -> Open {
-        Open { publication, audience, seen, fate: Fate::Saving }
+    pub(super) fn new(publication: Arc<Publication>, fresh: bool, (audience, seen): (Audience, u64)) -> Open {
+        Open { publication, audience, seen, fresh, fate: Fate::Saving }
     }
 
     /// Whether it will be a retained value that a subscriber who came with change `since` has no part in.
@@ -70,9 +73,6 @@ impl Drop for Landing {
     }
 }
 
-/// A value larger than this is not kept as `latest`; its retained form is.
-const MAX_LATEST_BYTES: usize = 64 * 1024;
-
 impl Topics {
     /// Whatever is at the front and decided takes its effect, one after the other; one thread at a time does this for a
     /// topic.
@@ -82,10 +82,13 @@ impl Topics {
         }
         while let Some(open) = state.open.pop_front_if(|open| open.fate != Fate::Saving) {
             state.first += 1;
-            if open.fate == Fate::Saved {
-                self.change_value(&mut state, &open);
-                self.places.charge(place, &state, open.publication.topic.len());
+            match open.fate {
+                Fate::Saved => self.change_value(&mut state, &open),
+                // Nobody knows what of it the store has.
+                _ if open.publication.retain => state.kept = Kept::InStore,
+                _ => {}
             }
+            self.places.charge(place, &state, open.publication.topic.len());
             if open.publication.retain {
                 self.saving.leave(&open.publication.topic);
                 state.waiting.drain(..).for_each(|waker| waker.wake());
@@ -96,17 +99,18 @@ impl Topics {
         }
     }
 
-    /// An older publication that lands late changes no value (semantics.md: ids decide).
     fn change_value(&self, state: &mut State, open: &Open) {
         let publication = &open.publication;
+        // An older publication that lands late changes no value (semantics.md: ids decide).
         if state.latest.as_ref().is_none_or(|latest| latest.id < publication.id) {
-            let small = publication.payload.len() <= MAX_LATEST_BYTES;
+            let small = publication.payload.len() <= LARGE;
             state.latest = (small || publication.change == Change::Clear).then(|| publication.clone());
         }
-        if publication.retain && publication.id > state.retained_id {
+        let newest = if state.retained_id > 0 { publication.id > state.retained_id } else { open.fresh };
+        if publication.retain && newest {
             state.retained_id = publication.id;
             state.retained_seen = open.seen;
-            self.kept.change(publication);
+            state.kept = Kept::of(publication);
         }
     }
 }

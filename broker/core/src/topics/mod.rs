@@ -3,6 +3,7 @@
 //! Permit, receivers, id, retain, rows for durable subscribers; then, when all is saved, the deliveries, in the order in
 //! which the publications of a topic were begun.
 
+mod kept;
 mod landing;
 mod place;
 mod receivers;
@@ -22,11 +23,12 @@ use crate::{
 };
 use bytes::Bytes;
 use hashbrown::HashMap;
+use kept::{at_once, retained_op};
 use landing::{Landing, Open};
 use parking_lot::{Mutex, RwLock};
-use place::{Place, Places, State};
+use place::Places;
 use receivers::{Entry, Match};
-use retained::{Kept, Saving};
+use retained::Saving;
 use smallvec::SmallVec;
 use std::{
     fmt,
@@ -35,7 +37,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
 };
-use tavi_store::{Expect, IdSource, Op, Owner, SharedStore, StoreError, Table};
+use tavi_store::{IdSource, Owner, SharedStore, StoreError, Table};
 use tavi_wire::topic::{check_filter, check_topic};
 
 /// Why a verb of topics was refused.
@@ -47,6 +49,9 @@ pub enum Refusal {
     /// No legal topic or filter.
     #[error("{0}")]
     IllegalTopic(tavi_wire::topic::TopicError),
+    /// The store cannot be read.
+    #[error("{0}")]
+    Unavailable(#[from] StoreError),
 }
 
 /// A publication to be made; the broker adds id and time.
@@ -117,7 +122,6 @@ pub struct Topics {
     removals: AtomicU64,
     places: Places,
     saving: Saving,
-    kept: Kept,
     permit: Arc<Permit>,
     store: SharedStore,
     ids: Arc<IdSource>,
@@ -128,10 +132,10 @@ pub struct Topics {
 const REMOVALS: u64 = 4096;
 
 impl Topics {
-    /// Reads the retained values of the store.
+    /// The topics whose retained values are in `store`; none is read before somebody asks for it.
     ///
     /// # Errors
-    /// If the store cannot be read.
+    /// None today; a store that has to be prepared may have some.
     pub async fn load(
         store: SharedStore,
         permit: Arc<Permit>,
@@ -146,7 +150,6 @@ impl Topics {
             removals: AtomicU64::new(0),
             places: Places::default(),
             saving: Saving::default(),
-            kept: load_retained(&store).await?,
             permit,
             store,
             ids,
@@ -185,31 +188,33 @@ impl Topics {
     /// Publishes without asking the access model: for what only the broker writes, such as a device's `state`, and
     /// for publications that were permitted before a restart.
     pub fn publish_unasked(self: &Arc<Self>, from: &Principal, mut draft: Draft) -> Ticket {
-        let place = self.place(&draft.topic);
-        let mut state = place.state.lock();
         if draft.change == Change::Clear {
             draft.retain = true;
-            draft.item = draft.item.or_else(|| self.ended_item(&state, &draft.topic));
+            draft.item = match self.ended_item(&mut draft) {
+                Ok(item) => item,
+                Err(error) => return Ticket::failed(error),
+            };
         }
+        let place = self.places.at(&draft.topic);
+        let mut state = place.state.lock();
         if draft.retain {
             // Before the receivers are taken: who is not among them finds the topic here.
             self.saving.enter(&draft.topic);
         }
         let (audience, seen) = self.audience(&mut state.found, &draft.topic);
+        let fresh = draft.id.is_none();
         let publication = Arc::new(self.publication(from, draft));
         let mut ticket = Ticket::done();
-        if publication.retain && state.is_newest(publication.id) {
-            ticket.wait_for(self.store.commit(
-                &Owner::topic(&publication.topic),
-                vec![retained_op(&publication), Op::Drawn { id: publication.id }],
-            ));
+        if publication.retain {
+            ticket.wait_for(self.store.commit(&Owner::topic(&publication.topic), vec![retained_op(&publication)]));
         }
         for m in audience.of(&publication) {
             if let Some((owner, ops)) = m.subscriber.store(&publication, &m.options) {
                 ticket.wait_for(self.store.commit(&owner, ops));
             }
         }
-        let landing = Landing::begin(self, &place, &mut state, Open::new(publication, audience, seen));
+        let open = Open::new(publication, fresh, (audience, seen));
+        let landing = Landing::begin(self, &place, &mut state, open);
         drop(state);
         ticket.then(Box::new(move || landing.land()));
         ticket
@@ -228,7 +233,7 @@ impl Topics {
     ) -> Result<Joined, Refusal> {
         self.ask_filter(subscriber.principal(), filter)?;
         let (existed, since) = self.insert(subscriber, filter, options);
-        Ok(Joined { existed, retained: RetainedStream::new(self, filter, subscriber.principal(), since) })
+        Ok(Joined { existed, retained: RetainedStream::new(self, filter, Some(subscriber.principal()), since) })
     }
 
     /// Subscribes to a filter and gives all retained values at once: for a filter that finds few. The subscriber also
@@ -248,7 +253,7 @@ impl Topics {
         let mut ticket = Ticket::done();
         let joining = Match { subscriber: subscriber.clone(), options: SmallVec::from_elem(options, 1) };
         let coming = self.join_open(&joining, filter, since, &mut ticket);
-        let mut retained = self.retained(filter);
+        let mut retained = self.all_retained(filter)?;
         // Reading what is retained is an action of its own (semantics.md, permissions).
         retained.retain(|p| !coming.contains(&p.id) && self.permit.may(who, Action::Retrieve, &p.topic));
         Ok(Subscribed { existed, retained, ticket })
@@ -301,45 +306,36 @@ impl Topics {
         true
     }
 
-    /// The newer of a topic's retained and latest value, for GET and an observation's first notification. `None` if
-    /// there is none or it was cleared.
-    ///
-    /// # Errors
-    /// An illegal topic, or an asker who may not retrieve it.
-    pub fn value(&self, who: &Principal, topic: &str) -> Result<Option<Arc<Publication>>, Refusal> {
-        self.ask_retrieve(who, topic)?;
-        let latest = self.places.known(topic).and_then(|place| place.state.lock().latest.clone());
-        let newer = [self.kept.get(topic), latest].into_iter().flatten().max_by_key(|p| p.id);
-        let now = self.clock.now_ms();
-        Ok(newer.filter(|p| p.change == Change::Value && !p.expired(now)))
+    /// The retained values that a legal filter finds, whoever may read them.
+    pub fn read_retained(self: &Arc<Self>, filter: &str) -> RetainedStream {
+        RetainedStream::new(self, filter, None, 0)
     }
 
-    /// A topic's retained value.
-    ///
-    /// # Errors
-    /// An illegal topic, or an asker who may not retrieve it.
-    pub fn retained_value(&self, who: &Principal, topic: &str) -> Result<Option<Arc<Publication>>, Refusal> {
-        self.ask_retrieve(who, topic)?;
-        let now = self.clock.now_ms();
-        Ok(self.kept.get(topic).filter(|p| !p.expired(now)))
-    }
-
-    /// The retained values that a legal filter matches, in topic order. The caller has asked the access model.
+    /// The same at once, for a filter that finds few; a store that cannot be read is logged, and nothing is found.
     pub fn retained(&self, filter: &str) -> Vec<Arc<Publication>> {
-        let now = self.clock.now_ms();
-        let mut found = self.kept.page(filter, None, usize::MAX);
-        found.retain(|p| !p.expired(now));
-        found
+        self.all_retained(filter).unwrap_or_else(|error| {
+            tracing::error!(%error, filter, "retained values could not be read");
+            Vec::new()
+        })
     }
 
-    /// At most `limit` topics behind `after` that have a retained value which `who` may retrieve.
-    pub fn listed(&self, who: &Principal, after: Option<&str>, limit: usize) -> Vec<Arc<str>> {
-        self.kept.topics(after, limit, |topic| self.permit.may(who, Action::Retrieve, topic))
+    fn all_retained(&self, filter: &str) -> Result<Vec<Arc<Publication>>, StoreError> {
+        let (mut found, mut after) = (Vec::new(), None::<Box<str>>);
+        let now = self.clock.now_ms();
+        loop {
+            let page = self.page(filter, after.as_deref())?;
+            found.extend(page.values.into_iter().filter(|p| !p.expired(now)));
+            after = page.next;
+            if after.is_none() {
+                return Ok(found);
+            }
+        }
     }
 
     /// How many subscriptions and retained values there are.
     pub fn counts(&self) -> (usize, usize) {
-        (self.trie.read().len(), self.kept.len())
+        let retained = at_once(self.store.count(Table::Retained)).unwrap_or_default();
+        (self.trie.read().len(), retained as usize)
     }
 
     fn insert(&self, subscriber: &Arc<dyn Subscriber>, filter: &str, options: SubOptions) -> (bool, u64) {
@@ -380,24 +376,14 @@ impl Topics {
         Err(Refusal::Forbidden)
     }
 
-    fn ask_retrieve(&self, who: &Principal, topic: &str) -> Result<(), Refusal> {
-        check_topic(topic).map_err(Refusal::IllegalTopic)?;
-        if self.permit.may(who, Action::Retrieve, topic) {
-            return Ok(());
+    /// The item that a publication ends: that of the newer of the two values, unless it names one.
+    fn ended_item(&self, draft: &mut Draft) -> Result<Option<Box<str>>, StoreError> {
+        if draft.item.is_some() {
+            return Ok(draft.item.take());
         }
-        self.permit.log_refusal(who, Action::Retrieve, topic);
-        Err(Refusal::Forbidden)
-    }
-
-    fn place(&self, topic: &Arc<str>) -> Arc<Place> {
-        let make = || State { retained_id: self.kept.get(topic).map_or(0, |p| p.id), ..State::default() };
-        self.places.at(topic, make)
-    }
-
-    /// The item that a publication ends: that of the newer of the two values.
-    fn ended_item(&self, state: &State, topic: &str) -> Option<Box<str>> {
-        let newest = [self.kept.get(topic), state.latest.clone()].into_iter().flatten().max_by_key(|p| p.id);
-        newest.filter(|p| p.change == Change::Value).map(|p| p.item_id().into())
+        let latest = self.places.known(&draft.topic).and_then(|place| place.state.lock().latest.clone());
+        let newest = [self.kept(&draft.topic)?, latest].into_iter().flatten().max_by_key(|p| p.id);
+        Ok(newest.filter(|p| p.change == Change::Value).map(|p| p.item_id().into()))
     }
 
     fn next_turn(&self) -> u64 {
@@ -424,27 +410,7 @@ impl Topics {
     }
 }
 
-async fn load_retained(store: &SharedStore) -> Result<Kept, StoreError> {
-    let kept = Kept::default();
-    let mut after: Option<(Owner, Box<str>)> = None;
-    loop {
-        let rows = store.scan(Table::Retained, after.as_ref().map(|(o, i)| (o, &**i)), 1000).await?;
-        let Some(last) = rows.last() else { return Ok(kept) };
-        after = Some((last.owner.clone(), last.item.clone()));
-        for row in rows {
-            let damaged = || StoreError::Corrupt(format!("retained value of {:?}", row.owner.name()).into());
-            kept.insert(Arc::new(Publication::decode(row.record.value).ok_or_else(damaged)?));
-        }
-    }
-}
-
-fn retained_op(publication: &Publication) -> Op {
-    let (table, item, expect) = (Table::Retained, Box::from(""), Expect::Any);
-    match publication.change {
-        Change::Value => Op::Put { table, item, value: publication.encode(), expect },
-        Change::Clear => Op::Delete { table, item, expect },
-    }
-}
-
+#[cfg(test)]
+mod slow_store;
 #[cfg(test)]
 mod tests;

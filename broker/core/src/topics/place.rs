@@ -1,6 +1,6 @@
 //! What is kept of a topic in memory: a cache, bounded by bytes.
 
-use super::{landing::Open, receivers::Found};
+use super::{kept::Kept, landing::Open, receivers::Found};
 use crate::publication::Publication;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
@@ -9,7 +9,7 @@ use std::{
     hash::{BuildHasher, RandomState},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::Waker,
 };
@@ -34,7 +34,9 @@ pub(super) struct Place {
 pub(super) struct State {
     /// The newest value that landed, retained or not, unless it is large.
     pub(super) latest: Option<Arc<Publication>>,
-    /// The greatest id of a retained change that landed.
+    /// Its retained value.
+    pub(super) kept: Kept,
+    /// The greatest id of a retained change that is known; 0: none is.
     pub(super) retained_id: u64,
     /// Which subscriptions had part in the retained change that landed last.
     pub(super) retained_seen: u64,
@@ -51,14 +53,14 @@ pub(super) struct State {
 }
 
 impl State {
-    /// Whether no newer retained change landed or is on its way: ids decide, not when they come.
-    pub(super) fn is_newest(&self, id: u64) -> bool {
-        self.retained_id < id && !self.open.iter().any(|open| open.publication.retain && open.publication.id > id)
-    }
-
     fn weight(&self, topic: usize) -> usize {
         let latest = self.latest.as_ref().map_or(0, |p| p.weight());
-        EMPTY + topic + latest + self.found.as_ref().map_or(0, Found::weight)
+        let kept = match (&self.kept, &self.latest) {
+            (Kept::Here(kept), Some(latest)) if Arc::ptr_eq(kept, latest) => 0,
+            (Kept::Here(kept), _) => kept.weight(),
+            _ => 0,
+        };
+        EMPTY + topic + latest + kept + self.found.as_ref().map_or(0, Found::weight)
     }
 }
 
@@ -76,6 +78,8 @@ pub(super) struct Places {
 struct Shard {
     places: Mutex<HashMap<Arc<str>, Arc<Place>>>,
     bytes: AtomicUsize,
+    /// How often something was let go of.
+    forgotten: AtomicU64,
 }
 
 impl Default for Places {
@@ -95,8 +99,13 @@ impl Places {
         self.shards[self.shard(topic)].places.lock().get(topic).cloned()
     }
 
-    /// A topic's place; `make` begins it if it is not in memory.
-    pub(super) fn at(&self, topic: &Arc<str>, make: impl FnOnce() -> State) -> Arc<Place> {
+    /// Grows whenever places are let go of: whoever found none may be wrong since.
+    pub(super) fn forgotten(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.forgotten.load(Ordering::Acquire)).sum()
+    }
+
+    /// A topic's place; an empty one if it is not in memory.
+    pub(super) fn at(&self, topic: &Arc<str>) -> Arc<Place> {
         let number = self.shard(topic);
         let shard = &self.shards[number];
         let mut places = shard.places.lock();
@@ -108,12 +117,18 @@ impl Places {
         if shard.bytes.load(Ordering::Relaxed) >= most {
             shard.forget(&mut places, most);
         }
-        let place = Place { state: Mutex::new(make()), shard: number, ..Place::default() };
+        let place = Place { shard: number, ..Place::default() };
         place.charged.store(EMPTY + topic.len(), Ordering::Relaxed);
         shard.bytes.fetch_add(EMPTY + topic.len(), Ordering::Relaxed);
         let place = Arc::new(place);
         places.insert(topic.clone(), place.clone());
         place
+    }
+
+    /// Lets go of all that nobody holds.
+    #[cfg(test)]
+    pub(super) fn forget_unused(&self) {
+        self.shards.iter().for_each(|shard| shard.keep(&mut shard.places.lock(), |_| false));
     }
 
     /// Counts anew what a place takes; its lock is held.
@@ -156,6 +171,7 @@ impl Shard {
     }
 
     fn keep(&self, places: &mut HashMap<Arc<str>, Arc<Place>>, wanted: impl Fn(&Place) -> bool) {
+        self.forgotten.fetch_add(1, Ordering::Release);
         places.retain(|_, place| {
             // Whoever publishes just now, or waits for what is being saved, holds a second reference.
             let keep = wanted(place) || Arc::strong_count(place) > 1;

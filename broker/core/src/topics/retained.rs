@@ -3,26 +3,18 @@
 //! A subscriber neither misses a value that is being saved when it comes, nor gets an older one after a newer: each
 //! value is compared under its topic's lock, just when it is handed out, with what has landed and what is open.
 
-use super::Topics;
-use crate::{
-    permit::Action,
-    principal::Principal,
-    publication::{Change, Publication},
-};
-use parking_lot::{Mutex, RwLock};
+use super::{Topics, kept::Kept, place::State};
+use crate::{permit::Action, principal::Principal, publication::Publication};
+use parking_lot::Mutex;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     fmt,
     future::poll_fn,
-    ops::Bound,
     sync::Arc,
     task::{Context, Poll},
 };
 use tavi_store::StoreError;
 use tavi_wire::topic::{is_filter, matches};
-
-/// Topics of one page of a stream.
-const PAGE: usize = 256;
 
 /// The retained values that a filter finds, in the order of their topics: as many as there are, a page at a time in
 /// memory, and no lock is held between two of them.
@@ -33,13 +25,17 @@ const PAGE: usize = 256;
 pub struct RetainedStream {
     topics: Arc<Topics>,
     filter: Arc<str>,
-    who: Principal,
-    /// The change with which the subscriber came.
+    /// On whose behalf; `None`: nobody has to be asked.
+    who: Option<Principal>,
+    /// The change with which the subscriber came; 0 for a mere reader.
     since: u64,
     page: VecDeque<Arc<Publication>>,
+    /// How often places had been forgotten when the page was read.
+    forgotten: u64,
     /// Topics whose value was being saved at the beginning: they may have none yet.
     saving: BTreeSet<Arc<str>>,
-    after: Option<Arc<str>>,
+    after: Option<Box<str>>,
+    begun: bool,
     ended: bool,
 }
 
@@ -53,15 +49,17 @@ impl fmt::Debug for RetainedStream {
 }
 
 impl RetainedStream {
-    pub(super) fn new(topics: &Arc<Topics>, filter: &str, who: &Principal, since: u64) -> RetainedStream {
+    pub(super) fn new(topics: &Arc<Topics>, filter: &str, who: Option<&Principal>, since: u64) -> RetainedStream {
         RetainedStream {
-            saving: topics.saving.matching(filter),
+            saving: if since > 0 { topics.saving.matching(filter) } else { BTreeSet::new() },
             topics: topics.clone(),
             filter: filter.into(),
-            who: who.clone(),
+            who: who.cloned(),
             since,
             page: VecDeque::new(),
+            forgotten: 0,
             after: None,
+            begun: false,
             ended: false,
         }
     }
@@ -80,7 +78,7 @@ impl RetainedStream {
                 }
                 continue;
             };
-            let Poll::Ready(found) = self.topics.retained_for(&topic, self.since, cx) else { return Poll::Pending };
+            let Poll::Ready(found) = self.current(&topic, cx)? else { return Poll::Pending };
             self.pass(&topic);
             if let Some(publication) = found.filter(|p| self.may_have(p)) {
                 return Poll::Ready(Ok(Some(publication)));
@@ -111,97 +109,76 @@ impl RetainedStream {
         }
     }
 
-    /// Reads the next page; gives whether it may not be the last.
+    /// Reads the next page; gives whether others should have their turn first.
     fn turn_page(&mut self) -> Result<bool, StoreError> {
-        self.page = self.topics.kept.page(&self.filter, self.after.as_deref(), PAGE).into();
-        self.ended = self.page.len() < PAGE;
-        let first = self.after.is_none();
-        self.after = self.page.back().map(|p| p.topic.clone());
-        Ok(!first && !self.ended)
+        self.forgotten = self.topics.places.forgotten();
+        let page = self.topics.page(&self.filter, self.after.as_deref())?;
+        self.page = page.values.into();
+        self.ended = page.next.is_none();
+        self.after = page.next;
+        Ok(std::mem::replace(&mut self.begun, true) && !self.ended)
+    }
+
+    /// The newest retained value of a topic, if the subscriber has had no part in it; pending while one is being saved.
+    fn current(&self, topic: &str, cx: &Context<'_>) -> Poll<Result<Option<Arc<Publication>>, StoreError>> {
+        let found = match self.topics.places.known(topic) {
+            None => Found::AsRead,
+            Some(place) => place.state.lock().owed(self.since, cx),
+        };
+        let as_read = || self.page.front().filter(|p| *p.topic == *topic).cloned();
+        Poll::Ready(Ok(match found {
+            Found::Saving => return Poll::Pending,
+            Found::Nothing => None,
+            Found::Value(publication) => Some(publication),
+            // Nothing landed since the page was read, unless what was known of it has been forgotten meanwhile.
+            Found::AsRead if self.forgotten == self.topics.places.forgotten() => as_read(),
+            Found::AsRead => self.topics.read_kept(topic)?,
+            Found::Unless(open) => self.topics.read_kept(topic)?.filter(|p| !open.contains(&p.id)),
+        }))
     }
 
     fn may_have(&self, publication: &Publication) -> bool {
         // Reading what is retained is an action of its own (semantics.md, permissions).
         let both = [Action::Subscribe, Action::Retrieve];
-        both.iter().all(|action| self.topics.permit.may(&self.who, *action, &publication.topic))
-            && !publication.expired(self.topics.clock.now_ms())
+        let may = |who| both.iter().all(|action| self.topics.permit.may(who, *action, &publication.topic));
+        self.who.as_ref().is_none_or(may) && !publication.expired(self.topics.clock.now_ms())
     }
 }
 
-impl Topics {
-    /// What a subscriber who came with change `since` is owed of a topic's retained value: the newest that it has no
-    /// part in; pending while one is being saved.
-    fn retained_for(&self, topic: &str, since: u64, cx: &Context<'_>) -> Poll<Option<Arc<Publication>>> {
-        let Some(place) = self.places.known(topic) else { return Poll::Ready(self.kept.get(topic)) };
-        let mut state = place.state.lock();
-        if state.open.iter().any(|open| open.is_missed(since)) {
-            if !state.waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
-                state.waiting.push(cx.waker().clone());
+/// What memory knows of the retained value that a subscriber is owed.
+enum Found {
+    /// It is just being saved.
+    Saving,
+    /// There is none, or the subscriber got it as a publication.
+    Nothing,
+    /// This.
+    Value(Arc<Publication>),
+    /// What the store has.
+    AsRead,
+    /// What the store has, but not if it is one of these: they are delivered when they land.
+    Unless(Vec<u64>),
+}
+
+impl State {
+    fn owed(&mut self, since: u64, cx: &Context<'_>) -> Found {
+        if self.open.iter().any(|open| open.is_missed(since)) {
+            if !self.waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
+                self.waiting.push(cx.waker().clone());
             }
-            return Poll::Pending;
+            return Found::Saving;
         }
-        Poll::Ready(if state.retained_seen >= since { None } else { self.kept.get(topic) })
-    }
-}
-
-/// The retained values.
-#[derive(Default)]
-pub(super) struct Kept {
-    values: RwLock<BTreeMap<Arc<str>, Arc<Publication>>>,
-}
-
-impl Kept {
-    pub(super) fn insert(&self, publication: Arc<Publication>) {
-        self.values.write().insert(publication.topic.clone(), publication);
-    }
-
-    pub(super) fn get(&self, topic: &str) -> Option<Arc<Publication>> {
-        self.values.read().get(topic).cloned()
-    }
-
-    /// Takes in a change that landed.
-    pub(super) fn change(&self, publication: &Arc<Publication>) {
-        let mut values = self.values.write();
-        if values.get(&publication.topic).is_some_and(|now| now.id > publication.id) {
-            return;
+        let has_part = since > 0 && self.retained_seen >= since;
+        match &self.kept {
+            _ if has_part => Found::Nothing,
+            Kept::Absent => Found::Nothing,
+            Kept::Here(publication) => Found::Value(publication.clone()),
+            Kept::InStore if self.open.is_empty() && self.retained_id == 0 => Found::AsRead,
+            Kept::InStore => {
+                let retained = self.open.iter().filter(|open| open.publication.retain);
+                Found::Unless(retained.map(|open| open.publication.id).collect())
+            }
         }
-        match publication.change {
-            Change::Value => values.insert(publication.topic.clone(), publication.clone()),
-            Change::Clear => values.remove(&publication.topic),
-        };
     }
-
-    /// At most `limit` values of topics behind `after` that the filter matches, in topic order.
-    pub(super) fn page(&self, filter: &str, after: Option<&str>, limit: usize) -> Vec<Arc<Publication>> {
-        let values = self.values.read();
-        if !is_filter(filter) {
-            let wanted = after.is_none_or(|after| after < filter);
-            return values.get(filter).filter(|_| wanted).cloned().into_iter().collect();
-        }
-        let prefix = literal_prefix(filter);
-        let start = after.map_or(Bound::Included(prefix), Bound::Excluded);
-        let near = values.range::<str, _>((start, Bound::Unbounded)).take_while(|(topic, _)| topic.starts_with(prefix));
-        near.filter(|(topic, _)| matches(filter, topic)).take(limit).map(|(_, p)| p.clone()).collect()
-    }
-
-    /// The topics behind `after`, as long as `wanted` takes more.
-    pub(super) fn topics(&self, after: Option<&str>, limit: usize, wanted: impl Fn(&str) -> bool) -> Vec<Arc<str>> {
-        let values = self.values.read();
-        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let topics = values.range::<str, _>((start, Bound::Unbounded)).map(|(topic, _)| topic);
-        topics.filter(|topic| wanted(topic)).take(limit).cloned().collect()
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.values.read().len()
-    }
-}
-
-/// The part of a filter before its first wildcard level, with its slash.
-fn literal_prefix(filter: &str) -> &str {
-    let end = filter.find(['+', '#']).unwrap_or(filter.len());
-    // "a/#" matches "a" too, so the last slash is not part of what all matches begin with.
-    filter[..end].trim_end_matches('/')
 }
 
 /// The topics whose retained value is being saved.

@@ -41,6 +41,7 @@ impl Pubsub {
     fn nodes(&self, asker: &Asker, query: &Element) -> Result<Element, StanzaError> {
         let page = Page::read(query)?;
         let found = self.parts.topics.listed(&asker.principal, page.after.as_deref(), page.max + 1);
+        let found: Vec<Arc<str>> = found.map_err(super::unavailable)?.into_iter().map(|p| p.topic.clone()).collect();
         let more = found.len() > page.max;
         let nodes = &found[..found.len().min(page.max)];
         let items = nodes.iter().map(|node| self.entry().attr("node", node.to_string()));

@@ -203,6 +203,7 @@ fn refused(refusal: Refusal) -> StanzaError {
     match refusal {
         Refusal::Forbidden => Condition::Forbidden.into(),
         Refusal::IllegalTopic(why) => StanzaError::new(Condition::BadRequest).text(why.to_string()),
+        Refusal::Unavailable(error) => unavailable(error),
     }
 }
 

@@ -43,7 +43,7 @@ impl Pubsub {
     /// XEP-0060 §7.2.
     pub(super) fn retract(&self, asker: &Asker, node: &str, item: &str) -> Result<Answer, StanzaError> {
         self.may_clear(asker, node)?;
-        let value = self.parts.topics.retained(node).pop();
+        let value = self.parts.topics.kept_value(node).map_err(unavailable)?;
         if value.is_none_or(|value| value.item_id() != item) {
             return Err(Condition::ItemNotFound.into());
         }
@@ -133,7 +133,7 @@ impl Pubsub {
         legal(node)?;
         self.ask(&asker.principal, Action::Create, node)?;
         let conflict = || StanzaError::new(Condition::Conflict);
-        if !self.parts.topics.retained(node).is_empty() {
+        if self.parts.topics.kept_value(node).map_err(unavailable)?.is_some() {
             return Err(conflict());
         }
         let id = self.parts.ids.next(self.parts.clock.now_ms());
@@ -157,7 +157,8 @@ impl Pubsub {
         let owner = Owner::topic(node);
         let created = self.parts.store.load(&owner, Table::Node, CREATED).await.map_err(unavailable)?;
         let readers = self.subscribers.of_node(node);
-        if created.is_none() && readers.is_empty() && self.parts.topics.retained(node).is_empty() {
+        let value = self.parts.topics.kept_value(node).map_err(unavailable)?;
+        if created.is_none() && readers.is_empty() && value.is_none() {
             return Err(Condition::ItemNotFound.into());
         }
         let mut ticket = Ticket::done();

@@ -75,6 +75,7 @@ impl Client {
         match refusal {
             Refusal::IllegalTopic(error) if !answerable => Err(Fault::Topic(error)),
             Refusal::IllegalTopic(_) => Ok(Reason::TOPIC_INVALID),
+            Refusal::Unavailable(_) => Err(Fault::Store),
             Refusal::Forbidden => {
                 self.count(if answerable { Outcome::Refused } else { Outcome::Dropped });
                 Ok(if answerable { Reason::NOT_AUTHORIZED } else { Reason::SUCCESS })
