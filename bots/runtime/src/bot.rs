@@ -54,7 +54,8 @@ impl Bot {
         let mut actions = Vec::new();
         for handler in handlers.topics.iter().filter(|handler| matches(&handler.filter, heard.topic)) {
             if handler.per_person {
-                for user in self.people.keys().cloned().collect::<Vec<_>>() {
+                let hears = |user: &&String| handlers.serves(user) || self.gate.hear(user, heard.topic);
+                for user in self.people.keys().filter(hears).cloned().collect::<Vec<_>>() {
                     actions.extend(self.step(&user, moment, |c, world| c.event(world, &handler.function, &event)));
                 }
             } else {
@@ -110,7 +111,7 @@ impl Bot {
     }
 
     fn done(&mut self, step: Step) -> Vec<Action> {
-        self.failures.extend(step.failure);
+        self.failures.extend(step.failures);
         step.actions
     }
 }

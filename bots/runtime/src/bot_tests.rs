@@ -12,8 +12,12 @@ const DAY_MS: i64 = 24 * 3_600_000;
 struct Free;
 
 impl Gate for Free {
-    fn publish(&self, _: &str) -> Result<(), String> {
+    fn publish(&self, _: Option<&str>, _: &str) -> Result<(), String> {
         Ok(())
+    }
+
+    fn hear(&self, _: &str, _: &str) -> bool {
+        true
     }
 
     fn address(&self, _: &str) -> Result<(), String> {
@@ -191,6 +195,27 @@ fn what_a_topic_handler_saved_is_seen_by_a_dialogue_that_waited() {
 }
 
 #[test]
+fn telemetry_while_a_question_is_open_does_not_end_the_dialogue() {
+    let mut bot = bot(
+        "command(\"fill\", \"f\", \"fill\"); command(\"q\", \"q\", \"q\"); on_topic(\"d/+/up/temperature\", \"g\");
+        fn fill() { let s = \"\"; s.pad(8000, \"y\"); for i in 0..7 { state[`k${i}`] = s; } }
+        fn q() { let seen = []; for i in 0..20 { ask(`q${i}`); seen.push(state.last); } say(`${seen}`); }
+        fn g(t) { state.last = t.value; state.remove(\"gone\"); }",
+    );
+    hear(&mut bot, "/fill");
+    hear(&mut bot, "/q");
+    let (mut last, mut expected) = (Vec::new(), Vec::new());
+    for n in 0..20 {
+        telemetry(&mut bot, "lamp", &format!("{n}.5"));
+        expected.push(format!("{n}.5"));
+        let rows = bot.rows();
+        bot.restart(&rows);
+        last = hear(&mut bot, "x");
+    }
+    assert_eq!(last, [format!("[{}]", expected.join(", "))]);
+}
+
+#[test]
 fn a_failing_script_apologises_and_its_author_gets_the_place() {
     let mut bot =
         bot("command(\"go2\", \"Go\", \"run2\");\nfn run2() {\n  state.a = 1;\n  say(\"one\");\n  let x = 1 / 0;\n}");
@@ -276,6 +301,20 @@ fn transcript(turns: &[Turn], restarts: impl Fn(usize) -> bool) -> Vec<String> {
     }
     all.push(format!("{:?}", bot.conversation(ANNA).map(|c| c.state().clone())));
     all
+}
+
+proptest! {
+    #[test]
+    fn numbers_come_back_from_a_row_as_they_were(bits in proptest::collection::vec(any::<u64>(), 1..50)) {
+        let numbers: Vec<f64> = bits.into_iter().map(f64::from_bits).filter(|n| n.is_finite()).collect();
+        let state = json!({"numbers": numbers, "whole": [i64::MAX, i64::MIN]});
+        let row = serde_json::to_vec(&json!({"s": state})).unwrap();
+        let read = Conversation::decode(&Conversation::decode(&row).unwrap().encode()).unwrap();
+        let exact = |value: &serde_json::Value| value.as_f64().unwrap().to_bits();
+        let back: Vec<u64> = read.state()["numbers"].as_array().unwrap().iter().map(exact).collect();
+        prop_assert_eq!(back, numbers.iter().map(|n| n.to_bits()).collect::<Vec<_>>());
+        prop_assert_eq!(&read.state()["whole"], &json!([i64::MAX, i64::MIN]));
+    }
 }
 
 proptest! {

@@ -6,7 +6,7 @@
 use crate::{
     dispatch::{Meaning, help, meaning},
     engine::{Call, Effect, End, Engine, Gate, Moment, Payload, Question, Ran, Script, ScriptError},
-    journal::{Entry, Given, Journal},
+    journal::{Change, Entry, Given, Journal},
     prompt::Expected,
 };
 use serde::{Deserialize, Serialize};
@@ -48,9 +48,9 @@ struct Dialogue {
     since_ms: i64,
     #[serde(rename = "e", default, skip_serializing_if = "Option::is_none")]
     deadline_ms: Option<i64>,
-    /// Whether a topic handler changed the state while this one waited.
-    #[serde(rename = "c", default)]
-    state_changed: bool,
+    /// The state that this one left, if a topic handler has changed it since.
+    #[serde(rename = "l", default, skip_serializing_if = "Option::is_none")]
+    left: Option<Map<String, Value>>,
 }
 
 /// The versions of one bot: the newest, and those that dialogues still wait on.
@@ -63,6 +63,7 @@ pub struct Versions {
 }
 
 /// What a step needs to know besides the conversation.
+#[derive(Clone, Copy)]
 pub struct World<'a> {
     /// Runs scripts.
     pub engine: &'a Engine,
@@ -110,7 +111,9 @@ pub struct Step {
     /// What has to go out, in order, once the conversation is saved.
     pub actions: Vec<Action>,
     /// What went wrong in the script, for its author.
-    pub failure: Option<Failure>,
+    pub failures: Vec<Failure>,
+    /// The broker stops, and this step was never taken: nothing of it may be kept.
+    pub stopped: bool,
 }
 
 /// A failed run.
@@ -201,9 +204,9 @@ impl Conversation {
         let ran = run(world, script, &Begun::by_event(function, event, self.state.clone()), Journal::default());
         let step = quiet(world, &ran, &script.file);
         if let Some(state) = ran.state.filter(|state| *state != self.state) {
-            self.state = state;
+            let left = std::mem::replace(&mut self.state, state);
             if let Some(dialogue) = &mut self.dialogue {
-                dialogue.state_changed = true;
+                dialogue.left.get_or_insert(left);
             }
         }
         step
@@ -222,7 +225,7 @@ impl Conversation {
         let retry = question.retry.clone();
         let text = retry.unwrap_or_else(|| format!("Please choose one of these. {}", question.text));
         let expected = Some(question.expected.clone());
-        Step { actions: vec![Action::Message { to: world.user.into(), text, expected }], failure: None }
+        Step { actions: vec![Action::Message { to: world.user.into(), text, expected }], ..Step::default() }
     }
 
     fn call(&mut self, world: &World<'_>, function: String, args: Vec<Value>) -> Step {
@@ -240,10 +243,11 @@ impl Conversation {
     fn answer(&mut self, world: &World<'_>, value: Value) -> Step {
         let Some(dialogue) = self.dialogue.take() else { return Step::default() };
         let Some(script) = dialogue.script(world) else { return Step::say(world, UPDATED) };
-        let state = dialogue.state_changed.then(|| self.state.clone());
         let (question, mut journal) = (dialogue.question, dialogue.journal);
+        let change = dialogue.left.and_then(|left| Change::between(&left, &self.state));
+        let change = change.filter(|change| journal.bears(change));
         let (kind, line, effects) = (question.kind, question.line, question.effects);
-        if let Err(full) = journal.push(Entry { kind, line, effects, value: Given::Value(value), state }) {
+        if let Err(full) = journal.push(Entry { kind, line, effects, value: Given::Value(value), change }) {
             return failed(world, ScriptError::at_line(&script.file, &script.source, line, full.to_string()));
         }
         let begun = Begun {
@@ -258,7 +262,7 @@ impl Conversation {
 
     fn run(&mut self, world: &World<'_>, script: &Script, begun: Begun, journal: Journal) -> Step {
         let ran = run(world, script, &begun, journal);
-        let mut step = Step { actions: actions(world, ran.effects), failure: None };
+        let mut step = Step { actions: actions(world, ran.effects), ..Step::default() };
         if let Some(state) = ran.state {
             self.state = state;
         }
@@ -267,6 +271,7 @@ impl Conversation {
             End::Waits(question) => step.actions.push(self.wait(world, begun, ran.journal, question)),
             End::Changed(_) => step.then(Step::say(world, UPDATED)),
             End::Failed(error) => step.then(failed(world, *error)),
+            End::Stopped => step.stopped = true,
         }
         step
     }
@@ -284,7 +289,7 @@ impl Conversation {
             since_ms: begun.since_ms,
             journal,
             question,
-            state_changed: false,
+            left: None,
         });
         Action::Message { to: world.user.into(), text, expected }
     }
@@ -318,12 +323,14 @@ impl Dialogue {
 impl Step {
     fn say(world: &World<'_>, text: impl Into<String>) -> Step {
         let message = Action::Message { to: world.user.into(), text: text.into(), expected: None };
-        Step { actions: vec![message], failure: None }
+        Step { actions: vec![message], ..Step::default() }
     }
 
-    fn then(&mut self, next: Step) {
+    /// Adds what came after it.
+    pub fn then(&mut self, next: Step) {
         self.actions.extend(next.actions);
-        self.failure = self.failure.take().or(next.failure);
+        self.failures.extend(next.failures);
+        self.stopped |= next.stopped;
     }
 }
 
@@ -352,20 +359,20 @@ fn run(world: &World<'_>, script: &Script, begun: &Begun, journal: Journal) -> R
 /// A run that nobody waits for: its failure goes to the author only.
 fn quiet(world: &World<'_>, ran: &Ran, file: &str) -> Step {
     let error = match &ran.end {
-        End::Done => None,
+        End::Done | End::Stopped => None,
         End::Failed(error) => Some(error.clone()),
         End::Waits(_) | End::Changed(_) => {
             Some(Box::new(ScriptError::of_file(file, "a topic handler cannot wait for an answer; use say")))
         }
     };
-    let failure = error.map(|error| Failure { reference: reference(world), error });
-    Step { actions: actions(world, ran.effects.clone()), failure }
+    let failures = error.map(|error| Failure { reference: reference(world), error }).into_iter().collect();
+    Step { actions: actions(world, ran.effects.clone()), failures, stopped: matches!(ran.end, End::Stopped) }
 }
 
 fn failed(world: &World<'_>, error: ScriptError) -> Step {
     let reference = reference(world);
     let mut step = Step::say(world, format!("Sorry, something went wrong in this bot (reference {reference})."));
-    step.failure = Some(Failure { reference, error: Box::new(error) });
+    step.failures.push(Failure { reference, error: Box::new(error) });
     step
 }
 

@@ -3,23 +3,28 @@
 use crate::{
     engine::{Gate, Script},
     filter::intersect,
-    store::{delete_publication, put_publication},
+    store::{Rows, put_publication},
 };
 use parking_lot::Mutex;
 use std::{collections::BTreeSet, sync::Arc};
 use tavi_core::{
     Action, Mailbox, Node, Overflow, Permit, Principal, Publication, Qos, SubOptions, Subscriber,
     mailbox::{Pushed, Weigh},
-    topics::Rows,
+    principal::Hosts,
+    topics,
 };
-use tavi_store::{Op, Owner, SharedStore};
+use tavi_store::{Op, Owner, StoreError};
 use tavi_wire::topic::check_topic;
 use tavi_xmpp_proto::jid::BareJid;
+use tokio::sync::Notify;
 
 /// How many publications wait for one bot.
 const MAX_WAITING: usize = 4_096;
 /// How many bytes wait for one bot.
 const MAX_WAITING_BYTES: usize = 4 << 20;
+
+/// With fewer lasting publications in hand than this, the next are read from the store.
+const FEW: usize = 256;
 
 /// A publication that waits for its handlers.
 pub struct Waiting(pub Arc<Publication>);
@@ -44,8 +49,12 @@ pub struct Ear {
     id: u64,
     principal: Principal,
     owner: Owner,
-    store: SharedStore,
     mailbox: Mailbox<Waiting>,
+    /// Lasting publications that wait here or run.
+    in_hand: Mutex<BTreeSet<u64>>,
+    /// How many lasting publications lie in the store only, since it was last known that none does.
+    late: Mutex<Option<u64>>,
+    more: Notify,
     heard: Mutex<BTreeSet<String>>,
     /// Filters whose refusal is in the log.
     refused: Mutex<BTreeSet<String>>,
@@ -58,8 +67,11 @@ impl Ear {
             id: node.parts.topics.next_subscriber(),
             principal,
             owner,
-            store: node.parts.store.clone(),
             mailbox: Mailbox::new(MAX_WAITING, MAX_WAITING_BYTES),
+            in_hand: Mutex::default(),
+            // A former process may have left some.
+            late: Mutex::new(Some(0)),
+            more: Notify::new(),
             heard: Mutex::default(),
             refused: Mutex::default(),
         })
@@ -68,6 +80,69 @@ impl Ear {
     /// What waits for the handlers.
     pub fn mailbox(&self) -> &Mailbox<Waiting> {
         &self.mailbox
+    }
+
+    /// Ready when there may be more for [`Ear::late`].
+    pub async fn more(&self) {
+        self.more.notified().await;
+    }
+
+    /// Has the store looked through for what a former process left.
+    pub fn look(&self) {
+        self.more.notify_one();
+    }
+
+    /// The next publications of those that did not find room in memory, oldest first; none while enough are in hand.
+    pub async fn late(&self, rows: &Rows) -> Result<Vec<Arc<Publication>>, StoreError> {
+        let Some(mark) = *self.late.lock() else { return Ok(Vec::new()) };
+        let in_hand = self.in_hand.lock().clone();
+        if in_hand.len() >= FEW {
+            return Ok(Vec::new());
+        }
+        let publications = rows.publications(FEW + in_hand.len(), &in_hand).await?;
+        if publications.is_empty() {
+            self.caught_up(mark);
+        } else {
+            self.in_hand.lock().extend(publications.iter().map(|publication| publication.id));
+            self.more.notify_one();
+        }
+        Ok(publications)
+    }
+
+    /// Nothing lay in the store after `mark` were missed; if more were since, it is looked again.
+    fn caught_up(&self, mark: u64) {
+        let mut late = self.late.lock();
+        match *late {
+            Some(count) if count == mark => *late = None,
+            _ => self.more.notify_one(),
+        }
+    }
+
+    /// The handlers of a publication have run and its row is gone.
+    pub fn done(&self, id: u64) {
+        let few = {
+            let mut in_hand = self.in_hand.lock();
+            in_hand.remove(&id);
+            in_hand.len() < FEW
+        };
+        if few && self.late.lock().is_some() {
+            self.more.notify_one();
+        }
+    }
+
+    /// Takes a lasting publication if it may wait in memory. Behind one that could not, none may: they would run in
+    /// the wrong order.
+    fn keep(&self, publication: &Arc<Publication>) {
+        let mut late = self.late.lock();
+        if late.is_none() {
+            self.in_hand.lock().insert(publication.id);
+            match self.mailbox.push(Waiting(publication.clone()), Overflow::DropOldest) {
+                Pushed::Refused(Waiting(back)) => self.in_hand.lock().remove(&back.id),
+                Pushed::Queued | Pushed::Dropped(_) => return,
+            };
+        }
+        *late = Some(late.unwrap_or(0) + 1);
+        self.more.notify_one();
     }
 
     /// Listens to what the script's handlers want, as far as it is granted now. Called again after each change of the
@@ -118,19 +193,20 @@ impl Subscriber for Ear {
         &self.principal
     }
 
-    fn store(&self, publication: &Arc<Publication>, _: &[SubOptions]) -> Option<Rows> {
+    fn store(&self, publication: &Arc<Publication>, _: &[SubOptions]) -> Option<topics::Rows> {
         lasting(publication)
             .then(|| (self.owner.clone(), vec![put_publication(publication), Op::Drawn { id: publication.id }]))
     }
 
     fn deliver(&self, publication: &Arc<Publication>, _: &[SubOptions]) {
+        if lasting(publication) {
+            return self.keep(publication);
+        }
         match self.mailbox.push(Waiting(publication.clone()), Overflow::DropOldest) {
             Pushed::Queued => {}
             Pushed::Dropped(count) => tracing::warn!(bot = %self.principal, count, "a bot is too slow for its topics"),
             Pushed::Refused(Waiting(lost)) => {
                 tracing::warn!(bot = %self.principal, topic = %lost.topic, "a bot is too slow for its topics");
-                // Nobody waits for this: if it is lost with the power, the handler runs after the restart.
-                drop(self.store.commit(&self.owner, vec![delete_publication(lost.id)]));
             }
         }
     }
@@ -140,21 +216,43 @@ impl Subscriber for Ear {
 pub struct Granted {
     /// The access model.
     pub permit: Arc<Permit>,
+    /// Who is who.
+    pub hosts: Arc<Hosts>,
     /// The bot.
     pub principal: Principal,
 }
 
+impl Granted {
+    /// Whether the person, and not only the bot, may do it.
+    fn person_may(&self, person: &str, action: Action, topic: &str) -> bool {
+        let principal = person.parse::<BareJid>().ok().and_then(|jid| self.hosts.principal(&jid));
+        principal.is_some_and(|principal| self.permit.may(&principal, action, topic))
+    }
+
+    fn refusal(who: &str, topic: &str) -> String {
+        format!("{who} may not publish to {topic:?}; this would allow it: tavi-fleet grant add {who} publish '{topic}'")
+    }
+}
+
 impl Gate for Granted {
-    fn publish(&self, topic: &str) -> Result<(), String> {
+    fn publish(&self, asker: Option<&str>, topic: &str) -> Result<(), String> {
         check_topic(topic).map_err(|error| format!("{topic:?} is no legal topic: {error}"))?;
-        if self.permit.may(&self.principal, Action::Publish, topic) {
-            return Ok(());
+        if !self.permit.may(&self.principal, Action::Publish, topic) {
+            self.permit.log_refusal(&self.principal, Action::Publish, topic);
+            return Err(Self::refusal(self.principal.subject(), topic));
         }
-        self.permit.log_refusal(&self.principal, Action::Publish, topic);
-        let who = &self.principal;
-        Err(format!(
-            "{who} may not publish to {topic:?}; this would allow it: tavi-fleet grant add {who} publish '{topic}'"
-        ))
+        match asker {
+            Some(person) if !self.person_may(person, Action::Publish, topic) => {
+                let bot = &self.principal;
+                tracing::info!(%bot, person, topic, "refused: the bot may publish there, but not for this person");
+                Err(Self::refusal(person, topic))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn hear(&self, person: &str, topic: &str) -> bool {
+        self.person_may(person, Action::Subscribe, topic)
     }
 
     fn address(&self, jid: &str) -> Result<(), String> {

@@ -9,6 +9,9 @@ pub const MAX_ENTRIES: usize = 200;
 /// At most this many encoded bytes in one dialogue's journal.
 pub const MAX_BYTES: usize = 64 * 1024;
 
+/// At most this many encoded bytes of changes by others in one dialogue; later ones it does not see.
+pub const MAX_CHANGES: usize = 1024 * 1024;
+
 /// Everything that a handler has learnt from outside since it was called, in order.
 ///
 /// Calls with a result (`ask`, `now`, `random`, `publish`) have an [`Entry`] each. Calls without one (`say`,
@@ -21,6 +24,8 @@ pub struct Journal {
     done: u32,
     #[serde(rename = "b", default)]
     bytes: usize,
+    #[serde(rename = "c", default, skip_serializing_if = "is_zero")]
+    changes: usize,
 }
 
 /// One answer that the script was given.
@@ -38,9 +43,20 @@ pub struct Entry {
     /// What the call returned.
     #[serde(rename = "v")]
     pub value: Given,
-    /// The conversation's state after the call, where somebody else changed it while the script waited.
-    #[serde(rename = "s", default, skip_serializing_if = "Option::is_none")]
-    pub state: Option<Map<String, Value>>,
+    /// What topic handlers did to the conversation's state while the script waited.
+    #[serde(rename = "c", default, skip_serializing_if = "Option::is_none")]
+    pub change: Option<Change>,
+}
+
+/// What is different between two states. It does not count to the length of its dialogue: telemetry is not its doing.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Change {
+    /// New and changed values.
+    #[serde(rename = "s", default, skip_serializing_if = "Map::is_empty")]
+    pub set: Map<String, Value>,
+    /// Values that are there no more.
+    #[serde(rename = "g", default, skip_serializing_if = "Vec::is_empty")]
+    pub gone: Vec<String>,
 }
 
 /// A result as the script sees it: a value, or an error that it may catch.
@@ -113,13 +129,20 @@ impl Journal {
         &self.entries
     }
 
+    /// Whether there is room for what others changed.
+    pub fn bears(&self, change: &Change) -> bool {
+        self.changes + encoded_len(change) <= MAX_CHANGES
+    }
+
     /// Adds an answer. Fails with [`JournalError::Full`].
     pub fn push(&mut self, entry: Entry) -> Result<(), JournalError> {
-        let bytes = self.bytes + encoded_len(&entry);
+        let changed = entry.change.as_ref().map_or(0, encoded_len);
+        let bytes = self.bytes + encoded_len(&entry).saturating_sub(changed);
         if self.entries.len() >= MAX_ENTRIES || bytes > MAX_BYTES {
             return Err(JournalError::Full);
         }
         self.bytes = bytes;
+        self.changes += changed;
         self.entries.push(entry);
         Ok(())
     }
@@ -161,15 +184,29 @@ impl Replay {
 
     /// Records the answer of a call that is made for the first time. Fails with [`JournalError::Full`].
     pub fn record(&mut self, kind: Kind, line: u32, value: Given) -> Result<(), JournalError> {
-        self.journal.push(Entry { kind, line, effects: self.effects, value, state: None })?;
+        self.journal.push(Entry { kind, line, effects: self.effects, value, change: None })?;
         self.next = self.journal.entries.len();
         Ok(())
     }
 }
 
-fn encoded_len(entry: &Entry) -> usize {
-    // Serialising plain JSON values into memory has no way to fail; should it, the entry counts as too long.
-    serde_json::to_vec(entry).map_or(MAX_BYTES + 1, |bytes| bytes.len())
+impl Change {
+    /// From one state to another; `None` if they are the same.
+    pub fn between(old: &Map<String, Value>, new: &Map<String, Value>) -> Option<Change> {
+        let set = new.iter().filter(|(key, value)| old.get(*key) != Some(value));
+        let set = set.map(|(key, value)| (key.clone(), value.clone())).collect();
+        let gone = old.keys().filter(|key| !new.contains_key(*key)).cloned().collect();
+        Some(Change { set, gone }).filter(|change| *change != Change::default())
+    }
+}
+
+fn encoded_len(part: &impl Serialize) -> usize {
+    // Serialising plain JSON values into memory has no way to fail; should it, the part counts as too long.
+    serde_json::to_vec(part).map_or(MAX_CHANGES + 1, |bytes| bytes.len())
+}
+
+fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 #[cfg(test)]

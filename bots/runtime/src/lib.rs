@@ -27,4 +27,9 @@ mod runtime;
 mod seat;
 mod store;
 
+pub use engine::Metered;
 pub use runtime::{Bots, StartError};
+
+#[cfg(test)]
+#[global_allocator]
+static ALLOCATOR: Metered = Metered::system();

@@ -2,7 +2,7 @@
 
 use crate::engine::MAX_SCRIPT;
 use std::{
-    collections::BTreeMap,
+    collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -36,43 +36,74 @@ pub enum LoadError {
     Twice(PathBuf),
 }
 
-/// Reads all scripts of the folders. A folder that is not there has none.
-pub fn scan(folders: &[PathBuf]) -> (Vec<Found>, Vec<LoadError>) {
-    let (mut found, mut errors) = (BTreeMap::new(), Vec::new());
-    for path in folders.iter().flat_map(|folder| scripts(folder, &mut errors)).collect::<Vec<_>>() {
-        match read(&path) {
-            Ok(bot) if found.contains_key(&bot.name) => errors.push(LoadError::Twice(path)),
-            Ok(bot) => drop(found.insert(bot.name.clone(), bot)),
-            Err(error) => errors.push(error),
-        }
-    }
-    (found.into_values().collect(), errors)
+/// What the folders hold.
+#[derive(Debug, Default)]
+pub struct Scan {
+    /// The scripts that could be read.
+    pub found: Vec<Found>,
+    /// Bots whose file is there and cannot be used now: they go on as they are.
+    pub unusable: BTreeSet<String>,
+    /// Whether some folder could not be read to its end: then a bot that was not found may still be there.
+    pub partial: bool,
+    /// What the operator has to know.
+    pub errors: Vec<LoadError>,
 }
 
-fn scripts(folder: &Path, errors: &mut Vec<LoadError>) -> Vec<PathBuf> {
-    let entries = match fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Vec::new(),
-        Err(error) => {
-            errors.push(LoadError::Read(folder.into(), error));
-            return Vec::new();
+/// Reads all scripts of the folders. A folder that is not there has none.
+pub fn scan(folders: &[PathBuf]) -> Scan {
+    let mut scan = Scan::default();
+    for folder in folders {
+        scan.folder(folder);
+    }
+    scan
+}
+
+impl Scan {
+    fn folder(&mut self, folder: &Path) {
+        match scripts(folder) {
+            Ok(paths) => paths.iter().for_each(|path| self.script(path)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                self.partial = true;
+                self.errors.push(LoadError::Read(folder.into(), error));
+            }
         }
-    };
-    let paths = entries.filter_map(|entry| entry.ok()).map(|entry| entry.path());
-    let mut paths: Vec<_> = paths.filter(|path| path.extension().is_some_and(|e| e == "rhai")).collect();
+    }
+
+    fn script(&mut self, path: &Path) {
+        match read(path) {
+            Ok(bot) if self.found.iter().any(|found| found.name == bot.name) => {
+                self.errors.push(LoadError::Twice(path.into()));
+            }
+            Ok(bot) => self.found.push(bot),
+            Err(error) => {
+                self.unusable.extend(name(path));
+                self.errors.push(error);
+            }
+        }
+    }
+}
+
+fn scripts(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut paths = fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
+    paths.retain(|path| path.extension().is_some_and(|e| e == "rhai"));
     paths.sort();
-    paths
+    Ok(paths)
+}
+
+fn name(path: &Path) -> Option<String> {
+    let stem = path.file_stem().and_then(|stem| stem.to_str());
+    stem.filter(|name| is_name(name)).map(str::to_owned)
 }
 
 fn read(path: &Path) -> Result<Found, LoadError> {
-    let stem = path.file_stem().and_then(|stem| stem.to_str());
-    let name = stem.filter(|name| is_name(name)).ok_or_else(|| LoadError::Name(path.into()))?;
+    let name = name(path).ok_or_else(|| LoadError::Name(path.into()))?;
     let failed = |error| LoadError::Read(path.into(), error);
     if fs::metadata(path).map_err(failed)?.len() > MAX_SCRIPT as u64 {
         return Err(LoadError::Large(path.into()));
     }
     let source = fs::read_to_string(path).map_err(failed)?;
-    Ok(Found { name: name.into(), source })
+    Ok(Found { name, source })
 }
 
 fn is_name(name: &str) -> bool {
@@ -94,9 +125,23 @@ mod tests {
         fs::write(two.path().join("lamp.rhai"), "2").unwrap();
         fs::write(two.path().join("door-2.rhai"), "3").unwrap();
         let missing = one.path().join("none");
-        let (found, errors) = scan(&[one.path().into(), two.path().into(), missing]);
+        let Scan { mut found, unusable, partial, errors } = scan(&[one.path().into(), two.path().into(), missing]);
+        found.sort_by(|a, b| a.name.cmp(&b.name));
+        assert_eq!((unusable, partial), (BTreeSet::from(["large".to_owned()]), false));
         let found: Vec<_> = found.iter().map(|f| (f.name.as_str(), f.source.as_str())).collect();
         assert_eq!(found, [("door-2", "3"), ("lamp", "1")]);
         assert!(matches!(errors[..], [LoadError::Name(_), LoadError::Large(_), LoadError::Twice(_)]), "{errors:?}");
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_still_there() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("latin.rhai"), b"// caf\xe9").unwrap();
+        let file = folder.path().join("no-folder");
+        fs::write(&file, "").unwrap();
+        let scan = scan(&[folder.path().into(), file]);
+        assert!(scan.found.is_empty() && scan.partial);
+        assert_eq!(scan.unusable, BTreeSet::from(["latin".to_owned()]));
+        assert!(matches!(scan.errors[..], [LoadError::Read(..), LoadError::Read(..)]), "{:?}", scan.errors);
     }
 }

@@ -36,6 +36,14 @@ struct Shared {
     capacity: usize,
 }
 
+/// What became of a job.
+enum Push {
+    Taken,
+    /// There is no room; here it is again.
+    Full(Option<Job>),
+    Closed,
+}
+
 #[derive(Default)]
 struct Queue {
     bots: HashMap<Arc<str>, Lanes>,
@@ -73,24 +81,29 @@ impl Pool {
         Ok(pool)
     }
 
-    /// Puts a job behind the others of its conversation; waits while the queue is full. After [`Pool::stop`] the job
-    /// is dropped.
-    pub async fn submit(&self, bot: &Arc<str>, conversation: &Arc<str>, job: Job) {
+    /// Puts a job behind the others of its conversation; waits while the queue is full. Once the pool is closed the
+    /// job is dropped; tells whether it was taken.
+    pub async fn submit(&self, bot: &Arc<str>, conversation: &Arc<str>, job: Job) -> bool {
         let mut job = Some(job);
         loop {
             let room = self.shared.room.notified();
-            job = self.shared.push(bot, conversation, job);
-            if job.is_none() {
-                return;
+            match self.shared.push(bot, conversation, job) {
+                Push::Taken => return true,
+                Push::Closed => return false,
+                Push::Full(again) => job = again,
             }
             room.await;
         }
     }
 
-    /// Takes no more jobs, drops those that wait, and ends the threads once their runs have ended. Blocks for at most
-    /// one run's time limit.
-    pub fn stop(&self) {
+    /// Takes no more jobs and drops those that wait.
+    pub fn close(&self) {
         self.shared.stop();
+    }
+
+    /// Closes the pool and ends the threads once their runs have ended. Blocks for at most one run's time limit.
+    pub fn stop(&self) {
+        self.close();
         for thread in self.threads.lock().drain(..) {
             if thread.join().is_err() {
                 tracing::error!("a thread for bots has panicked");
@@ -113,19 +126,19 @@ impl Drop for Turn {
 }
 
 impl Shared {
-    /// Gives the job back if there is no room.
-    fn push(&self, bot: &Arc<str>, conversation: &Arc<str>, job: Option<Job>) -> Option<Job> {
+    fn push(&self, bot: &Arc<str>, conversation: &Arc<str>, job: Option<Job>) -> Push {
         let mut queue = self.queue.lock();
         if queue.stopped {
-            return None;
+            return Push::Closed;
         }
         if queue.waiting >= self.capacity {
-            return job;
+            return Push::Full(job);
         }
-        queue.push(bot, conversation, job?);
+        let Some(job) = job else { return Push::Taken };
+        queue.push(bot, conversation, job);
         drop(queue);
         self.work.notify_one();
-        None
+        Push::Taken
     }
 
     fn serve(self: Arc<Self>) {
@@ -278,10 +291,11 @@ mod tests {
         assert_eq!(seen.recv().unwrap().0, "second");
         assert_eq!(seen.recv().unwrap().0, "third");
         pool.stop();
+        assert!(!pool.submit(&bot, &one, report(&log, "late")).await, "it is closed");
     }
 
     /// Whether a future is still pending when polled once.
-    async fn futures_poll<F: Future<Output = ()> + Unpin>(future: &mut F) -> bool {
+    async fn futures_poll<F: Future + Unpin>(future: &mut F) -> bool {
         std::future::poll_fn(|cx| std::task::Poll::Ready(std::pin::Pin::new(&mut *future).poll(cx).is_pending())).await
     }
 }

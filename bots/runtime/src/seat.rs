@@ -25,7 +25,7 @@ use std::{
     time::Duration,
 };
 use tavi_core::{
-    Closed, Envelope, Node, Overflow, Principal,
+    Closed, Envelope, Node, Principal,
     metrics::{Outcome, Protocol},
     sessions::Bound,
 };
@@ -85,11 +85,11 @@ impl Seat {
         }
         let waited_on = people.versions(shared.node.parts.clock.now_ms() as i64);
         let versions = stored_versions(&shared.engine, &rows, script, waited_on).await?;
-        let permit = shared.node.parts.permit.clone();
+        let (permit, hosts) = (shared.node.parts.permit.clone(), shared.node.parts.hosts.clone());
         let seat = Arc::new(Seat {
             key: jid.as_str().into(),
             ear: Ear::new(&shared.node, principal.clone(), rows.owner().clone()),
-            gate: Arc::new(Granted { permit, principal: principal.clone() }),
+            gate: Arc::new(Granted { permit, hosts, principal: principal.clone() }),
             versions: RwLock::new(Arc::new(versions)),
             people: Mutex::new(people),
             timer: Notify::new(),
@@ -102,10 +102,8 @@ impl Seat {
         });
         seat.save_version().await?;
         seat.send(seat.rows.outgoing().await?).await;
-        for publication in seat.rows.publications().await? {
-            seat.ear.mailbox().push(Waiting(publication), Overflow::Refuse);
-        }
         seat.listen();
+        seat.ear.look();
         Ok(seat)
     }
 
@@ -185,37 +183,55 @@ impl Seat {
             tokio::select! {
                 _ = stop.changed() => return stanzas,
                 open = bound.inbox.drain(&mut stanzas) => {
-                    for stanza in stanzas.drain(..) {
-                        self.stanza(bound, stanza).await;
-                    }
-                    if open.is_err() {
-                        return stanzas;
+                    let left = self.stanzas(bound, std::mem::take(&mut stanzas)).await;
+                    if open.is_err() || !left.is_empty() {
+                        return left;
                     }
                 }
                 _ = self.ear.mailbox().drain(&mut publications) => {
-                    for Waiting(publication) in publications.drain(..) {
-                        self.published(publication).await;
-                    }
+                    self.published(publications.drain(..).map(|Waiting(publication)| publication).collect()).await;
                 }
+                () = self.ear.more() => self.late().await,
                 () = self.next_deadline() => self.deadlines().await,
             }
         }
     }
 
-    async fn stanza(self: &Arc<Self>, bound: &Bound, stanza: Envelope) {
+    /// Deals with what was heard; gives what came too late, when the broker stops.
+    async fn stanzas(self: &Arc<Self>, bound: &Bound, stanzas: Vec<Envelope>) -> Vec<Envelope> {
+        let mut left = Vec::new();
+        for stanza in stanzas {
+            if !left.is_empty() || !self.stanza(bound, &stanza).await {
+                left.push(stanza);
+            }
+        }
+        left
+    }
+
+    /// Has those publications run that found no room in memory.
+    async fn late(self: &Arc<Self>) {
+        match self.ear.late(&self.rows).await {
+            Ok(publications) => self.published(publications).await,
+            Err(error) => tracing::error!(bot = %self.jid, %error, "publications wait for the next start"),
+        }
+    }
+
+    /// Whether it was dealt with.
+    async fn stanza(self: &Arc<Self>, bound: &Bound, stanza: &Envelope) -> bool {
         // Bots do not answer bots: two of them would go on for ever.
         let bots = self.jid.domain();
         let from = stanza.from().map(Jid::to_bare).filter(|from| from.local().is_some() && from.domain() != bots);
         match (stanza.head().type_, from) {
-            (StanzaType::Message(MessageType::Chat | MessageType::Normal), Some(from)) => match heard(&stanza) {
-                Some(text) => self.message(from, text, stanza.meta.queued).await,
-                None => self.settle(bound, &stanza),
+            (StanzaType::Message(MessageType::Chat | MessageType::Normal), Some(from)) => match heard(stanza) {
+                Some(text) => return self.message(from, text, stanza.meta.queued).await,
+                None => self.settle(bound, stanza),
             },
             (StanzaType::Iq(IqType::Get | IqType::Set), _) => {
                 self.route(stanza.refuse(&Condition::ServiceUnavailable.into())).await;
             }
-            _ => self.settle(bound, &stanza),
+            _ => self.settle(bound, stanza),
         }
+        true
     }
 
     fn settle(&self, bound: &Bound, stanza: &Envelope) {
@@ -231,10 +247,10 @@ impl Seat {
         }
     }
 
-    async fn message(self: &Arc<Self>, from: BareJid, text: String, queued: Option<u64>) {
-        let source = Source { queued, publication: None };
+    async fn message(self: &Arc<Self>, from: BareJid, text: String, queued: Option<u64>) -> bool {
+        let source = Source { queued, ..Source::default() };
         self.count(Outcome::Received);
-        self.submit(&from.as_str().into(), source, move |conversation, world| conversation.hear(world, &text)).await;
+        self.submit(&from.as_str().into(), source, move |conversation, world| conversation.hear(world, &text)).await
     }
 
     async fn next_deadline(&self) {

@@ -11,10 +11,11 @@
 //! | `v` | the hash of the newest version that could be loaded |
 //! | `o/ID` | an action that may not be out yet, JSON |
 //! | `t/ID` | a publication (QoS 1 or 2) whose handlers may not have run yet |
+//! | `x/PERSON` | a conversation that could not be read |
 
 use crate::conversation::{Action, Conversation};
 use bytes::Bytes;
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 use tavi_core::Publication;
 use tavi_store::{Commit, Expect, Op, Owner, SharedStore, StoreError, Table};
 
@@ -44,22 +45,26 @@ impl Rows {
         self.store.commit(&self.owner, ops)
     }
 
-    /// A person's conversation; a new one if there is none. Fails if the row cannot be read.
-    pub async fn conversation(&self, person: &str) -> Result<Conversation, StoreError> {
+    /// A person's conversation; a new one if there is none.
+    pub async fn conversation(&self, person: &str) -> Result<Kept, StoreError> {
         let item = format!("c/{person}");
-        let Some(record) = self.store.load(&self.owner, Table::Bot, &item).await? else {
-            return Ok(Conversation::default());
-        };
-        Conversation::decode(&record.value).ok_or_else(|| damaged(&item))
+        let Some(record) = self.store.load(&self.owner, Table::Bot, &item).await? else { return Ok(Kept::default()) };
+        Ok(match Conversation::decode(&record.value) {
+            Some(conversation) => Kept { conversation, damaged: None },
+            None => Kept { conversation: Conversation::default(), damaged: Some(record.value) },
+        })
     }
 
-    /// Everybody's conversations. Fails if a row cannot be read.
+    /// Everybody's conversations. One that cannot be read is logged; it begins anew when its person writes.
     pub async fn conversations(&self) -> Result<Vec<(String, Conversation)>, StoreError> {
-        let decode = |(person, value): (String, Bytes)| match Conversation::decode(&value) {
-            Some(conversation) => Ok((person, conversation)),
-            None => Err(damaged(&format!("c/{person}"))),
+        let decode = |(person, value): (String, Bytes)| {
+            let conversation = Conversation::decode(&value);
+            if conversation.is_none() {
+                tracing::error!(bot = self.owner.name(), person, "what the bot knows of a person is damaged");
+            }
+            Some((person, conversation?))
         };
-        self.all("c/").await?.into_iter().map(decode).collect()
+        Ok(self.all("c/").await?.into_iter().filter_map(decode).collect())
     }
 
     /// The text of a script version.
@@ -73,7 +78,10 @@ impl Rows {
         let Some(record) = self.store.load(&self.owner, Table::Bot, "v").await? else { return Ok(None) };
         match std::str::from_utf8(&record.value) {
             Ok(hash) => self.script(hash).await,
-            Err(_) => Err(damaged("v")),
+            Err(_) => {
+                tracing::error!(bot = self.owner.name(), "the name of the bot's last good version is damaged");
+                Ok(None)
+            }
         }
     }
 
@@ -90,25 +98,54 @@ impl Rows {
         Ok(self.all("o/").await?.into_iter().filter_map(decode).collect())
     }
 
-    /// Publications whose handlers may not have run, oldest first. A damaged row is left out.
-    pub async fn publications(&self) -> Result<Vec<Arc<Publication>>, StoreError> {
-        let rows = self.all("t/").await?;
-        Ok(rows.into_iter().filter_map(|(_, value)| Publication::decode(value)).map(Arc::new).collect())
+    /// At most `limit` publications whose handlers may not have run, oldest first, without those that `skip` has.
+    /// A damaged row is logged and deleted.
+    pub async fn publications(&self, limit: usize, skip: &BTreeSet<u64>) -> Result<Vec<Arc<Publication>>, StoreError> {
+        let rows = self.page("t/", "t/", limit).await?;
+        let mut found = Vec::new();
+        for (id, value) in rows {
+            let known = id.parse().is_ok_and(|id| skip.contains(&id));
+            match Publication::decode(value) {
+                _ if known => {}
+                Some(publication) => found.push(Arc::new(publication)),
+                None => {
+                    tracing::error!(bot = self.owner.name(), id, "a publication that waited for a bot is damaged");
+                    self.commit(vec![delete(format!("t/{id}"))]).await?;
+                }
+            }
+        }
+        Ok(found)
     }
 
     /// All items that begin with `prefix`, without it.
     async fn all(&self, prefix: &str) -> Result<Vec<(String, Bytes)>, StoreError> {
-        let (mut found, mut after) = (Vec::new(), Some(Box::from(prefix)));
+        let (mut found, mut after) = (Vec::new(), prefix.to_owned());
         loop {
-            let page = self.store.list(&self.owner, Table::Bot, after.as_deref(), PAGE).await?;
+            let page = self.page(prefix, &after, PAGE).await?;
             let Some((last, _)) = page.last() else { return Ok(found) };
-            after = Some(last.clone());
-            for (item, record) in page {
-                let Some(name) = item.strip_prefix(prefix) else { return Ok(found) };
-                found.push((name.to_owned(), record.value));
-            }
+            after = format!("{prefix}{last}");
+            found.extend(page);
         }
     }
+
+    /// At most `limit` items behind `after` that begin with `prefix`, without it.
+    async fn page(&self, prefix: &str, after: &str, limit: usize) -> Result<Vec<(String, Bytes)>, StoreError> {
+        let page = self.store.list(&self.owner, Table::Bot, Some(after), limit).await?;
+        let rest = page.into_iter().map_while(|(item, record)| {
+            let name = item.strip_prefix(prefix)?;
+            Some((name.to_owned(), record.value))
+        });
+        Ok(rest.collect())
+    }
+}
+
+/// A conversation as the store has it.
+#[derive(Debug, Default)]
+pub struct Kept {
+    /// What was saved; a new one if that cannot be read.
+    pub conversation: Conversation,
+    /// The bytes that cannot be read.
+    pub damaged: Option<Bytes>,
 }
 
 /// An action with the id that makes its stanza the same however often it is sent.
@@ -136,6 +173,11 @@ impl Outgoing {
 /// Saves a conversation.
 pub fn put_conversation(person: &str, conversation: &Conversation) -> Op {
     put(format!("c/{person}"), conversation.encode())
+}
+
+/// Sets aside what cannot be read, for whoever wants to look at it.
+pub fn put_damaged(person: &str, value: Bytes) -> Op {
+    put(format!("x/{person}"), value.to_vec())
 }
 
 /// Keeps a script version for the dialogues that wait on it.
@@ -176,10 +218,6 @@ fn delete(item: String) -> Op {
     Op::Delete { table: Table::Bot, item: item.into(), expect: Expect::Any }
 }
 
-fn damaged(item: &str) -> StoreError {
-    StoreError::Corrupt(format!("a bot's row {item:?} cannot be read").into())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -197,9 +235,25 @@ mod tests {
         assert_eq!(rows.conversations().await.unwrap().len(), 1);
         assert_eq!(rows.script("12").await.unwrap().as_deref(), Some("fn f() {}"));
         assert_eq!(rows.scripts().await.unwrap(), ["12"]);
-        assert!(rows.publications().await.unwrap().is_empty());
+        assert!(rows.publications(10, &BTreeSet::new()).await.unwrap().is_empty());
         rows.commit(vec![outgoing[0].delete(), delete_script("12")]).await.unwrap();
         assert_eq!(rows.outgoing().await.unwrap().len(), 299);
         assert!(rows.scripts().await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_damaged_row_hides_no_other() {
+        let rows = Rows::new(Arc::new(MemoryStore::default()), "lamp@bots.localhost");
+        let broken = |item: &str| put(item.into(), b"{#".to_vec());
+        let good = put_conversation("b@c", &Conversation::default());
+        rows.commit(vec![broken("c/a@b"), good, put("v".into(), vec![0xff]), broken("t/00000000000000000007")])
+            .await
+            .unwrap();
+        assert_eq!(rows.conversations().await.unwrap(), [("b@c".to_owned(), Conversation::default())]);
+        let kept = rows.conversation("a@b").await.unwrap();
+        assert_eq!((kept.conversation, kept.damaged.as_deref()), (Conversation::default(), Some(&b"{#"[..])));
+        assert_eq!(rows.current().await.unwrap(), None);
+        assert!(rows.publications(10, &BTreeSet::new()).await.unwrap().is_empty());
+        assert!(rows.all("t/").await.unwrap().is_empty(), "it is gone");
     }
 }

@@ -31,6 +31,9 @@ use tavi_xmpp_proto::{
     stanza::{Head, MessageType, Stanza},
 };
 
+#[global_allocator]
+static ALLOCATOR: tavi_bots::Metered = tavi_bots::Metered::system();
+
 const BOT: &str = "doorbell@bots.localhost";
 const LIBRARY: &str = include_str!("../../library/doorbell.rhai");
 
@@ -141,7 +144,11 @@ fn jid(name: &str) -> BareJid {
 }
 
 async fn grant(node: &Node, actions: &str, filter: &str) {
-    let grant = Grant::new(node.parts.ids.next(0), BOT, actions.parse().unwrap(), filter).unwrap();
+    allow(node, BOT, actions, filter).await;
+}
+
+async fn allow(node: &Node, who: &str, actions: &str, filter: &str) {
+    let grant = Grant::new(node.parts.ids.next(0), who, actions.parse().unwrap(), filter).unwrap();
     node.parts.permit.add(grant).await.unwrap();
 }
 
@@ -169,6 +176,7 @@ async fn prepare(store: &SharedStore) {
     store.commit(&Owner::account("anna@localhost"), vec![node.parts.accounts.account_op()]).await.unwrap();
     grant(&node, "publish", "d/lamp/cmd/power").await;
     grant(&node, "subscribe", "d/lamp/up/#").await;
+    allow(&node, "anna@localhost", "publish,subscribe", "d/+/+/#").await;
 }
 
 impl Life {
@@ -381,6 +389,104 @@ async fn count_to_ten(node: Node, name: String) {
     let texts: Vec<String> = got.iter().map(|e| e.stanza.body().unwrap()).collect();
     let expected: Vec<String> = (1..=10).map(|n| format!("{n} {}", n * (n + 1) / 2)).collect();
     assert_eq!(texts, expected, "{name}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_burst_of_acknowledged_values_reaches_the_script_in_order() {
+    let store: SharedStore = Arc::new(MemoryStore::default());
+    prepare(&store).await;
+    let (_folder, path) =
+        folder("on_topic(\"d/+/up/temperature\", \"f\"); fn f(t) { send_to(\"anna@localhost\", t.text); }");
+    let life = Life::begin(store, path).await;
+    const COUNT: usize = 6_000;
+    for n in 0..COUNT {
+        life.publish(&n.to_string()).await.unwrap();
+    }
+    let mut got = Vec::new();
+    while got.len() < COUNT {
+        got.extend(life.next().await.iter().filter_map(|e| e.stanza.body()?.parse::<usize>().ok()));
+    }
+    assert!(got.iter().copied().eq(0..COUNT));
+    life.bots.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn values_that_waited_over_a_restart_reach_the_script_in_order() {
+    let store: SharedStore = Arc::new(MemoryStore::default());
+    prepare(&store).await;
+    let (_folder, path) =
+        folder("on_topic(\"d/+/up/temperature\", \"f\"); fn f(t) { send_to(\"anna@localhost\", t.text); }");
+    const COUNT: usize = 700;
+    let life = Life::begin(store.clone(), path.clone()).await;
+    for n in 0..COUNT {
+        life.publish(&n.to_string()).await.unwrap();
+    }
+    life.bots.stop().await;
+    drop(life);
+    let life = Life::begin(store, path).await;
+    let mut got = Vec::new();
+    while got.len() < COUNT {
+        got.extend(life.next().await.iter().filter_map(|e| e.stanza.body()?.parse::<usize>().ok()));
+    }
+    assert!(got.iter().copied().eq(0..COUNT), "{got:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stranger_does_not_get_what_the_bot_may_do() {
+    let store: SharedStore = Arc::new(MemoryStore::default());
+    prepare(&store).await;
+    let (_folder, path) = folder(LIBRARY);
+    let life = Life::begin(store, path).await;
+    let (removed, commit) = life.node.parts.permit.remove(|grant| &*grant.subject == "anna@localhost");
+    commit.await.unwrap();
+    assert_eq!(removed.len(), 1);
+    life.says("/watch lamp").await;
+    life.says("/power").await;
+    let told = life.says("on").await;
+    assert!(
+        told.starts_with("I may not do that: publish: anna@localhost may not publish to \"d/lamp/cmd/power\""),
+        "{told}"
+    );
+    life.publish("21.5").await.unwrap();
+    assert_eq!(life.says("/status").await, "lamp has not said anything yet.");
+    assert!(life.device.seen.lock().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_conversation_begins_anew_and_is_set_aside() {
+    let store: SharedStore = Arc::new(MemoryStore::default());
+    prepare(&store).await;
+    let (_folder, path) = folder(LIBRARY);
+    let value = bytes::Bytes::from_static(b"{#");
+    let put = Op::Put { table: Table::Bot, item: "c/anna@localhost".into(), value, expect: tavi_store::Expect::Any };
+    store.commit(&Owner::account(BOT), vec![put]).await.unwrap();
+    let life = Life::begin(store.clone(), path).await;
+    assert_eq!(life.says("/status").await, "I watch nothing for you. Send /watch ID.");
+    let aside = store.load(&Owner::account(BOT), Table::Bot, "x/anna@localhost").await.unwrap();
+    assert_eq!(&aside.unwrap().value[..], b"{#");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_waits_neither_for_endless_runs_nor_for_what_is_queued() {
+    let store: SharedStore = Arc::new(MemoryStore::default());
+    prepare(&store).await;
+    let (_folder, path) = folder("fn on_message(t) { let k = 0; while k < 20000 { k += 1; } say(t); }");
+    let life = Life::begin(store.clone(), path.clone()).await;
+    const COUNT: usize = 700;
+    for n in 0..COUNT {
+        life.write("m", &n.to_string()).await.unwrap();
+    }
+    tokio::time::timeout(Duration::from_secs(4), life.bots.stop()).await.expect("it stops at once");
+    drop(life);
+    fs::write(path.join("doorbell.rhai"), "fn on_message(t) { say(t); }").unwrap();
+    let life = Life::begin(store, path).await;
+    let mut texts = std::collections::BTreeMap::new();
+    while texts.len() < COUNT {
+        let got = life.next().await;
+        texts.extend(got.iter().map(|e| (e.head().id.clone().unwrap(), e.stanza.body().unwrap())));
+    }
+    let answered: std::collections::BTreeSet<String> = texts.into_values().collect();
+    assert_eq!(answered.len(), COUNT, "each is answered, none twice");
 }
 
 /// What Anna and the lamp do, whatever happens to the broker: each repeats what was not acknowledged.

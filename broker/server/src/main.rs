@@ -21,6 +21,10 @@ use clap::Parser;
 use cli::{Cli, Command};
 use std::process::ExitCode;
 
+/// Counts for each thread what it holds: so bots' scripts are bounded.
+#[global_allocator]
+static ALLOCATOR: tavi_bots::Metered = tavi_bots::Metered::system();
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = match cli.command {

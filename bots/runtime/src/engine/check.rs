@@ -19,6 +19,8 @@ const KEYWORDS: &[&str] =
     &["call", "curry", "is_def_fn", "is_def_var", "is_shared", "type_of", "print", "debug", "Fn", "this"];
 /// What the language has and bots have not.
 const CLOSED: &[&str] = &["sleep", "timestamp", "exit"];
+/// These make a function out of a name.
+const POINTERS: &[&str] = &["Fn"];
 /// Uses of a conversation: a handler that reaches one of these is about a person.
 const PERSONAL: &[&str] = &["say", "state", "user"];
 
@@ -133,6 +135,12 @@ impl Checker<'_> {
 
     fn call(&self, (call, method, at): Called<'_>, own: &Arities, fields: &HashSet<String>) -> Option<ScriptError> {
         let (name, given) = (call.name.as_str(), call.args.len() + usize::from(method));
+        if POINTERS.contains(&name) && call.args.first().is_none_or(|first| literal(first).is_none()) {
+            return Some(self.error(
+                at,
+                format!("{name} wants the function's name as a text in quotes: the checker has to see it"),
+            ));
+        }
         if let Some(host) = CALLS.iter().find(|host| host.name == name) {
             return wrong_count(host, given).map(|message| self.error(at, message));
         }
@@ -215,13 +223,23 @@ impl Checker<'_> {
             match path.last() {
                 Some(ASTNode::Expr(Expr::Variable(variable, ..))) => uses.variables.extend([variable.1.to_string()]),
                 Some(ASTNode::Expr(Expr::DynamicConstant(value, _))) => uses.calls.extend(pointed(value)),
-                Some(node) => uses.calls.extend(called(node).map(|(call, ..)| call.name.to_string())),
+                Some(node) => uses.calls.extend(called(node).into_iter().flat_map(names)),
                 None => {}
             }
             true
         });
         uses
     }
+}
+
+/// The function that is called, and the one that it makes a pointer to, as in `Fn("say").call(x)`.
+fn names((call, ..): Called<'_>) -> Vec<String> {
+    let given = call.args.iter().filter(|_| POINTERS.contains(&call.name.as_str())).filter_map(literal);
+    given.map(str::to_owned).chain([call.name.to_string()]).collect()
+}
+
+fn literal(argument: &Expr) -> Option<&str> {
+    if let Expr::StringConstant(text, _) = argument { Some(text.as_str()) } else { None }
 }
 
 /// The function behind a closure.

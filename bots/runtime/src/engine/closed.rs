@@ -1,37 +1,46 @@
 //! Rhai with everything closed that a bot must not have, and a limit on everything that it has.
 
 use super::{
-    Gate, api,
+    Gate, MAX_STATE, api, meter,
     run::{self, Halt, Outcome, Phase, Run},
+    value,
 };
-use rhai::{Dynamic, EvalAltResult, EvalContext, ImmutableString, OptimizationLevel, Position, Scope};
-use std::time::{Duration, Instant};
+use rhai::{Dynamic, EvalAltResult, EvalContext, ImmutableString, OptimizationLevel, Position};
+use std::{
+    fmt::Write,
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
 
-/// The largest sum of what the variables of a running function hold, in bytes.
-const MAX_MEMORY: usize = 4 * 1024 * 1024;
+/// How much one run may hold, in bytes.
+const MAX_MEMORY: isize = 4 * 1024 * 1024;
 /// How often one run can print.
 const MAX_PRINTS: u32 = 50;
 /// How many characters are printed.
 const MAX_PRINTED: usize = 1_000;
-/// The longest text, in bytes.
-const MAX_STRING: usize = 16 * 1024;
+/// The longest text, and the sum of the texts in one list or map, in bytes: more than a state may have when encoded,
+/// so that a state that has grown too large is told as such.
+const MAX_STRING: usize = 2 * MAX_STATE;
 /// Call depth; a 2 MiB stack bears eight times as many.
 const MAX_CALLS: usize = 32;
+/// Steps between two looks at the limits that are not memory.
+const LOOK: u64 = 64;
 
 /// What one run may use.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Steps of the script, about one for each expression.
+    /// Steps of the script since the last answer, about one for each expression.
     pub operations: u64,
-    /// Time on the thread.
+    /// Steps from the top of the handler, those of the replay too: the cost of a long dialogue's next answer.
+    pub dialogue: u64,
+    /// Time on the thread. No script comes near it by its steps, however busy the machine: only a true hang does.
     pub wall: Duration,
 }
 
 impl Default for Limits {
-    /// 100,000 steps and 50 ms; unoptimised builds of the broker get ten times as long.
+    /// 100,000 steps, five million in one dialogue, and ten seconds.
     fn default() -> Limits {
-        let wall = if cfg!(debug_assertions) { 500 } else { 50 };
-        Limits { operations: 100_000, wall: Duration::from_millis(wall) }
+        Limits { operations: 100_000, dialogue: 5_000_000, wall: Duration::from_secs(10) }
     }
 }
 
@@ -39,8 +48,12 @@ impl Default for Limits {
 pub struct Closed;
 
 impl Gate for Closed {
-    fn publish(&self, _: &str) -> Result<(), String> {
+    fn publish(&self, _: Option<&str>, _: &str) -> Result<(), String> {
         Err("the bot is not running".into())
+    }
+
+    fn hear(&self, _: &str, _: &str) -> bool {
+        false
     }
 
     fn address(&self, _: &str) -> Result<(), String> {
@@ -57,10 +70,11 @@ pub fn closed_engine(limits: Limits) -> rhai::Engine {
     }
     close_functions(&mut engine);
     bound_replace(&mut engine);
+    bound_printing(&mut engine);
     engine.on_print(|text| print(text, Position::NONE));
     engine.on_debug(|text, _, at| print(text, at));
-    set_limits(&mut engine, limits);
-    engine.on_progress(|count| if count % 1024 == 0 { stop_if_late() } else { None });
+    set_limits(&mut engine);
+    engine.on_progress(move |count| progress(count, limits));
     // Rhai marks the variable resolver as subject to change; the version is pinned.
     #[allow(deprecated)]
     engine.on_var(|name, _, context| resolve(name, &context));
@@ -91,7 +105,7 @@ fn close_functions(engine: &mut rhai::Engine) {
     engine.register_fn("exit", move |_: Dynamic| closed());
 }
 
-/// Rhai builds the whole result of `replace` before it looks at its length: 16 KiB by 16 KiB are 256 MiB.
+/// Rhai builds the whole result of `replace` before it looks at its length: 128 KiB by 128 KiB are 16 GiB.
 fn bound_replace(engine: &mut rhai::Engine) {
     fn replace(text: &mut ImmutableString, find: &str, with: &str) -> Outcome<()> {
         let growth = with.len().saturating_sub(find.len());
@@ -106,9 +120,10 @@ fn bound_replace(engine: &mut rhai::Engine) {
 }
 
 /// All set explicitly: Rhai's defaults differ between debug and release builds.
-fn set_limits(engine: &mut rhai::Engine, limits: Limits) {
+fn set_limits(engine: &mut rhai::Engine) {
     engine.set_optimization_level(OptimizationLevel::None);
-    engine.set_max_operations(limits.operations);
+    // Counted by `progress`: Rhai's own count would add up over replays.
+    engine.set_max_operations(0);
     engine.set_max_call_levels(MAX_CALLS);
     engine.set_max_expr_depths(64, 64);
     engine.set_max_string_size(MAX_STRING);
@@ -119,24 +134,46 @@ fn set_limits(engine: &mut rhai::Engine, limits: Limits) {
     engine.set_max_modules(0);
 }
 
-fn stop_if_late() -> Option<Dynamic> {
-    run::with(|run| {
-        let late = Instant::now() > run.deadline;
-        late.then(|| {
-            run.halt = Some(Halt::TooSlow);
-            Dynamic::UNIT
-        })
-    })
-    .flatten()
+/// Asked at each step; an answer stops the script, whatever it tries to catch.
+fn progress(count: u64, limits: Limits) -> Option<Dynamic> {
+    let halt = run::with(|run| {
+        run.look(count, limits);
+        run.halt.is_some()
+    });
+    (halt == Some(true)).then_some(Dynamic::UNIT)
+}
+
+impl Run {
+    fn look(&mut self, count: u64, limits: Limits) {
+        if meter::held() - self.held > MAX_MEMORY {
+            return self.halt_with(Halt::Memory(MAX_MEMORY as u64));
+        }
+        if !count.is_multiple_of(LOOK) {
+            return;
+        }
+        if !self.replay.is_live() {
+            self.replayed = count;
+        }
+        if count - self.replayed > limits.operations {
+            self.halt_with(Halt::Steps(limits.operations));
+        } else if count > limits.dialogue.max(limits.operations) {
+            self.halt_with(Halt::Dialogue(limits.dialogue));
+        } else if self.stop.load(Ordering::Relaxed) {
+            self.halt_with(Halt::Stopped);
+        } else if Instant::now() > self.deadline {
+            self.halt_with(Halt::TooSlow);
+        }
+    }
+
+    /// Has the script stopped at its next step. The first reason stands.
+    fn halt_with(&mut self, halt: Halt) {
+        self.halt.get_or_insert(halt);
+    }
 }
 
 /// Serves `state`, `user` and the constants; a local variable of the same name goes first.
 fn resolve(name: &str, context: &EvalContext<'_, '_, '_, '_, '_, '_>) -> Outcome<Option<Dynamic>> {
     run::with(|run| {
-        run.lookups = run.lookups.wrapping_add(1);
-        if run.lookups % 256 == 0 {
-            check_memory(run, context.scope())?;
-        }
         if context.scope().contains(name) {
             return Ok(None);
         }
@@ -149,44 +186,55 @@ fn resolve(name: &str, context: &EvalContext<'_, '_, '_, '_, '_, '_>) -> Outcome
     .unwrap_or(Ok(None))
 }
 
-/// Rhai 1.27 lets `map[key] = value` grow past its limit, and limits no sum; this does both.
-fn check_memory(run: &Run, scope: &Scope<'_>) -> Outcome<()> {
-    let mut left = MAX_MEMORY;
-    let values = scope.iter_raw().map(|(_, _, value)| value).chain([&run.state]);
-    for value in values {
-        match left.checked_sub(size(value, left, 0)) {
-            Some(rest) => left = rest,
-            None => return Err(too_large()),
+/// Rhai builds the text of a list or map without looking at its length: a text that is shared a thousand times counts
+/// as one in memory and as a thousand here.
+fn bound_printing(engine: &mut rhai::Engine) {
+    for name in ["to_string", "print", "to_debug", "debug"] {
+        engine.register_fn(name, |list: &mut rhai::Array| printed(&Dynamic::from_array(list.clone())));
+        engine.register_fn(name, |map: &mut rhai::Map| printed(&Dynamic::from_map(map.clone())));
+    }
+    engine.register_fn("to_json", |map: &mut rhai::Map| -> Outcome<ImmutableString> {
+        let value = Dynamic::from_map(map.clone());
+        printable(&value)?;
+        value::to_json("the map", &value).map(|json| json.to_string().into()).or_else(run::raise)
+    });
+}
+
+/// Refuses what would make too long a text. Rhai drops the error of a function that prints, so the run is also halted.
+fn printable(value: &Dynamic) -> Outcome<()> {
+    if value::size(value, MAX_STRING) <= MAX_STRING {
+        return Ok(());
+    }
+    run::with(|run| run.halt_with(Halt::Printed));
+    Err(EvalAltResult::ErrorDataTooLarge("Length of string".into(), Position::NONE).into())
+}
+
+fn printed(value: &Dynamic) -> Outcome<ImmutableString> {
+    printable(value)?;
+    let mut text = String::new();
+    print_into(&mut text, value);
+    Ok(text.into())
+}
+
+/// As Rhai prints it: `[1, "a"]`, `#{"k": 2.0}`.
+fn print_into(text: &mut String, value: &Dynamic) {
+    if let Some(list) = value.read_lock::<rhai::Array>() {
+        text.push('[');
+        for (n, item) in list.iter().enumerate() {
+            text.push_str(if n == 0 { "" } else { ", " });
+            print_into(text, item);
         }
-    }
-    Ok(())
-}
-
-fn too_large() -> Box<EvalAltResult> {
-    EvalAltResult::ErrorDataTooLarge("the variables together".into(), Position::NONE).into()
-}
-
-/// About how many bytes a value holds; stops counting behind `limit`.
-fn size(value: &Dynamic, limit: usize, depth: usize) -> usize {
-    if depth > 64 {
-        return limit + 1;
-    }
-    let own = std::mem::size_of::<Dynamic>();
-    if let Some(text) = value.read_lock::<rhai::ImmutableString>() {
-        return own + text.len();
-    }
-    let sum = |total: usize, part: usize| {
-        let total = total + part;
-        if total > limit { Err(total) } else { Ok(total) }
-    };
-    let counted = if let Some(list) = value.read_lock::<rhai::Array>() {
-        list.iter().try_fold(own, |total, item| sum(total, size(item, limit, depth + 1)))
+        text.push(']');
     } else if let Some(map) = value.read_lock::<rhai::Map>() {
-        map.iter().try_fold(own, |total, (key, item)| sum(total, 32 + key.len() + size(item, limit, depth + 1)))
-    } else if let Some(blob) = value.read_lock::<rhai::Blob>() {
-        Ok(own + blob.len())
+        text.push_str("#{");
+        for (n, (key, item)) in map.iter().enumerate() {
+            text.push_str(if n == 0 { "" } else { ", " });
+            // Writing into a String does not fail.
+            let _ = write!(text, "{key:?}: ");
+            print_into(text, item);
+        }
+        text.push('}');
     } else {
-        Ok(own)
-    };
-    counted.unwrap_or_else(|total| total)
+        let _ = write!(text, "{value:?}");
+    }
 }

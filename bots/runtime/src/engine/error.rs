@@ -106,11 +106,21 @@ pub fn run_message(error: &EvalAltResult) -> String {
         }
         EvalAltResult::ErrorVariableNotFound(name, _) => format!("there is no variable \"{name}\""),
         EvalAltResult::ErrorStackOverflow(_) => "functions call each other too deeply".into(),
-        EvalAltResult::ErrorDataTooLarge(what, _) => format!("too large: {}", lower_first(what)),
+        EvalAltResult::ErrorDataTooLarge(what, _) => format!("too large: {}", size_limit(what)),
         other => {
             let text = other.to_string();
             lower_first(text.rsplit_once(" (line").map_or(text.as_str(), |(message, _)| message))
         }
+    }
+}
+
+/// Rhai checks the sum over all that a list or map holds, not only the value itself.
+fn size_limit(what: &str) -> String {
+    match what {
+        "Length of string" => "a text, or the texts in one list or map together, are longer than 128 KiB".into(),
+        "Size of array/BLOB" => "a list, with the lists in it, has more than 1,000 values".into(),
+        "Size of object map" => "a map, with the maps in it, has more than 500 values".into(),
+        other => lower_first(other),
     }
 }
 

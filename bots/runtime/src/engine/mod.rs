@@ -8,12 +8,14 @@ mod api;
 mod check;
 mod closed;
 mod error;
+mod meter;
 mod run;
 mod script;
 mod value;
 
 pub use closed::Limits;
 pub use error::ScriptError;
+pub use meter::{Metered, is_installed};
 pub use script::{Call, Command, Effect, End, Gate, Moment, Payload, Question, Ran, Script, TopicHandler};
 
 use crate::journal::{JournalError, Replay};
@@ -22,7 +24,13 @@ use rhai::{AST, CallFnOptions, Dynamic, EvalAltResult, Position, Scope};
 use run::{Declared, Halt, Outcome, Phase, Run};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
 
 /// The longest script, in bytes.
 pub const MAX_SCRIPT: usize = 256 * 1024;
@@ -37,6 +45,7 @@ pub struct Engine {
     traced: rhai::Engine,
     builtins: check::Arities,
     limits: Limits,
+    stop: Arc<AtomicBool>,
 }
 
 impl Default for Engine {
@@ -64,7 +73,7 @@ impl Engine {
         );
         let mut strict = closed_engine(limits);
         strict.set_strict_variables(true);
-        Engine { builtins: check::builtins(&rhai), rhai, strict, traced, limits }
+        Engine { builtins: check::builtins(&rhai), rhai, strict, traced, limits, stop: Arc::default() }
     }
 
     /// Checks a script and runs its top level. All mistakes that can be found are given at once.
@@ -88,6 +97,7 @@ impl Engine {
         Ok(Script {
             commands: declared.commands.into_iter().map(|(command, _)| command).collect(),
             topics: declared.topics.into_iter().map(|(topic, _)| personal(topic)).collect(),
+            served: declared.served,
             functions: checker.functions().iter().map(|(name, arities)| (name.clone(), most(arities))).collect(),
             constants: Arc::new(constants),
             name: name.into(),
@@ -103,9 +113,16 @@ impl Engine {
         let (result, run) = self.attempt(&self.rhai, script, call);
         let end = self.end(script, call, result, &run);
         match end {
-            End::Changed(_) => Ran { end, journal: call.journal.clone(), state: None, effects: Vec::new() },
+            End::Changed(_) | End::Stopped => {
+                Ran { end, journal: call.journal.clone(), state: None, effects: Vec::new() }
+            }
             end => finish(script, end, run),
         }
+    }
+
+    /// Ends all runs, now and from now on, as if they had not been ([`End::Stopped`]): the broker stops.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
     }
 
     /// Compiles in strict mode: an unknown variable is an error, a constant of the top level is not.
@@ -141,7 +158,10 @@ impl Engine {
     }
 
     fn attempt(&self, rhai: &rhai::Engine, script: &Script, call: &Call<'_>) -> (Outcome<Dynamic>, Run) {
-        let run = self.new_run(Phase::Handling, script.constants.clone(), Some(call));
+        let held = meter::held();
+        let person = call.user.get("jid").and_then(Value::as_str);
+        let asker = person.filter(|person| !script.serves(person)).map(Box::from);
+        let run = Run { held, asker, ..self.new_run(Phase::Handling, script.constants.clone(), Some(call)) };
         let arity = script.arity(call.function).unwrap_or(0);
         let mut args: Vec<Dynamic> = call.args.iter().take(arity).map(value::from_json).collect();
         args.resize(arity, Dynamic::UNIT);
@@ -164,7 +184,10 @@ impl Engine {
             effects: Vec::new(),
             halt: None,
             deadline: Instant::now() + self.limits.wall,
-            lookups: 0,
+            asker: None,
+            stop: self.stop.clone(),
+            held: meter::held(),
+            replayed: 0,
             prints: 0,
             last: Position::NONE,
         }
@@ -172,7 +195,10 @@ impl Engine {
 
     fn end(&self, script: &Script, call: &Call<'_>, result: Outcome<Dynamic>, run: &Run) -> End {
         let error = match (result, &run.halt) {
-            (Ok(_), _) => return End::Done,
+            (_, Some(Halt::Stopped)) => return End::Stopped,
+            (Ok(_), None) => return End::Done,
+            // It was over before the halt was looked at, but its messages are not whole.
+            (Ok(_), Some(_)) => halted(),
             (Err(_), Some(Halt::Waits(question))) => return End::Waits(question.clone()),
             (Err(_), Some(Halt::Journal(changed @ JournalError::Changed { .. }))) => {
                 return End::Changed(changed.clone());
@@ -184,26 +210,40 @@ impl Engine {
 
     fn failure(&self, script: &Script, call: &Call<'_>, error: &EvalAltResult, halt: &Option<Halt>) -> ScriptError {
         let (inner, at) = error::innermost(error);
-        let limit = match (inner, halt) {
-            (_, Some(Halt::TooSlow)) => Some(format!("{} ms", self.limits.wall.as_millis())),
-            (EvalAltResult::ErrorTooManyOperations(_), _) => {
-                Some(format!("{} steps", thousands(self.limits.operations)))
-            }
-            _ => None,
+        let (message, known) = match halt {
+            Some(halt) => (self.limit(halt), matches!(halt, Halt::Journal(_) | Halt::Effects)),
+            None => (error::run_message(inner), true),
         };
-        let at = if at.is_none() || limit.is_some() { self.trace(script, call) } else { at };
-        let message = match (limit, halt) {
-            (Some(limit), _) => format!("stopped after {limit}, last at line {}", at.line().unwrap_or(0)),
-            (None, Some(Halt::Journal(full))) => full.to_string(),
-            (None, _) => error::run_message(inner),
-        };
-        ScriptError::at(&script.file, &script.source, at, message)
+        let at = if at.is_none() || !known { self.trace(script, call) } else { at };
+        let last = if known { String::new() } else { format!(", last at line {}", at.line().unwrap_or(0)) };
+        ScriptError::at(&script.file, &script.source, at, format!("{message}{last}"))
+    }
+
+    /// Which limit it was, in an author's words.
+    fn limit(&self, halt: &Halt) -> String {
+        match halt {
+            Halt::Journal(full) => full.to_string(),
+            Halt::Effects => format!("one run may send and publish at most {} times", run::MAX_EFFECTS),
+            Halt::Memory(bytes) => format!("stopped: a run may hold {} MiB", bytes >> 20),
+            Halt::Printed => "stopped: a list or map is too large to be made into a text".into(),
+            Halt::Steps(steps) => format!("stopped after {} steps", thousands(*steps)),
+            Halt::Dialogue(steps) => format!(
+                "stopped after {} steps in this dialogue; let the handler return and go on from `state`",
+                thousands(*steps)
+            ),
+            Halt::TooSlow => format!("stopped after {} ms", self.limits.wall.as_millis()),
+            Halt::Waits(_) | Halt::Stopped => "stopped".into(),
+        }
     }
 
     /// Where a run that hit a limit was. Rhai does not tell; runs are deterministic, so a slower second one finds it.
     fn trace(&self, script: &Script, call: &Call<'_>) -> Position {
         self.attempt(&self.traced, script, call).1.last
     }
+}
+
+fn halted() -> Box<EvalAltResult> {
+    EvalAltResult::ErrorTerminated(Dynamic::UNIT, Position::NONE).into()
 }
 
 fn finish(script: &Script, end: End, run: Run) -> Ran {

@@ -3,12 +3,16 @@
 //! Rhai's progress and print hooks get no context, so the run lies in a thread-local for as long as it lasts.
 
 use super::{Effect, Gate, Moment, Question, value};
-use crate::journal::{Given, JournalError, Kind, Replay};
+use crate::journal::{Change, Given, JournalError, Kind, Replay};
 use rhai::{Dynamic, EvalAltResult, NativeCallContext};
-use std::{cell::RefCell, sync::Arc, time::Instant};
+use std::{
+    cell::RefCell,
+    sync::{Arc, atomic::AtomicBool},
+    time::Instant,
+};
 
 /// At most this many messages and publications in one run.
-const MAX_EFFECTS: usize = 64;
+pub const MAX_EFFECTS: usize = 64;
 
 /// What a host function returns to Rhai.
 pub type Outcome<T> = Result<T, Box<EvalAltResult>>;
@@ -19,14 +23,20 @@ pub struct Run {
     pub replay: Replay,
     pub state: Dynamic,
     pub user: Dynamic,
+    /// The person for whom it runs, unless the bot serves them with its own grants.
+    pub asker: Option<Box<str>>,
     pub constants: Arc<rhai::Map>,
     pub moment: Moment,
     pub gate: Arc<dyn Gate>,
     pub effects: Vec<Effect>,
     pub halt: Option<Halt>,
     pub deadline: Instant,
-    /// How often a variable was looked up; the memory check runs at each 256th.
-    pub lookups: u32,
+    /// Set when the broker stops: the run ends and was never there.
+    pub stop: Arc<AtomicBool>,
+    /// What the thread held when the run began; see [`super::meter`].
+    pub held: isize,
+    /// The steps of the replay so far.
+    pub replayed: u64,
     /// How often the script has printed.
     pub prints: u32,
     /// The last line that a traced run came past.
@@ -44,6 +54,14 @@ pub enum Phase {
 pub struct Declared {
     pub commands: Vec<(super::Command, rhai::Position)>,
     pub topics: Vec<(super::TopicHandler, rhai::Position)>,
+    pub served: Vec<String>,
+}
+
+impl Declared {
+    /// How many declarations there are.
+    pub fn count(&self) -> usize {
+        self.commands.len() + self.topics.len() + self.served.len()
+    }
 }
 
 /// Why a run was stopped from outside the script.
@@ -51,7 +69,19 @@ pub struct Declared {
 pub enum Halt {
     Waits(Question),
     Journal(JournalError),
+    /// More messages and publications than one run may send.
+    Effects,
+    /// More bytes than a run may hold.
+    Memory(u64),
+    /// A list or map too long to be printed.
+    Printed,
+    /// More steps than a run may take.
+    Steps(u64),
+    /// More steps than a dialogue may take from its top.
+    Dialogue(u64),
     TooSlow,
+    /// The broker stops.
+    Stopped,
 }
 
 thread_local! {
@@ -90,7 +120,7 @@ pub fn raise<T>(message: impl Into<String>) -> Outcome<T> {
 
 impl Run {
     /// Stops the script; no `try` catches this.
-    pub fn stop<T>(&mut self, halt: Halt) -> Outcome<T> {
+    pub fn halt<T>(&mut self, halt: Halt) -> Outcome<T> {
         self.halt = Some(halt);
         Err(EvalAltResult::ErrorTerminated(Dynamic::UNIT, rhai::Position::NONE).into())
     }
@@ -103,7 +133,8 @@ impl Run {
     /// Does an effect.
     pub fn act(&mut self, effect: Effect) -> Outcome<()> {
         if self.effects.len() >= MAX_EFFECTS {
-            return raise(format!("one run may send and publish at most {MAX_EFFECTS} times"));
+            // Not an error that a script may catch: a replay, which does not send again, would not raise it.
+            return self.halt(Halt::Effects);
         }
         self.effects.push(effect);
         Ok(())
@@ -117,7 +148,7 @@ impl Run {
         let given = make(self)?;
         match self.replay.record(kind, line, given.clone()) {
             Ok(()) => give(given),
-            Err(full) => self.stop(Halt::Journal(full)),
+            Err(full) => self.halt(Halt::Journal(full)),
         }
     }
 
@@ -125,7 +156,7 @@ impl Run {
     pub fn answer(&mut self, question: Question) -> Outcome<Dynamic> {
         match self.recorded(question.kind, question.line)? {
             Some(given) => give(given),
-            None => self.stop(Halt::Waits(question)),
+            None => self.halt(Halt::Waits(question)),
         }
     }
 
@@ -133,13 +164,23 @@ impl Run {
         match self.replay.recorded(kind, line) {
             Ok(None) => Ok(None),
             Ok(Some(entry)) => {
-                if let Some(state) = &entry.state {
-                    self.state = Dynamic::from_map(value::from_object(state)).into_shared();
+                if let Some(change) = &entry.change {
+                    self.change_state(change);
                 }
                 Ok(Some(entry.value))
             }
-            Err(changed) => self.stop(Halt::Journal(changed)),
+            Err(changed) => self.halt(Halt::Journal(changed)),
         }
+    }
+}
+
+impl Run {
+    /// What others did to the state while the script waited. A new map: the script may hold parts of the old one.
+    fn change_state(&mut self, change: &Change) {
+        let mut state = self.state.read_lock::<rhai::Map>().map(|map| map.clone()).unwrap_or_default();
+        change.gone.iter().for_each(|key| drop(state.remove(key.as_str())));
+        state.extend(value::from_object(&change.set));
+        self.state = Dynamic::from_map(state).into_shared();
     }
 }
 

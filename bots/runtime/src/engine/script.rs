@@ -32,8 +32,12 @@ impl Moment {
 
 /// What a bot is allowed to do, asked while its script runs.
 pub trait Gate: Send + Sync {
-    /// Whether the bot may publish to `topic`; the error names the grant that is missing.
-    fn publish(&self, topic: &str) -> Result<(), String>;
+    /// Whether the bot may publish to `topic`, for its own purposes or for the person with the bare JID `asker`, who
+    /// must be allowed to do it as well; the error names the grant that is missing.
+    fn publish(&self, asker: Option<&str>, topic: &str) -> Result<(), String>;
+
+    /// Whether this person may hear `topic`.
+    fn hear(&self, person: &str, topic: &str) -> bool;
 
     /// Whether `jid` is an address that a message can be sent to; the error tells what is wrong with it.
     fn address(&self, jid: &str) -> Result<(), String>;
@@ -137,12 +141,22 @@ pub struct Script {
     pub commands: Vec<Command>,
     /// Topic handlers in the order of their declaration.
     pub topics: Vec<TopicHandler>,
+    /// Who may use the bot's own grants: bare JIDs, or [`EVERYONE`].
+    pub served: Vec<String>,
     pub(super) functions: BTreeMap<String, usize>,
     pub(super) constants: Arc<rhai::Map>,
     pub(super) ast: AST,
 }
 
+/// All people, as in grants.
+pub const EVERYONE: &str = "@everyone";
+
 impl Script {
+    /// Whether this person may use the bot's own grants. Others have the bot do what they may do themselves.
+    pub fn serves(&self, person: &str) -> bool {
+        self.served.iter().any(|served| served == person || served == EVERYONE)
+    }
+
     /// How many values `function` takes, if the script has it.
     pub fn arity(&self, function: &str) -> Option<usize> {
         self.functions.get(function).copied()
@@ -191,4 +205,6 @@ pub enum End {
     Changed(JournalError),
     /// The script failed.
     Failed(Box<ScriptError>),
+    /// The broker stops: nothing of this run counts.
+    Stopped,
 }

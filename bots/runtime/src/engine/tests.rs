@@ -8,7 +8,14 @@ use std::time::Duration;
 struct Granted(&'static [&'static str]);
 
 impl Gate for Granted {
-    fn publish(&self, topic: &str) -> Result<(), String> {
+    fn hear(&self, _: &str, _: &str) -> bool {
+        true
+    }
+
+    fn publish(&self, asker: Option<&str>, topic: &str) -> Result<(), String> {
+        if topic == "served" && asker.is_none() {
+            return Ok(());
+        }
         if self.0.contains(&topic) { Ok(()) } else { Err(format!("no grant for {topic}")) }
     }
 
@@ -53,6 +60,12 @@ fn run_at(script: &Script, function: &str, (journal, moment): (Journal, Moment),
     )
 }
 
+/// A call of `f` that is about nobody.
+fn nobodys(state: &Map<String, Value>) -> Call<'_> {
+    let (journal, moment) = (Journal::default(), Moment { now_ms: 0, random: 0 });
+    Call { function: "f", args: &[], user: &Value::Null, state, journal, moment, gate: Arc::new(Closed) }
+}
+
 fn once(source: &str) -> Ran {
     run(&load(source), "f", Journal::default(), json!({}))
 }
@@ -75,7 +88,7 @@ fn failure(ran: &Ran) -> String {
 /// The entry that answers the open question of `ran`.
 fn answer(ran: &Ran, answer: Value) -> Entry {
     let End::Waits(q) = &ran.end else { panic!("nothing was asked: {:?}", ran.end) };
-    Entry { kind: q.kind, line: q.line, effects: q.effects, value: Given::Value(answer), state: None }
+    Entry { kind: q.kind, line: q.line, effects: q.effects, value: Given::Value(answer), change: None }
 }
 
 /// Answers the open question of `ran` and runs on.
@@ -180,17 +193,10 @@ fn runaways_are_stopped_and_their_line_is_found() {
     assert!(text.contains("stopped after 100,000 steps, last at line 4"), "{text}");
     let text = failure(&once("fn f() {\n  try {\n loop {}\n } catch { say(\"no\"); } }"));
     assert!(text.contains("stopped after 100,000 steps"), "{text}");
-    let slow = Engine::new(Limits { operations: 100_000_000, wall: Duration::from_millis(20) });
+    let slow = Engine::new(Limits { operations: u64::MAX, dialogue: u64::MAX, wall: Duration::from_millis(20) });
     let script = slow.load("t", "fn f() {\n  loop {\n  }\n}").unwrap();
-    let call = Call {
-        function: "f",
-        args: &[],
-        user: &Value::Null,
-        state: &Map::new(),
-        journal: Journal::default(),
-        moment: Moment { now_ms: 0, random: 0 },
-        gate: Arc::new(Closed),
-    };
+    let state = Map::new();
+    let call = nobodys(&state);
     assert!(failure(&slow.run(&script, &call)).contains("stopped after 20 ms, last at line 2"));
 }
 
@@ -263,7 +269,7 @@ fn authors_read_where_and_what() {
     assert!(refusal("fn say(x) { }").contains("choose another name"));
     assert!(refusal("fn f() { on_text(\"x\", \"f\"); }").contains("there is no function \"on_text\""));
     assert!(refusal("on_topic(\"a/#\", \"f\"); fn f() { g(); } fn g() { confirm(\"?\"); }").contains("calls confirm"));
-    assert!(refusal("on_topic(\"a/#/b\", \"f\"); fn f() {}").contains("the # has to be the last level"));
+    assert!(refusal("on_topic(\"a/#/b\", \"f\"); fn f() {}").contains("'+' must be a whole level"));
     assert_eq!(
         failure(&once("fn f() { say(42); }")),
         "t.rhai:1:10: say wants text, got the number 42; write say(`${x}`)"
@@ -313,4 +319,138 @@ fn the_stack_of_a_pool_thread_bears_the_deepest_script() {
         format!("fn g(n) {{ if n == 0 {{ return 0; }} let x = g(n - 1); {nest} + x }} fn f() {{ say(`${{g(28)}}`); }}");
     let thread = std::thread::Builder::new().stack_size(2 << 20).spawn(move || said(&once(&source)).len()).unwrap();
     assert_eq!(thread.join().unwrap(), 1);
+}
+
+#[test]
+fn the_bound_of_effects_ends_the_run_whatever_it_catches() {
+    let ran = once("fn f() { for i in 0..70 { try { say(\"x\"); } catch { } } ask(\"?\"); }");
+    assert_eq!(failure(&ran), "t.rhai:1:37: one run may send and publish at most 64 times");
+    assert_eq!(ran.effects.len(), 64);
+}
+
+#[test]
+fn steps_do_not_add_up_over_a_dialogue() {
+    let script =
+        load("fn f() { let n = 0; while n < 30 { let k = 0; while k < 4000 { k += 1; } ask(`${n}`); n += 1; } }");
+    let mut ran = run(&script, "f", Journal::default(), json!({}));
+    for n in 0..30 {
+        assert!(matches!(&ran.end, End::Waits(q) if q.text == n.to_string()), "{n}: {:?}", ran.end);
+        ran = answered(&script, ran, json!("x"));
+    }
+    assert!(matches!(ran.end, End::Done), "{:?}", ran.end);
+}
+
+#[test]
+fn a_dialogue_that_costs_too_much_to_repeat_is_told_so() {
+    let small = Engine::new(Limits { operations: 10_000, dialogue: 50_000, ..Limits::default() });
+    let script = small.load("t", "fn f() { loop { let k = 0; while k < 1500 { k += 1; } now(); } }").unwrap();
+    let state = Map::new();
+    let call = nobodys(&state);
+    let text = failure(&small.run(&script, &call));
+    assert!(text.contains("stopped after 10,000 steps, last at line 1"), "now() is no new run: {text}");
+    let script = small.load("t", "fn f() { loop { let k = 0; while k < 1500 { k += 1; } ask(\"?\"); } }").unwrap();
+    let (mut ran, mut answers) = (small.run(&script, &call), 0);
+    while let End::Waits(_) = &ran.end {
+        ran.journal.push(answer(&ran, json!("x"))).unwrap();
+        ran = small.run(&script, &Call { journal: ran.journal, ..nobodys(&state) });
+        answers += 1;
+    }
+    assert!(failure(&ran).contains("stopped after 50,000 steps in this dialogue"), "{}", failure(&ran));
+    assert!((5..30).contains(&answers), "{answers}");
+}
+
+#[test]
+fn wherever_a_script_hides_it_a_run_holds_what_is_stated() {
+    let text = "let s = \"x\"; while s.len() < 8000 { s += s; } s += s.sub_string(0, 7000);";
+    for hungry in [
+        "fn f() { TEXT let m = #{}; for i in 0..490 { m[i.to_string()] = s + i; } say(`${m.len()}`); }",
+        "fn g(s) { for i in 0..490 { this[i.to_string()] = s + i; } } fn f() { TEXT let m = #{}; m.g(s); }",
+        "fn h(s) { for i in 0..999 { this.push(s + i); } } fn f() { TEXT let m = []; m.h(s); }",
+        "fn d(s, n) { for i in 0..480 { this[i.to_string()] = s + i; } if n > 0 { let m = #{}; m.d(s, n - 1); } } \
+         fn f() { TEXT let m = #{}; m.d(s, 13); }",
+        "fn big(s) { let m = #{}; for i in 0..100 { m[i.to_string()] = s + i; } m } \
+         fn f() { TEXT [big(s), big(s), big(s), big(s), big(s), big(s)]; }",
+        "fn f() { TEXT let m = #{}; for i in 0..490 { m[i.to_string()] = s; } let t = `${m}`; }",
+        "fn f() { TEXT let m = #{}; for i in 0..490 { m[i.to_string()] = s; } m.to_json(); }",
+        "fn f() { TEXT let m = #{}; for i in 0..490 { m[i.to_string()] = s; } publish(\"served\", m); }",
+    ] {
+        let (ran, before) = (load(&hungry.replace("TEXT", text)), meter::held());
+        let ran = run(&ran, "f", Journal::default(), json!({}));
+        let text = failure(&ran);
+        let bounded = ["a run may hold 4 MiB", "too large", "larger than"].iter().any(|part| text.contains(part));
+        assert!(bounded, "{hungry}: {text}");
+        assert!(meter::held() - before < 1 << 16, "{hungry} leaves something");
+    }
+}
+
+#[test]
+fn a_list_in_the_state_may_be_as_large_as_the_state() {
+    let script =
+        load("fn f() { let l = state.notes; l.push(\"y\"); state.notes = l; state.last = 1; say(`${l.len()}`); }");
+    let notes = |count: usize| json!({"notes": vec!["y".repeat(2000); count]});
+    assert_eq!(said(&run(&script, "f", Journal::default(), notes(31))), ["32"]);
+    let text = failure(&run(&script, "f", Journal::default(), notes(33)));
+    assert!(text.contains("state has grown to 64 KiB; at most 64 are kept"), "{text}");
+    let text = failure(&run(&script, "f", Journal::default(), notes(80)));
+    assert!(text.contains("the texts in one list or map together, are longer than 128 KiB"), "{text}");
+}
+
+#[test]
+fn lists_and_maps_are_printed_as_ever() {
+    let ran = once(
+        "fn f() { let l = [1, 2.5, \"a\\\"b\", 'c', true, (), [0.1], #{ k: 1e30 }]; say(`${l} ${l.to_string().len()}`); say(#{ a: [1] }.to_json()); }",
+    );
+    assert!(
+        said(&ran)[0].starts_with("[1, 2.5, \"a\\\"b\", 'c', true, (), [0.1], #{\"k\": 1e30}] "),
+        "{:?}",
+        said(&ran)
+    );
+    assert_eq!(said(&ran)[1], "{\"a\":[1]}");
+}
+
+#[test]
+fn a_function_that_is_called_by_its_name_is_seen() {
+    for call in ["Fn(\"say\").call(\"x\")", "let f = Fn(\"say\"); f.call(\"x\")", "call(Fn(\"say\"), 1)"] {
+        let script = load(&format!("on_topic(\"a\", \"x\"); fn x(e) {{ {call}; }}"));
+        assert!(script.topics[0].per_person, "{call}");
+    }
+    assert!(refusal("fn f() { let n = \"say\"; Fn(n).call(1); }").contains("the function's name as a text in quotes"));
+    assert!(refusal("on_topic(\"a\", \"x\"); fn x(e) { Fn(\"ask\").call(\"?\"); }").contains("calls ask"));
+    let script = load("fn f() { say(\"x\"); }");
+    let state = Map::new();
+    let call = nobodys(&state);
+    let text = failure(&engine().run(&script, &call));
+    assert!(text.contains("this run is about nobody"), "{text}");
+}
+
+#[test]
+fn filters_that_match_nothing_are_refused_with_their_place() {
+    let (long, deep) = (format!("d/{}", "x".repeat(300)), ["a"; 70].join("/"));
+    for filter in ["d/../up", "d/./x", &long, &deep, "d/\\u0001", "", "d/#/x", "d/a+/x"] {
+        let text = refusal(&format!("\n on_topic(\"{filter}\", \"g\");\nfn g(t) {{}}"));
+        assert!(text.starts_with("t.rhai:2:2: on_topic: "), "{text}");
+    }
+}
+
+#[test]
+fn a_person_has_the_bot_do_what_they_may_do_themselves() {
+    let source = "fn f() { publish(\"served\", 1); say(\"done\"); }";
+    let text = failure(&once(source));
+    assert!(text.contains("publish: no grant for served"), "{text}");
+    for served in ["anna@example.org", "ANNA@example.org", "@everyone"] {
+        assert_eq!(said(&once(&format!("serves(\"{served}\"); {source}"))), ["done"], "{served}");
+    }
+    assert!(failure(&once(&format!("serves(\"ben@example.org\"); {source}"))).contains("no grant"));
+    assert!(refusal("serves(\"example.org\");").contains("serves wants a person such as"));
+}
+
+#[test]
+fn a_stop_leaves_nothing_of_a_run() {
+    let stopping = Engine::default();
+    let script = stopping.load("t", "fn f() { state.x = 1; loop { } }").unwrap();
+    stopping.stop();
+    let state = Map::new();
+    let call = nobodys(&state);
+    let ran = stopping.run(&script, &call);
+    assert!(matches!(ran.end, End::Stopped) && ran.effects.is_empty() && ran.state.is_none(), "{ran:?}");
 }

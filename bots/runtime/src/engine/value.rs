@@ -6,9 +6,16 @@ use serde_json::{Map, Number, Value};
 /// How deep lists and maps may lie in each other.
 const MAX_DEPTH: usize = 16;
 
+/// The largest value that becomes JSON, as [`size`] counts. More than any state may have, so that one which has grown
+/// too large is told its length.
+const MAX_SIZE: usize = 1024 * 1024;
+
 /// The JSON of a script's value. Refuses what could not come back the same: functions, times, ranges, blobs, NaN.
 /// `name` is what the author calls the value; the error names the part of it that cannot be kept.
 pub fn to_json(name: &str, value: &Dynamic) -> Result<Value, String> {
+    if size(value, MAX_SIZE) > MAX_SIZE {
+        return Err(format!("{name} is larger than {} KiB", MAX_SIZE / 1024));
+    }
     json_at(name, value, 0)
 }
 
@@ -49,6 +56,35 @@ pub fn describe(value: &Dynamic) -> String {
         "Fn" => "a function".into(),
         other => format!("a value of type {other}"),
     }
+}
+
+/// About how many bytes a value has when nothing in it is shared; stops counting behind `limit`.
+pub fn size(value: &Dynamic, limit: usize) -> usize {
+    size_at(value, limit, 0)
+}
+
+fn size_at(value: &Dynamic, limit: usize, depth: usize) -> usize {
+    if depth > 64 {
+        return limit + 1;
+    }
+    let own = std::mem::size_of::<Dynamic>();
+    if let Some(text) = value.read_lock::<ImmutableString>() {
+        return own + text.len();
+    }
+    let sum = |total: usize, part: usize| {
+        let total = total + part;
+        if total > limit { Err(total) } else { Ok(total) }
+    };
+    let counted = if let Some(list) = value.read_lock::<Array>() {
+        list.iter().try_fold(own, |total, item| sum(total, size_at(item, limit, depth + 1)))
+    } else if let Some(map) = value.read_lock::<rhai::Map>() {
+        map.iter().try_fold(own, |total, (key, item)| sum(total, 32 + key.len() + size_at(item, limit, depth + 1)))
+    } else if let Some(blob) = value.read_lock::<rhai::Blob>() {
+        Ok(own + blob.len())
+    } else {
+        Ok(own)
+    };
+    counted.unwrap_or_else(|total| total)
 }
 
 fn json_at(name: &str, value: &Dynamic, depth: usize) -> Result<Value, String> {

@@ -5,11 +5,12 @@ use crate::{
     actions::send,
     conversation::{Conversation, Step, Versions, World, event_for_nobody},
     ear::lasting,
-    engine::{Moment, TopicHandler},
+    engine::{Moment, Script, TopicHandler},
     event::{event, matches},
     pool::Turn,
-    store::{Outgoing, delete_publication, put_conversation},
+    store::{Kept, Outgoing, delete_publication, put_conversation, put_damaged},
 };
+use serde_json::Value;
 use std::{
     sync::{
         Arc,
@@ -23,6 +24,9 @@ use tokio::sync::watch;
 
 /// How long to wait before a store that was not available is tried again.
 const PAUSES: [Duration; 3] = [Duration::from_millis(10), Duration::from_millis(100), Duration::from_secs(1)];
+
+/// How many publications share a commit: at most 64 messages come from each.
+const BATCH: usize = 32;
 
 /// How many runs are on their way to the store or to their receivers.
 #[derive(Clone, Default)]
@@ -55,8 +59,8 @@ impl Drop for Unfinished {
 pub struct Source {
     /// The message's row in the bot's queue.
     pub queued: Option<u64>,
-    /// The publication, which may have other handlers.
-    pub publication: Option<Arc<Handling>>,
+    /// The publications, each of which may have other handlers.
+    pub publications: Vec<Arc<Handling>>,
 }
 
 /// A publication whose handlers run.
@@ -93,27 +97,68 @@ impl Handling {
     }
 }
 
+/// The runs about nobody of some publications: one job, one commit, in their order.
+#[derive(Default)]
+struct Common {
+    handlings: Vec<Arc<Handling>>,
+    calls: Vec<(String, Arc<Value>)>,
+}
+
+impl Common {
+    fn add(&mut self, handling: Arc<Handling>, event: &Arc<Value>, handlers: Vec<&TopicHandler>) {
+        self.handlings.push(handling);
+        self.calls.extend(handlers.into_iter().map(|handler| (handler.function.clone(), event.clone())));
+    }
+
+    async fn submit(self, seat: &Arc<Seat>) {
+        let Common { handlings, calls } = self;
+        if calls.is_empty() {
+            return;
+        }
+        let work = move |_: &mut Conversation, world: &World<'_>| {
+            let (mut moment, mut all) = (world.moment, Step::default());
+            for (function, event) in &calls {
+                moment.random = moment.draw();
+                all.then(event_for_nobody(&World { moment, ..*world }, function, event));
+            }
+            all
+        };
+        seat.submit(&"".into(), Source { queued: None, publications: handlings }, work).await;
+    }
+}
+
 impl Seat {
-    /// Has the handlers of a publication run: those about people once for each of them.
-    pub(super) async fn published(self: &Arc<Self>, publication: Arc<Publication>) {
+    /// Has the handlers of publications run: those about people once for each of them, the others together, so that a
+    /// burst costs few commits.
+    pub(super) async fn published(self: &Arc<Self>, publications: Vec<Arc<Publication>>) {
         let script = self.script();
+        for some in publications.chunks(BATCH) {
+            let mut common = Common::default();
+            for publication in some {
+                self.personal(&script, publication, &mut common).await;
+            }
+            common.submit(self).await;
+        }
+    }
+
+    /// Has the handlers about people run; gives the others to `common`.
+    async fn personal(self: &Arc<Self>, script: &Script, publication: &Publication, common: &mut Common) {
         let wanted = |handler: &&TopicHandler| {
             publication.change == Change::Value && matches(&handler.filter, &publication.topic)
         };
-        let (personal, common): (Vec<_>, Vec<_>) = script.topics.iter().filter(wanted).partition(|h| h.per_person);
-        let people = if personal.is_empty() { Vec::new() } else { self.people.lock().everybody() };
-        let handling = Arc::new(Handling::new(&publication, common.len() + people.len() * personal.len()));
-        if handling.left.load(Ordering::Acquire) == 0 {
+        let (personal, nobodys): (Vec<_>, Vec<_>) = script.topics.iter().filter(wanted).partition(|h| h.per_person);
+        let people = if personal.is_empty() { Vec::new() } else { self.listeners(script, &publication.topic) };
+        let runs = people.len() * personal.len() + usize::from(!nobodys.is_empty());
+        let handling = Arc::new(Handling::new(publication, runs));
+        if runs == 0 {
             return self.forget(&handling);
         }
-        let source = Source { queued: None, publication: Some(handling) };
         let from = publication.from.jid().map_or("", |jid| jid.as_str());
         let event = Arc::new(event(&publication.topic, &publication.payload, from, publication.time_ms as i64));
-        for handler in common {
-            let (event, function) = (event.clone(), handler.function.clone());
-            let run = move |_: &mut Conversation, world: &World<'_>| event_for_nobody(world, &function, &event);
-            self.submit(&"".into(), source.clone(), run).await;
+        if !nobodys.is_empty() {
+            common.add(handling.clone(), &event, nobodys);
         }
+        let source = Source { queued: None, publications: vec![handling] };
         for person in &people {
             for handler in &personal {
                 let (event, function) = (event.clone(), handler.function.clone());
@@ -122,20 +167,28 @@ impl Seat {
         }
     }
 
-    /// Has a step run on the pool, in its conversation's turn; waits while the pool is full.
+    /// Those whom a publication may concern: they may hear its topic themselves, or the bot serves them.
+    fn listeners(&self, script: &Script, topic: &str) -> Vec<Arc<str>> {
+        let mut people = self.people.lock().everybody();
+        people.retain(|person| script.serves(person) || self.gate.hear(person, topic));
+        people
+    }
+
+    /// Has a step run on the pool, in its conversation's turn; waits while the pool is full. Tells whether it was taken:
+    /// not when the broker stops.
     pub(super) async fn submit(
         self: &Arc<Self>,
         person: &Arc<str>,
         source: Source,
         work: impl FnOnce(&mut Conversation, &World<'_>) -> Step + Send + 'static,
-    ) {
+    ) -> bool {
         let (seat, who) = (self.clone(), person.clone());
         let job = move |turn| match seat.run(&who, source, work) {
             Ok(Some(committed)) => seat.clone().finish_soon(turn, committed),
             Ok(None) => {}
             Err(error) => tracing::error!(bot = %seat.jid, %error, "a conversation cannot be read"),
         };
-        self.shared.pool.submit(&self.key, person, Box::new(job)).await;
+        self.shared.pool.submit(&self.key, person, Box::new(job)).await
     }
 
     /// One step on a thread of the pool: read, run, hand in the commit. `None` if nothing has changed.
@@ -145,17 +198,22 @@ impl Seat {
         source: Source,
         work: impl FnOnce(&mut Conversation, &World<'_>) -> Step,
     ) -> Result<Option<Committed>, StoreError> {
-        let before = self.read(person)?;
+        let Kept { conversation: before, damaged } = self.read(person)?;
         let mut conversation = before.clone();
         let step = work(&mut conversation, &self.world(&self.versions(), person));
+        if step.stopped {
+            return Ok(None);
+        }
         self.report(&step);
-        let changed = !person.is_empty() && (conversation != before || !self.people.lock().knows(person));
+        let new = damaged.is_some() || !self.people.lock().knows(person);
+        let changed = !person.is_empty() && (conversation != before || new);
         let outgoing = self.outgoing(step);
         let mut ops: Vec<Op> = outgoing.iter().map(Outgoing::put).collect();
         ops.extend(outgoing.last().map(|last| Op::Drawn { id: last.id }));
         ops.extend(changed.then(|| put_conversation(person, &conversation)));
         ops.extend(source.queued.map(|id| Op::QueueDelete { id }));
-        ops.extend(source.publication.as_ref().and_then(|handling| handling.ends_with_this()));
+        ops.extend(source.publications.iter().filter_map(|handling| handling.ends_with_this()));
+        ops.extend(damaged.map(|value| put_damaged(person, value)));
         if ops.is_empty() {
             self.handled(&source);
             return Ok(None);
@@ -169,11 +227,15 @@ impl Seat {
     }
 
     /// A conversation as it was last committed: its turn ends only when its commit has landed.
-    fn read(&self, person: &str) -> Result<Conversation, StoreError> {
+    fn read(&self, person: &str) -> Result<Kept, StoreError> {
         if person.is_empty() {
-            return Ok(Conversation::default());
+            return Ok(Kept::default());
         }
-        self.runtime.block_on(self.rows.conversation(person))
+        let kept = self.runtime.block_on(self.rows.conversation(person))?;
+        if kept.damaged.is_some() {
+            tracing::error!(bot = %self.jid, person, "a damaged conversation is set aside; a new one begins");
+        }
+        Ok(kept)
     }
 
     fn finish_soon(self: Arc<Self>, turn: Turn, committed: Committed) {
@@ -246,19 +308,28 @@ impl Seat {
         left
     }
 
-    /// One handler of a publication has run; after the last one its row goes.
+    /// One handler of each publication has run; after the last one its row goes.
     fn handled(&self, source: &Source) {
-        let Some(handling) = &source.publication else { return };
-        if handling.left.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.forget(handling);
-        }
+        let over = source.publications.iter().filter(|handling| handling.left.fetch_sub(1, Ordering::AcqRel) == 1);
+        over.for_each(|handling| self.forget(handling));
     }
 
+    /// Deletes the row if no run did. If that is lost with the power, the handlers run once more.
     fn forget(&self, handling: &Handling) {
-        if handling.lasting && !handling.forgotten.load(Ordering::Acquire) {
-            // Nobody waits for this: if it is lost with the power, the handlers run once more.
-            drop(self.rows.commit(vec![delete_publication(handling.id)]));
+        let id = handling.id;
+        if !handling.lasting {
+            return;
         }
+        if handling.forgotten.load(Ordering::Acquire) {
+            return self.ear.done(id);
+        }
+        let (commit, ear) = (self.rows.commit(vec![delete_publication(id)]), self.ear.clone());
+        // Until the row is gone it could be read again.
+        self.runtime.spawn(async move {
+            if commit.await.is_ok() {
+                ear.done(id);
+            }
+        });
     }
 
     fn outgoing(&self, step: Step) -> Vec<Outgoing> {
@@ -268,7 +339,7 @@ impl Seat {
     }
 
     fn report(&self, step: &Step) {
-        if let Some(failure) = &step.failure {
+        for failure in &step.failures {
             let reference = &failure.reference;
             tracing::warn!(bot = %self.jid, reference, "a script failed: {}", failure.error);
         }
