@@ -3,6 +3,7 @@
 use crate::principal::Principal;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use std::sync::{Arc, OnceLock};
+use tavi_store::{Body, Op};
 use tavi_xmpp_proto::jid::BareJid;
 
 /// Delivery guarantee of MQTT 5 §4.3; XMPP and CoAP publish as at least once.
@@ -66,14 +67,16 @@ impl Properties {
 /// their own heads.
 #[derive(Debug, Default)]
 pub struct Rendered {
-    /// MQTT 3.1.1.
-    pub mqtt4: OnceLock<Bytes>,
-    /// MQTT 5.
-    pub mqtt5: OnceLock<Bytes>,
+    /// MQTT, in the form of version 5.
+    pub mqtt: OnceLock<Bytes>,
     /// The `<event/>` of XEP-0060.
     pub event: OnceLock<Bytes>,
     /// CoAP options and payload.
     pub coap: OnceLock<Bytes>,
+    /// As it is stored.
+    pub stored: OnceLock<Bytes>,
+    /// Whether there are several receivers, so that their rows share one body.
+    pub is_shared: bool,
 }
 
 /// One value on its way.
@@ -121,6 +124,24 @@ impl Publication {
     /// Whether it has expired at `now_ms` (MQTT 5 §3.3.2.3.3).
     pub fn expired(&self, now_ms: u64) -> bool {
         self.properties.as_ref().and_then(|p| p.expires_ms).is_some_and(|at| at <= now_ms)
+    }
+
+    /// Its stored form, made once.
+    pub fn stored(&self) -> &Bytes {
+        self.rendered.stored.get_or_init(|| self.encode())
+    }
+
+    /// A durable receiver's row: its own head and the stored form, which many receivers share in the store as well.
+    /// One row alone is cheaper if it holds all.
+    pub fn queue_row(&self, id: u64, head: Bytes) -> Op {
+        let stored = self.stored();
+        if self.rendered.is_shared || stored.len() > SHARED_FROM {
+            return Op::QueueShare { id, head, body: Body { id: self.id, bytes: stored.clone() } };
+        }
+        let mut value = BytesMut::with_capacity(head.len() + stored.len());
+        value.put_slice(&head);
+        value.put_slice(stored);
+        Op::QueuePush { id, value: value.freeze() }
     }
 
     /// Its stored form: a version byte, then length-prefixed fields.
@@ -173,6 +194,8 @@ impl Publication {
 }
 
 const FORMAT: u8 = 1;
+/// A larger stored form is shared even by a single row: it then is written apart, and deleted without being read.
+const SHARED_FROM: usize = 4096;
 
 fn put(out: &mut BytesMut, bytes: &[u8]) {
     // Nothing that is published reaches 4 GiB: packets and stanzas are bounded far below.

@@ -1,10 +1,11 @@
 //! PUBLISH (MQTT 3.1.1 §3.3, MQTT 5.0 §3.3): decoded into one allocation, encoded once for all receivers.
 //!
-//! The packet id stands between topic and properties, so the shared [`Body`] is everything *but* the packet id, in
-//! wire order; each receiver's packet is its own head, the topic part, its own packet id, the rest. A received
-//! packet's body is in that form already: what one client sent at one version goes to the others of that version as it came.
+//! The packet id stands between topic and properties, so a [`Body`] is everything *but* the packet id, in wire order.
+//! One body in the form of version 5 serves all receivers: a packet is the receiver's head, the topic, its packet id, its
+//! own properties, the shared ones (none in 3.1.1), the payload.
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 use tavi_wire::topic::is_filter;
 
 use crate::error::Fault;
@@ -37,7 +38,7 @@ pub struct Body {
 
 /// What one receiver adds to a [`Body`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Head {
+pub struct Head<'a> {
     /// Sent before on an earlier connection.
     pub dup: bool,
     /// Quality of service of this delivery.
@@ -46,6 +47,12 @@ pub struct Head {
     pub retain: bool,
     /// Ignored at QoS 0.
     pub packet_id: u16,
+    /// The version that the receiver speaks. In 3.1.1 there are no properties.
+    pub version: Version,
+    /// The seconds that the message has left (MQTT 5.0 §3.3.2.3.3); the body then holds none.
+    pub expiry: Option<u32>,
+    /// The subscription identifiers of the filters that matched (MQTT 5.0 §3.3.2.3.8).
+    pub identifiers: &'a [u32],
 }
 
 impl Publish {
@@ -167,31 +174,86 @@ impl Body {
     }
 }
 
-/// Bytes of the whole packet that [`put`] writes for a body of `body` bytes.
-pub fn packet_len(body: usize, qos: Qos) -> usize {
-    let remaining = remaining(body, qos);
+/// Bytes of the whole packet that [`put`] writes for these bytes of a [`Body`] of version 5.
+pub fn packet_len(body: &[u8], head: &Head<'_>) -> usize {
+    let remaining = Spliced::new(body, head).len();
     1 + length_width(remaining) + remaining
 }
 
-/// Appends one receiver's packet; `body` are the bytes of [`Body::as_bytes`].
-pub fn put(out: &mut Vec<u8>, body: &[u8], head: Head) {
-    let Head { dup, qos, retain, packet_id } = head;
-    let remaining = remaining(body.len(), qos);
+/// Appends one receiver's packet; `body` are the bytes of [`Body::as_bytes`], of version 5. Nothing of them is encoded
+/// anew: what is the receiver's own stands between topic and properties.
+pub fn put(out: &mut Vec<u8>, body: &[u8], head: Head<'_>) {
+    let spliced = Spliced::new(body, &head);
+    let remaining = spliced.len();
     out.reserve(remaining + 5);
-    out.push(0x30 | u8::from(dup) << 3 | (qos as u8) << 1 | u8::from(retain));
+    out.push(0x30 | u8::from(head.dup) << 3 | (head.qos as u8) << 1 | u8::from(head.retain));
     put_length(out, remaining);
-    if qos == Qos::AtMostOnce {
-        out.extend_from_slice(body);
-        return;
-    }
-    let (topic, rest) = body.split_at(topic_end(body));
-    out.extend_from_slice(topic);
-    out.extend_from_slice(&packet_id.to_be_bytes());
-    out.extend_from_slice(rest);
+    spliced.put(out, head);
 }
 
-fn remaining(body: usize, qos: Qos) -> usize {
-    body + if qos == Qos::AtMostOnce { 0 } else { 2 }
+/// A body taken apart, and the properties that are a receiver's own.
+struct Spliced<'a> {
+    topic: &'a [u8],
+    own: SmallVec<[u8; 16]>,
+    section: &'a [u8],
+    payload: &'a [u8],
+    packet_id: usize,
+    has_section: bool,
+}
+
+impl<'a> Spliced<'a> {
+    fn new(body: &'a [u8], head: &Head<'_>) -> Self {
+        let (topic, rest) = body.split_at(topic_end(body));
+        let (length, width) = section_length(rest);
+        let (section, payload) = rest[width..].split_at(length);
+        let packet_id = if head.qos == Qos::AtMostOnce { 0 } else { 2 };
+        let has_section = head.version == Version::V5;
+        let own = if has_section { own_properties(head) } else { SmallVec::new() };
+        let section = if has_section { section } else { &[] };
+        Self { topic, own, section, payload, packet_id, has_section }
+    }
+
+    /// The remaining length (MQTT 5.0 §2.1.4).
+    fn len(&self) -> usize {
+        let section = self.own.len() + self.section.len();
+        let width = if self.has_section { length_width(section) } else { 0 };
+        self.topic.len() + self.packet_id + width + section + self.payload.len()
+    }
+
+    fn put(&self, out: &mut Vec<u8>, head: Head<'_>) {
+        out.extend_from_slice(self.topic);
+        if self.packet_id > 0 {
+            out.extend_from_slice(&head.packet_id.to_be_bytes());
+        }
+        if self.has_section {
+            put_length(out, self.own.len() + self.section.len());
+            out.extend_from_slice(&self.own);
+            out.extend_from_slice(self.section);
+        }
+        out.extend_from_slice(self.payload);
+    }
+}
+
+fn own_properties(head: &Head<'_>) -> SmallVec<[u8; 16]> {
+    let mut own = SmallVec::new();
+    if let Some(seconds) = head.expiry {
+        own.push(id::MESSAGE_EXPIRY);
+        own.extend_from_slice(&seconds.to_be_bytes());
+    }
+    for identifier in head.identifiers {
+        let mut bytes = Vec::with_capacity(5);
+        bytes.push(id::SUBSCRIPTION_ID);
+        put_length(&mut bytes, *identifier as usize);
+        own.extend_from_slice(&bytes);
+    }
+    own
+}
+
+/// The value and the width of the variable byte integer (MQTT 5.0 §1.5.5) at the beginning; a body has a whole one.
+fn section_length(bytes: &[u8]) -> (usize, usize) {
+    let width = bytes.iter().take(4).take_while(|byte| **byte & 0x80 != 0).count() + 1;
+    let value = bytes.iter().take(width).rev().fold(0, |value, byte| value << 7 | usize::from(byte & 0x7F));
+    (value, width)
 }
 
 /// Where the topic ends; a body always begins with one.

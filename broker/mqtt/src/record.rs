@@ -6,7 +6,6 @@
 //! queue holds one row per QoS 1 or 2 publish that the client has not acknowledged.
 
 use bytes::{Buf, BufMut, Bytes};
-use tavi_core::Publication;
 use tavi_core::topics::SubOptions;
 use tavi_store::{Expect, Op, Table};
 
@@ -188,14 +187,12 @@ pub struct RowHead {
 }
 
 impl RowHead {
-    /// The bytes of a row; `publication` is left out once it is released.
-    pub fn encode(self, publication: Option<&Publication>) -> Bytes {
-        let stored = publication.map(Publication::encode).unwrap_or_default();
-        let mut out = Vec::with_capacity(4 + stored.len());
+    /// The bytes of the head. The publication follows them, or is shared with other rows; once released there is none.
+    pub fn encode(self) -> Bytes {
+        let mut out = Vec::with_capacity(4);
         out.put_u8(FORMAT);
         out.put_u8(self.qos as u8 | u8::from(self.retain) << 2 | u8::from(self.released) << 3);
         out.put_u16(self.packet_id);
-        out.extend_from_slice(&stored);
         out.into()
     }
 
@@ -235,7 +232,7 @@ mod tests {
             assert_eq!(Inbound::decode(inbound.encode()), Some(inbound));
         }
         let head = RowHead { packet_id: 9, qos: Qos::ExactlyOnce, retain: false, released: true };
-        assert_eq!(RowHead::decode(&mut head.encode(None)), Some(head));
+        assert_eq!(RowHead::decode(&mut head.encode()), Some(head));
     }
 
     #[test]

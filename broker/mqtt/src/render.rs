@@ -1,6 +1,5 @@
-//! Between MQTT's publishes and the core's publications: one shared body per version, made when first needed.
+//! Between MQTT's publishes and the core's publications: one shared body, made when first needed.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -8,37 +7,29 @@ use tavi_core::{Change, Properties, Publication, topics::Draft};
 
 use crate::packet::{Body, PublishProperties, Qos, Version};
 
-/// The bytes of a publication for receivers of `version`: shared, except that a message with an expiry carries the
-/// seconds that are left at `now_ms` (MQTT 5.0 §3.3.2.3.3).
-pub fn body(publication: &Publication, version: Version, now_ms: u64) -> Cow<'_, Bytes> {
-    let expires = publication.properties.as_ref().and_then(|p| p.expires_ms);
-    match (version, expires) {
-        (Version::V4, _) => {
-            Cow::Borrowed(publication.rendered.mqtt4.get_or_init(|| encode(publication, version, now_ms)))
-        }
-        (Version::V5, None) => {
-            Cow::Borrowed(publication.rendered.mqtt5.get_or_init(|| encode(publication, version, now_ms)))
-        }
-        (Version::V5, Some(_)) => Cow::Owned(encode(publication, version, now_ms)),
-    }
+/// The bytes of a publication for all receivers, of either version; made once. What each receiver splices in is in its
+/// [`Head`](crate::publish::Head), the [`expiry`] too.
+pub fn body(publication: &Publication) -> &Bytes {
+    publication.rendered.mqtt.get_or_init(|| {
+        let properties = wire_properties(publication);
+        Body::encode(Version::V5, &publication.topic, &properties, &publication.payload).into_bytes()
+    })
 }
 
-fn encode(publication: &Publication, version: Version, now_ms: u64) -> Bytes {
-    let properties = match version {
-        Version::V4 => PublishProperties::default(),
-        Version::V5 => wire_properties(publication, now_ms),
-    };
-    Body::encode(version, &publication.topic, &properties, &publication.payload).into_bytes()
+/// The seconds that a publication has left at `now_ms`, if it expires at all (MQTT 5.0 §3.3.2.3.3).
+pub fn expiry(publication: &Publication, now_ms: u64) -> Option<u32> {
+    let at = publication.properties.as_ref()?.expires_ms?;
+    Some(at.saturating_sub(now_ms).div_ceil(1000).min(u64::from(u32::MAX)) as u32)
 }
 
-fn wire_properties(publication: &Publication, now_ms: u64) -> PublishProperties {
+fn wire_properties(publication: &Publication) -> PublishProperties {
     let content_type = publication.content_type.as_ref().map(|t| bounded(t));
     let Some(own) = publication.properties.as_deref() else {
         return PublishProperties { content_type, ..PublishProperties::default() };
     };
     PublishProperties {
         utf8: own.utf8,
-        expiry: own.expires_ms.map(|at| at.saturating_sub(now_ms).div_ceil(1000).min(u64::from(u32::MAX)) as u32),
+        expiry: None,
         content_type,
         response_topic: own.response_topic.as_ref().map(|t| bounded(t)),
         correlation: own.correlation.clone(),

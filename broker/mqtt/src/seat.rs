@@ -330,7 +330,7 @@ impl KeptSeat {
     }
 
     /// What to do with a row that was read from the store; `None`: nothing any more.
-    pub fn due(&self, id: u64, mut value: Bytes) -> Option<Due> {
+    pub fn due(&self, id: u64, mut value: Bytes, body: Option<Bytes>) -> Option<Due> {
         let mut kept = self.kept.lock();
         let row = kept.rows.get_mut(&id)?;
         let repeated = row.stage == RowStage::Repeat;
@@ -344,7 +344,7 @@ impl KeptSeat {
         }
         drop(kept);
         let head = RowHead::decode(&mut value)?;
-        let publication = Arc::new(Publication::decode(value)?);
+        let publication = Arc::new(Publication::decode(body.unwrap_or(value))?);
         let RowHead { packet_id, qos, retain, .. } = head;
         Some(Due::Publish(Parcel { publication, qos, retain, packet_id, dup: repeated }))
     }
@@ -363,7 +363,7 @@ impl KeptSeat {
         let found = kept.rows.get_mut(&row)?;
         found.stage = RowStage::Released;
         let head = RowHead { packet_id: found.packet_id, qos: Qos::ExactlyOnce, retain: false, released: true };
-        Some(Op::QueuePush { id: row, value: head.encode(None) })
+        Some(Op::QueuePush { id: row, value: head.encode() })
     }
 
     /// The row of a retained value that a new subscription asks for.
@@ -394,7 +394,7 @@ impl KeptSeat {
         };
         drop(kept);
         let head = RowHead { packet_id, qos, retain, released: false };
-        Some(Op::QueuePush { id: publication.id, value: head.encode(Some(publication)) })
+        Some(publication.queue_row(publication.id, head.encode()))
     }
 
     fn land(&self, publication: &Arc<Publication>, qos: Qos, retain: bool) {

@@ -249,10 +249,11 @@ impl Session {
         self.flight.len()
     }
 
-    /// Writes a publish, `body` being its shared bytes. `row` is the stored row and `packet_id` the one kept with it;
+    /// Writes a publish, `body` being its shared bytes, in this session's version. `row` is the stored row and `packet_id` the one kept with it;
     /// 0 and 0 draw a fresh packet id. The caller has asked [`Session::has_room`].
-    pub fn deliver(&mut self, body: &[u8], head: Head, row: u64, out: &mut Vec<u8>) -> Sent {
-        if publish::packet_len(body.len(), head.qos) > self.maximum_packet as usize {
+    pub fn deliver(&mut self, body: &[u8], head: Head<'_>, row: u64, out: &mut Vec<u8>) -> Sent {
+        let head = Head { version: self.version, ..head };
+        if publish::packet_len(body, &head) > self.maximum_packet as usize {
             return Sent::TooLarge;
         }
         let packet_id = match head.qos {

@@ -307,14 +307,17 @@ proptest! {
         properties in properties(),
         qos in 0u8..3,
         packet_id in 1u16..,
+        identifiers in proptest::collection::vec(1u32..=268_435_455, 0..4),
     ) {
         let version = if five { Version::V5 } else { Version::V4 };
         let qos = Qos::from_u8(qos).unwrap();
-        let body = Body::encode(version, &topic, &properties, &payload);
-        let head = Head { dup: qos != Qos::AtMostOnce, qos, retain: true, packet_id };
+        let shared = PublishProperties { expiry: None, ..properties.clone() };
+        let shared = Body::encode(Version::V5, &topic, &shared, &payload);
+        let (dup, expiry) = (qos != Qos::AtMostOnce, properties.expiry);
+        let head = Head { dup, qos, retain: true, packet_id, version, expiry, identifiers: &identifiers };
         let mut out = Vec::new();
-        publish::put(&mut out, body.as_bytes(), head);
-        prop_assert_eq!(out.len(), publish::packet_len(body.as_bytes().len(), qos));
+        publish::put(&mut out, shared.as_bytes(), head);
+        prop_assert_eq!(out.len(), publish::packet_len(shared.as_bytes(), &head));
 
         let wire::Packet::Publish(publish, found) = crate_decode(version, &out) else { panic!() };
         prop_assert_eq!(&publish.topic[..], topic.as_bytes());
@@ -326,14 +329,21 @@ proptest! {
             prop_assert_eq!(found.content_type.map(Bytes::from), properties.content_type.clone());
             prop_assert_eq!(found.correlation_data, properties.correlation.clone());
             prop_assert_eq!(found.user_properties.len(), properties.user.len());
+            let found: Vec<u32> = found.subscription_identifiers.iter().map(|id| *id as u32).collect();
+            prop_assert_eq!(&found, &identifiers);
         }
 
-        // and what we read ourselves is what we wrote, with the packet id that the crate hides
+        // and what we read ourselves is what we wrote, with the packet id that the crate hides; a client may not send
+        // subscription identifiers
+        let mut out = Vec::new();
+        publish::put(&mut out, shared.as_bytes(), Head { identifiers: &[], ..head });
+        let body = Body::encode(version, &topic, &properties, &payload);
         let connect = if five { CONNECT5 } else { CONNECT4 };
         let Ok(Packet::Publish(publish)) = decode(connect, &out) else { panic!() };
         prop_assert_eq!((publish.qos, publish.retain, publish.dup), (qos, head.retain, head.dup));
         prop_assert_eq!(publish.packet_id, if qos == Qos::AtMostOnce { 0 } else { packet_id });
-        prop_assert_eq!(&publish.body, &body);
+        prop_assert_eq!(publish.body.payload(), body.payload());
+        prop_assert_eq!(publish.body.properties(), body.properties());
         let again = Body::from_bytes(version, body.as_bytes().clone());
         prop_assert_eq!(again.as_ref(), Some(&body));
     }

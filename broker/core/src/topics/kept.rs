@@ -207,7 +207,7 @@ impl Topics {
 pub(super) fn retained_op(publication: &Publication) -> Op {
     let (table, item, id) = (Table::Retained, Box::from(""), publication.id);
     match publication.change {
-        Change::Value => Op::PutNewer { table, item, id, value: publication.encode() },
+        Change::Value => Op::PutNewer { table, item, id, value: publication.stored().clone() },
         Change::Clear => Op::DeleteOlder { table, item, id },
     }
 }

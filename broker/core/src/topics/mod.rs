@@ -203,7 +203,9 @@ impl Topics {
         }
         let (audience, seen) = self.audience(&mut state.found, &draft.topic);
         let fresh = draft.id.is_none();
-        let publication = Arc::new(self.publication(from, draft));
+        let mut publication = self.publication(from, draft);
+        publication.rendered.is_shared = audience.is_many();
+        let publication = Arc::new(publication);
         let mut ticket = Ticket::done();
         if publication.retain {
             ticket.wait_for(self.store.commit(&Owner::topic(&publication.topic), vec![retained_op(&publication)]));

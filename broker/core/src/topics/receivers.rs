@@ -56,6 +56,11 @@ impl Match {
 }
 
 impl Audience {
+    /// Whether there are several receivers.
+    pub(super) fn is_many(&self) -> bool {
+        self.receivers.all.len() + self.receivers.groups.len() > 1
+    }
+
     /// All who receive this publication.
     pub(super) fn of(&self, publication: &Publication) -> impl Iterator<Item = &Match> {
         let member = |group: &'_ Vec<Match>| (self.turn % group.len().max(1) as u64) as usize;

@@ -85,7 +85,7 @@ impl Client {
         }
         for row in rows {
             self.cursor = row.id;
-            match seat.due(row.id, row.value) {
+            match seat.due(row.id, row.value, row.body) {
                 Some(Due::Publish(parcel)) if self.may_receive(&parcel) => self.waiting.push(parcel),
                 Some(Due::Publish(parcel)) => {
                     self.hub.count(Outcome::Dropped, 1);
@@ -144,7 +144,8 @@ fn write_parcel(session: &mut Session, parcel: &Parcel, now_ms: u64, out: &mut V
     if publication.expired(now_ms) {
         return Some(row);
     }
-    let body = render::body(publication, session.version(), now_ms);
-    let head = Head { dup: parcel.dup, qos: parcel.qos, retain: parcel.retain, packet_id: parcel.packet_id };
-    (session.deliver(&body, head, row, out) == Sent::TooLarge).then_some(row)
+    let Parcel { dup, qos, retain, packet_id, .. } = *parcel;
+    let expiry = render::expiry(publication, now_ms);
+    let head = Head { dup, qos, retain, packet_id, expiry, ..Head::default() };
+    (session.deliver(render::body(publication), head, row, out) == Sent::TooLarge).then_some(row)
 }
