@@ -15,7 +15,10 @@ use crate::{
     topics::{Draft, Topics},
 };
 use parking_lot::Mutex;
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
 use tavi_store::{IdSource, SharedStore, StoreError};
 use tavi_xmpp_proto::jid::BareJid;
 use tokio::sync::broadcast;
@@ -140,10 +143,19 @@ impl Node {
     /// After a crash, devices that were online are not.
     pub async fn correct_states(&self) -> Result<(), StoreError> {
         let mut states = self.parts.topics.read_retained("d/+/state");
+        let mut corrected = VecDeque::new();
         while let Some(state) = states.next().await? {
             if &*state.payload == b"online" {
-                self.parts.topics.publish_unasked(&state.from, state_draft(&state.topic, "offline")).complete().await?;
+                let offline = state_draft(&state.topic, "offline");
+                corrected.push_back(self.parts.topics.publish_unasked(&state.from, offline));
             }
+            // Many wait for one sync of the disk.
+            while corrected.len() > CORRECTED_AT_ONCE {
+                complete_first(&mut corrected).await?;
+            }
+        }
+        while !corrected.is_empty() {
+            complete_first(&mut corrected).await?;
         }
         Ok(())
     }
@@ -159,6 +171,16 @@ impl Node {
                 }
             });
         }
+    }
+}
+
+/// At most so many corrections of states are on their way to the disk.
+const CORRECTED_AT_ONCE: usize = 1_024;
+
+async fn complete_first(tickets: &mut VecDeque<Ticket>) -> Result<(), StoreError> {
+    match tickets.pop_front() {
+        Some(ticket) => ticket.complete().await,
+        None => Ok(()),
     }
 }
 

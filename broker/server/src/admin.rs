@@ -4,7 +4,10 @@ use crate::{
     people::{self, new_secret, store_failed},
     tokens::device_record,
 };
-use std::{collections::BTreeMap, time::Instant};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Instant,
+};
 use tavi_core::{
     Parts,
     accounts::{AccountError, Strength, credential_ops},
@@ -16,7 +19,7 @@ use tavi_enrol::{
         AddedDevice, ApiError, DeviceList, DeviceRow, ErrorCode, GrantList, GrantRow, NewDevice, NewGrant, NewPassword,
         NewUser, Removed, Status, UserList, UserPassword,
     },
-    device::{DeviceRecord, DeviceState},
+    device::{DeviceName, DeviceRecord, DeviceState},
     grant::Grant,
 };
 use tavi_store::{Expect, Op, Owner, StoreError, Table};
@@ -30,12 +33,16 @@ pub struct Office {
     listeners: BTreeMap<String, String>,
     started: Instant,
     /// One registration at a time: names of devices are unique.
-    registering: Mutex<()>,
+    registering: Mutex<Names>,
 }
+
+/// The names of devices and whose they are; read from the store when the first device is added, then kept.
+#[derive(Default)]
+struct Names(Option<HashMap<DeviceName, DeviceId>>);
 
 impl Office {
     pub fn new(parts: Parts, listeners: BTreeMap<String, String>) -> Office {
-        Office { parts, listeners, started: Instant::now(), registering: Mutex::new(()) }
+        Office { parts, listeners, started: Instant::now(), registering: Mutex::default() }
     }
 
     fn device_jid(&self, id: DeviceId) -> Outcome<BareJid> {
@@ -80,23 +87,29 @@ impl Office {
         })
     }
 
-    async fn check_new(&self, record: &DeviceRecord) -> Outcome<()> {
-        for known in self.records().await? {
-            if known.id == record.id && known.state == DeviceState::Revoked {
-                let message = format!("the device {} was removed and stays revoked", known.id);
-                return Err(ApiError::new(ErrorCode::Conflict, message).hint("give the device a new key"));
+    async fn check_new(&self, record: &DeviceRecord, names: &mut Names) -> Outcome<()> {
+        let conflict = |message: String| ApiError::new(ErrorCode::Conflict, message);
+        match device_record(&self.parts, &self.device_jid(record.id)?).await {
+            Some(known) if known.state == DeviceState::Revoked => {
+                let error = conflict(format!("the device {} was removed and stays revoked", known.id));
+                return Err(error.hint("give the device a new key"));
             }
-            if known.id == record.id {
-                return Err(ApiError::new(ErrorCode::Conflict, format!("the device {} exists already", known.id)));
-            }
-            if record.name.is_some() && known.name == record.name {
-                return Err(ApiError::new(
-                    ErrorCode::Conflict,
-                    format!("the device {} has that name already", known.id),
-                ));
-            }
+            Some(known) => return Err(conflict(format!("the device {} exists already", known.id))),
+            None => {}
         }
-        Ok(())
+        let Some(name) = &record.name else { return Ok(()) };
+        match self.names(names).await?.get(name) {
+            Some(other) => Err(conflict(format!("the device {other} has that name already"))),
+            None => Ok(()),
+        }
+    }
+
+    async fn names<'a>(&self, names: &'a mut Names) -> Outcome<&'a mut HashMap<DeviceName, DeviceId>> {
+        if names.0.is_none() {
+            let records = self.records().await?.into_iter();
+            names.0 = Some(records.filter_map(|record| Some((record.name?, record.id))).collect());
+        }
+        Ok(names.0.get_or_insert_default())
     }
 }
 
@@ -136,33 +149,41 @@ impl Admin for Office {
     }
 
     async fn add_device(&self, device: NewDevice) -> Outcome<AddedDevice> {
-        let _one = self.registering.lock().await;
+        let mut names = self.registering.lock().await;
         let record = DeviceRecord::added(device.public_key, device.name, self.parts.clock.now_ms() / 1000);
-        self.check_new(&record).await?;
+        self.check_new(&record, &mut names).await?;
         let secret = new_secret()?;
         let mut ops = credential_ops(secret.expose(), Strength::Generated).await.map_err(people::refusal)?;
         ops.push(self.parts.accounts.account_op());
         ops.push(put_record(&record)?);
         let jid = self.device_jid(record.id)?;
         match self.parts.store.commit(&Owner::account(jid.as_str()), ops).await {
-            Ok(()) => Ok(AddedDevice { device: self.row(record)?, secret }),
+            Ok(()) => {
+                if let (Some(names), Some(name)) = (&mut names.0, &record.name) {
+                    names.insert(name.clone(), record.id);
+                }
+                Ok(AddedDevice { device: self.row(record)?, secret })
+            }
             Err(StoreError::Conflict { .. }) => Err(people::refusal(AccountError::Exists(jid))),
             Err(error) => Err(store_failed(error)),
         }
     }
 
     async fn remove_device(&self, id: DeviceId) -> Outcome<Removed> {
-        let _one = self.registering.lock().await;
+        let mut names = self.registering.lock().await;
         let mut record = self.known_device(id).await?;
         if record.state == DeviceState::Revoked {
             return Err(ApiError::new(ErrorCode::NotFound, format!("the device {id} was removed already")));
         }
         record.state = DeviceState::Revoked;
-        record.name = None;
+        let name = record.name.take();
         let jid = self.device_jid(id)?;
         // What it had goes; that it was here stays, so that its key does not come back.
         let ops = vec![Op::Purge, put_record(&record)?];
         self.parts.store.commit(&Owner::account(jid.as_str()), ops).await.map_err(store_failed)?;
+        if let (Some(names), Some(name)) = (&mut names.0, name) {
+            names.remove(&name);
+        }
         self.parts.permit.remove(|grant| &*grant.subject == jid.as_str()).1.await.map_err(store_failed)?;
         self.parts.revoke(&jid);
         Ok(Removed { removed: id.to_string() })

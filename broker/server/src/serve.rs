@@ -63,12 +63,21 @@ async fn serve(config: Config) -> Result<()> {
         front::start(front::Start { node: &node, tls: &tls, config: &config, store: &store, office }, listeners.open)
             .await?;
     announce(&config, &addresses)?;
-    until_stopped(&mut signals, &config, &tls, &fronts).await;
+    let failed = tokio::select! {
+        () = until_stopped(&mut signals, &config, &tls, &fronts) => None,
+        error = store.failure() => Some(error),
+    };
+    if let Some(error) = &failed {
+        tracing::error!(%error, "the store has failed; stopping, since nothing can be saved. What was acknowledged is on the disk");
+    }
     fronts.stop().await;
     drain(&node).await;
     close(store).await;
     tracing::info!("stopped");
-    Ok(())
+    match failed {
+        None => Ok(()),
+        Some(error) => Err(anyhow!("the store has failed ({error}); look at its disk, then start again")),
+    }
 }
 
 /// The parts and the modules, put together.

@@ -33,6 +33,9 @@ pub(crate) struct Shared {
     pub counters: Counters,
     /// Lately purged owners with the numbers that they had.
     pub purged: Mutex<VecDeque<(Owner, Number)>>,
+    /// Shut until the engine fails; then it stays open.
+    pub failed: Arc<Gate>,
+    pub fault: Mutex<Option<StoreError>>,
 }
 
 /// The front of the committer's thread.
@@ -46,6 +49,7 @@ impl Committer {
     /// Starts the thread on `kv`, from the marks that are stored there.
     pub fn start(kv: Arc<dyn Kv>, marks: Marks, bounds: Bounds) -> std::io::Result<Committer> {
         let shared = Arc::new(Shared { last: marks.last.into(), ..Shared::default() });
+        shared.failed.set_open(false);
         let waiting = Arc::new(Waiting::new(bounds));
         let worker =
             Worker { kv, marks, waiting: waiting.clone(), shared: shared.clone(), unsynced: false, broken: None };
@@ -189,6 +193,8 @@ impl Worker {
 
     fn breaks(&mut self, error: StoreError) {
         tracing::error!(%error, "the store cannot be written any more");
+        *self.shared.fault.lock() = Some(error.clone());
+        self.shared.failed.set_open(true);
         self.broken = Some(error);
     }
 
@@ -340,6 +346,7 @@ mod tests {
         let committer = started(&kv);
         let owner = Owner::topic("t");
         assert_eq!(wait(committer.commit(&owner, push(1))), Ok(()));
+        assert!(!committer.shared.failed.is_open());
         kv.failing.store(true, Ordering::Release);
         let failed = Err(StoreError::Unavailable("no space left".into()));
         assert_eq!(wait(committer.commit(&owner, push(2))), failed);
@@ -347,6 +354,7 @@ mod tests {
         kv.failing.store(false, Ordering::Release);
         assert_eq!(wait(committer.commit(&owner, push(3))), failed);
         assert_eq!(committer.expire(vec![(1, 1)]), Err(StoreError::Unavailable("no space left".into())));
+        wait(committer.shared.failed.room());
         assert_eq!(committer.shared.last.load(Ordering::Acquire), 1);
         assert_eq!(committer.shared.counters.snapshot().failed, 2);
     }

@@ -92,35 +92,69 @@ fn parse(text: &str) -> Option<Current> {
 
 /// Opens an engine; where it finds damage, copies its folder aside, lets `mend` take away what may be in the way, and
 /// tries once more (storage.md, rule 4). `mend` gets the folder and the copy.
+///
+/// What could not be mended is remembered beside the folder, so that the next starts neither copy it again nor try the
+/// same again.
 pub(crate) fn open_or_mend<T>(
     folder: &Path,
     open: impl Fn(&Path) -> Result<T, StoreError>,
     mend: impl Fn(&Path, &Path) -> io::Result<()>,
 ) -> Result<T, OpenError> {
-    let refused = match open(folder) {
-        Ok(engine) => return Ok(engine),
-        Err(StoreError::Corrupt(reason)) => reason,
+    let note = beside(folder, "unmended");
+    let reason = match open(folder) {
+        Ok(engine) => return forget(&note).map(|()| engine),
+        Err(StoreError::Corrupt(reason)) => reason.to_string(),
         Err(error) => return Err(error.into()),
     };
-    let aside = aside(folder);
-    tracing::error!(%refused, copy = %aside.display(), "the store is damaged; copying it, then trying to mend it");
-    copy_all(folder, &aside).map_err(io_error(&aside))?;
-    mend(folder, &aside).map_err(io_error(folder))?;
-    let opened = open(folder).map_err(|error| OpenError::Damaged { copy: aside, reason: error.to_string() });
-    if opened.is_ok() {
-        tracing::warn!("the store is mended; `tavi store check` tells whether it is whole");
+    if let Some(copy) = fs::read_to_string(&note).ok().map(PathBuf::from).filter(|copy| copy.exists()) {
+        return Err(OpenError::Damaged { copy, reason });
     }
-    opened
+    let copy = copy_aside(folder, &reason)?;
+    mend(folder, &copy).map_err(io_error(folder))?;
+    match open(folder) {
+        Ok(engine) => {
+            tracing::warn!("the store is mended; `tavi store check` tells whether it is whole");
+            Ok(engine)
+        }
+        Err(error) => {
+            fs::write(&note, copy.as_os_str().as_encoded_bytes()).map_err(io_error(&note))?;
+            Err(OpenError::Damaged { copy, reason: error.to_string() })
+        }
+    }
 }
 
-/// `FOLDER.damaged-N`, the first that is free.
-fn aside(folder: &Path) -> PathBuf {
-    let name = |number: u32| {
-        let mut name = folder.as_os_str().to_owned();
-        name.push(format!(".damaged-{number}"));
-        PathBuf::from(name)
+/// A store that opens is not the one that could not be mended.
+fn forget(note: &Path) -> Result<(), OpenError> {
+    match fs::remove_file(note) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error(note)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Copies a folder to `FOLDER.damaged-N`, the first that is free; what a cut-off copy left is replaced.
+fn copy_aside(folder: &Path, reason: &str) -> Result<PathBuf, OpenError> {
+    let names = (1u32..).map(|number| beside(folder, &format!("damaged-{number}")));
+    // The numbers are endless, a folder's entries are not.
+    let copy = names.into_iter().find(|path| !path.exists()).unwrap_or_else(|| beside(folder, "damaged"));
+    tracing::error!(%reason, copy = %copy.display(), "the store is damaged; copying it, then trying to mend it");
+    let part = beside(folder, "damaged.part");
+    let made = || {
+        if part.exists() {
+            fs::remove_dir_all(&part)?;
+        }
+        copy_all(folder, &part)?;
+        fs::rename(&part, &copy)
     };
-    (1..).map(name).find(|path| !path.exists()).unwrap_or_else(|| name(0))
+    made().map_err(io_error(&copy))?;
+    Ok(copy)
+}
+
+/// `FOLDER.ENDING`.
+fn beside(folder: &Path, ending: &str) -> PathBuf {
+    let mut name = folder.as_os_str().to_owned();
+    name.push(".");
+    name.push(ending);
+    PathBuf::from(name)
 }
 
 fn copy_all(from: &Path, to: &Path) -> io::Result<()> {
@@ -180,5 +214,16 @@ mod tests {
         assert_eq!(fs::read_to_string(dir.path().join("sled-1.damaged-1/snap.1")).unwrap(), "bad");
         let broken = open_or_mend(&folder, |_| Err::<(), _>(StoreError::Corrupt("log".into())), |_, _| Ok(()));
         assert!(broken.unwrap_err().to_string().contains("tavi store import"));
+        // The next starts leave it at that one copy, until a store opens there again.
+        let copies = || {
+            fs::read_dir(dir.path())
+                .unwrap()
+                .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().contains("damaged"))
+                .count()
+        };
+        let again = || open_or_mend(&folder, |_| Err::<(), _>(StoreError::Corrupt("log".into())), |_, _| Ok(()));
+        assert!(matches!(again(), Err(OpenError::Damaged { .. })) && copies() == 2);
+        open_or_mend(&folder, |_| Ok(()), |_, _| Ok(())).unwrap();
+        assert!(matches!(again(), Err(OpenError::Damaged { .. })) && copies() == 3);
     }
 }

@@ -101,6 +101,17 @@ impl KvStore {
         self.committer.shared.counters.snapshot()
     }
 
+    /// Resolves with the reason when the engine could not write: nothing more is taken in then, since nobody knows
+    /// what is on the disk. A new start finds out.
+    pub fn failure(&self) -> impl Future<Output = StoreError> + use<> {
+        let shared = self.committer.shared.clone();
+        async move {
+            shared.failed.room().await;
+            let fault = shared.fault.lock().clone();
+            fault.unwrap_or_else(|| StoreError::Unavailable("the store has failed".into()))
+        }
+    }
+
     /// The engine below.
     pub fn engine(&self) -> Engine {
         self.engine
