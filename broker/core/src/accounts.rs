@@ -32,19 +32,23 @@ pub enum AccountError {
     Store(#[from] StoreError),
 }
 
-/// Rounds of PBKDF2 for passwords that people chose (RFC 7677 §4 asks for at least 4,096).
+/// Rounds of PBKDF2 for people's passwords, made here or chosen: SCRAM tells the number to everybody, so it must not
+/// tell one from the other (RFC 7677 §4 asks for at least 4,096).
 pub const ITERATIONS: u32 = 10_000;
-/// Rounds for generated secrets, which have 128 bits of their own.
+/// Rounds for the secrets of devices, which are generated and have 128 bits of their own.
 pub const ITERATIONS_GENERATED: u32 = 4_096;
 
-/// Where a password came from, which decides how costly guessing it has to be made.
+/// Whose secret it is, which decides how costly guessing it has to be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Strength {
-    /// A person chose it.
+    /// A person's, who may have chosen it.
     Chosen,
-    /// The broker made it from 128 random bits.
+    /// A device's: the broker made it from 128 random bits.
     Generated,
 }
+
+/// The item of the secret from which answers about unknown names are made.
+const SECRET: &str = "login-secret";
 
 /// Accounts and credentials.
 pub struct Accounts {
@@ -63,12 +67,12 @@ impl Accounts {
     ///
     /// # Errors
     /// See [`AccountError`]; nothing is changed then.
-    pub async fn create(&self, jid: &BareJid, password: &str, strength: Strength) -> Result<(), AccountError> {
+    pub async fn create(&self, jid: &BareJid, password: &str) -> Result<(), AccountError> {
         if jid.local().is_none() || self.hosts.find(jid.domain()) != Some(Host::Main) {
             return Err(AccountError::NotHere(jid.clone(), self.hosts.domain().into()));
         }
         let mut ops = vec![self.account_op()];
-        ops.extend(credential_ops(password, strength).await?);
+        ops.extend(credential_ops(password, Strength::Chosen).await?);
         match self.store.commit(&Owner::account(jid.as_str()), ops).await {
             Err(StoreError::Conflict { .. }) => Err(AccountError::Exists(jid.clone())),
             other => Ok(other?),
@@ -85,11 +89,11 @@ impl Accounts {
     ///
     /// # Errors
     /// See [`AccountError`]; nothing is changed then.
-    pub async fn set_password(&self, jid: &BareJid, password: &str, strength: Strength) -> Result<(), AccountError> {
+    pub async fn set_password(&self, jid: &BareJid, password: &str) -> Result<(), AccountError> {
         if !self.exists(jid).await? {
             return Err(AccountError::Missing(jid.clone()));
         }
-        let ops = credential_ops(password, strength).await?;
+        let ops = credential_ops(password, Strength::Chosen).await?;
         Ok(self.store.commit(&Owner::account(jid.as_str()), ops).await?)
     }
 
@@ -128,6 +132,26 @@ impl Accounts {
         }
         found.truncate(limit);
         Ok(found)
+    }
+
+    /// 32 random octets that belong to this store, drawn at the first need.
+    pub(crate) async fn secret(&self) -> Result<[u8; 32], StoreError> {
+        let owner = Owner::system("broker");
+        loop {
+            if let Some(record) = self.store.load(&owner, Table::System, SECRET).await? {
+                let damaged = || StoreError::Unavailable("the secret of logins is damaged".into());
+                return record.value.as_ref().try_into().map_err(|_| damaged());
+            }
+            let mut drawn = [0; 32];
+            getrandom::fill(&mut drawn).map_err(|_| StoreError::Unavailable("the system has no randomness".into()))?;
+            let value = Bytes::copy_from_slice(&drawn);
+            let put = Op::Put { table: Table::System, item: SECRET.into(), value, expect: Expect::Absent };
+            match self.store.commit(&owner, vec![put]).await {
+                // Another node of the same store was faster.
+                Err(StoreError::Conflict { .. }) => {}
+                other => return other.map(|_| drawn),
+            }
+        }
     }
 
     /// The SCRAM keys of an account; `None` if it has none.

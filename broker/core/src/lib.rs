@@ -19,6 +19,7 @@ pub mod publication;
 pub mod roster;
 pub mod router;
 pub mod sessions;
+mod throttle;
 pub mod ticket;
 pub mod topics;
 pub mod trie;

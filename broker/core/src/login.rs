@@ -1,12 +1,12 @@
 //! The verb `login`: who is behind a user name, and how failed attempts are slowed down.
 
 use crate::{
-    accounts::Accounts,
+    accounts::{Accounts, ITERATIONS, ITERATIONS_GENERATED},
     clock::Clock,
     metrics::Metrics,
     principal::{Host, Hosts, Principal},
+    throttle::Throttle,
 };
-use hashbrown::HashMap;
 use parking_lot::Mutex;
 use std::{
     net::IpAddr,
@@ -16,9 +16,9 @@ use std::{
 use tavi_store::StoreError;
 use tavi_xmpp_proto::{
     jid::BareJid,
-    sasl::{Hash, ScramKeys},
+    sasl::{Hash, ScramChallenged, ScramKeys},
 };
-use tokio::sync::Semaphore;
+use tokio::sync::{OnceCell, Semaphore};
 use zeroize::Zeroizing;
 
 /// Why a login was refused.
@@ -35,16 +35,48 @@ pub enum Denied {
     Store(#[from] StoreError),
 }
 
-/// A password that somebody gave.
+/// What is known of the other end of a connection when somebody logs in.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Its address.
+    pub address: IpAddr,
+    /// The certificates that it showed in the TLS handshake, in DER, its own first; none if it showed none.
+    pub certificate: Option<Arc<[Vec<u8>]>>,
+    /// Keying material that only the two ends of this TLS connection have (RFC 9266).
+    pub exporter: Option<[u8; 32]>,
+}
+
+impl Peer {
+    /// A peer of whom only the address is known.
+    pub fn at(address: IpAddr) -> Peer {
+        Peer { address, certificate: None, exporter: None }
+    }
+}
+
+/// By what somebody wants to be believed.
+#[non_exhaustive]
+pub enum Credential<'a> {
+    /// The password itself, or a device's signed token in its place (identity).
+    Secret(&'a [u8]),
+    /// The proof of a password, given to a challenge with the keys of [`Login::scram`] (RFC 5802 §5).
+    Proof {
+        /// The challenge.
+        challenge: &'a ScramChallenged,
+        /// The client's answer to it.
+        answer: &'a [u8],
+    },
+}
+
+/// Somebody wants to log in.
 pub struct Attempt<'a> {
     /// The user name: a device id, a local part, or a bare JID.
     pub user: &'a str,
-    /// The password or token.
-    pub password: &'a [u8],
+    /// The credential.
+    pub credential: Credential<'a>,
     /// Which protocol a token must be for: `mqtt` or `xmpp`.
     pub audience: &'static str,
-    /// From where.
-    pub peer: IpAddr,
+    /// Who asks.
+    pub peer: &'a Peer,
 }
 
 /// Checks signed device tokens; enrolment implements it, so that the core needs to know no device keys.
@@ -68,19 +100,17 @@ pub struct Login {
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
     tokens: OnceLock<Arc<dyn Tokens>>,
-    failures: Mutex<Failures>,
+    throttle: Mutex<Throttle>,
     checks: Semaphore,
-    dummy_salt: [u8; 32],
+    /// What the keys of unknown users come from; made once for a store.
+    secret: OnceCell<[u8; 32]>,
 }
 
 impl Login {
     /// A login over the accounts of a store.
     pub fn new(hosts: Arc<Hosts>, accounts: Arc<Accounts>, clock: Arc<dyn Clock>, metrics: Arc<Metrics>) -> Login {
-        let mut dummy_salt = [0; 32];
-        // Without randomness the salts of unknown users can be told from real ones, and no more.
-        let _ = getrandom::fill(&mut dummy_salt);
-        let (tokens, failures, checks) = (OnceLock::new(), Mutex::default(), Semaphore::new(CHECKS));
-        Login { hosts, accounts, clock, metrics, tokens, failures, checks, dummy_salt }
+        let (tokens, throttle, checks) = (OnceLock::new(), Mutex::default(), Semaphore::new(CHECKS));
+        Login { hosts, accounts, clock, metrics, tokens, throttle, checks, secret: OnceCell::new() }
     }
 
     /// Sets what checks device tokens; once, at start.
@@ -101,41 +131,43 @@ impl Login {
         matches!(self.hosts.principal(&jid)?, Principal::Account(_) | Principal::Device(_)).then_some(jid)
     }
 
-    /// Checks a password or a device's token. The password is compared in constant time, off the network threads.
+    /// The verb: checks a credential, in turn with others for the same account from the same address. Passwords are
+    /// compared in constant time, off the network threads.
     ///
     /// # Errors
     /// [`Denied::Wrong`] with the time for which the answer is to be held back.
-    pub async fn password(&self, attempt: Attempt<'_>) -> Result<Principal, Denied> {
+    pub async fn login(&self, attempt: Attempt<'_>) -> Result<Principal, Denied> {
+        let (name, address) = (self.counted_name(attempt.user), attempt.peer.address);
+        let turn = self.throttle.lock().begin(&name, address, self.clock.now_ms());
+        if !turn.wait.is_zero() {
+            tokio::time::sleep(turn.wait).await;
+        }
         let jid = self.resolve(attempt.user);
-        let right = match &jid {
-            Some(jid) => self.matches(jid, &attempt).await?,
-            None => self.burn(&attempt).await,
+        let right = match &attempt.credential {
+            Credential::Secret(secret) => self.is_secret(jid.as_ref(), &attempt, secret).await?,
+            Credential::Proof { challenge, answer } => challenge.finish(answer).is_ok(),
         };
         match jid.and_then(|jid| self.hosts.principal(&jid)) {
             Some(principal) if right => {
-                self.succeeded(attempt.user, attempt.peer);
+                self.throttle.lock().succeeded(&turn);
                 Ok(principal)
             }
-            _ => Err(Denied::Wrong { delay: self.failed(attempt.user, attempt.peer) }),
+            _ => {
+                self.metrics.login_failures.add(1);
+                tracing::info!(user = %attempt.user, peer = %address, "login failed");
+                Err(Denied::Wrong { delay: self.throttle.lock().failed(&turn, self.clock.now_ms()) })
+            }
         }
     }
 
-    async fn matches(&self, jid: &BareJid, attempt: &Attempt<'_>) -> Result<bool, Denied> {
-        let device = self.hosts.find(jid.domain()) == Some(Host::Things);
-        if let Some(tokens) = self.tokens.get().filter(|_| device && looks_like_token(attempt.password)) {
-            return Ok(tokens.verify(jid, attempt.password, attempt.audience).await);
+    async fn is_secret(&self, jid: Option<&BareJid>, attempt: &Attempt<'_>, secret: &[u8]) -> Result<bool, Denied> {
+        let device = jid.filter(|jid| self.hosts.find(jid.domain()) == Some(Host::Things));
+        if let (Some(jid), Some(tokens)) = (device, self.tokens.get().filter(|_| looks_like_token(secret))) {
+            return Ok(tokens.verify(jid, secret, attempt.audience).await);
         }
-        match self.accounts.scram_keys(jid, Hash::Sha256).await? {
-            Some(keys) => Ok(self.verify(keys, attempt.password).await),
-            None => Ok(self.burn(attempt).await),
-        }
-    }
-
-    /// As much work as a real check, so that time does not tell which names exist.
-    async fn burn(&self, attempt: &Attempt<'_>) -> bool {
-        let keys = ScramKeys::dummy(Hash::Sha256, attempt.user, &self.dummy_salt, crate::accounts::ITERATIONS);
-        self.verify(keys, attempt.password).await;
-        false
+        // For an unknown user as much work as for a known one, so that time does not tell which names exist.
+        let keys = self.scram(attempt.user, Hash::Sha256).await?;
+        Ok(self.verify(keys, secret).await)
     }
 
     async fn verify(&self, keys: ScramKeys, password: &[u8]) -> bool {
@@ -155,20 +187,19 @@ impl Login {
             Some(jid) => self.accounts.scram_keys(jid, hash).await?,
             None => None,
         };
-        Ok(keys.unwrap_or_else(|| ScramKeys::dummy(hash, user, &self.dummy_salt, crate::accounts::ITERATIONS)))
+        match keys {
+            Some(keys) => Ok(keys),
+            None => self.nobodys_keys(jid.as_ref().map_or(user, BareJid::as_str), hash).await,
+        }
     }
 
-    /// Counts a failed login; gives how long to wait with the answer: 100 ms, doubled with each failure of this name
-    /// or address within ten minutes, at most 5 s.
-    pub fn failed(&self, user: &str, peer: IpAddr) -> Duration {
-        self.metrics.login_failures.add(1);
-        tracing::info!(%user, %peer, "login failed");
-        self.failures.lock().count(&self.counted_name(user), peer, self.clock.now_ms())
-    }
-
-    /// A login succeeded: the name's failures are forgotten.
-    pub fn succeeded(&self, user: &str, _peer: IpAddr) {
-        self.failures.lock().forget(&self.counted_name(user));
+    /// What an unknown name gets must not differ from what a known one gets: the salt stays over a restart, the rounds are
+    /// those of the host's real accounts (RFC 5802 §5.1, RFC 6120 §13.11).
+    async fn nobodys_keys(&self, name: &str, hash: Hash) -> Result<ScramKeys, StoreError> {
+        let secret = self.secret.get_or_try_init(|| self.accounts.secret()).await?;
+        let things = name.rsplit_once('@').is_some_and(|(_, host)| self.hosts.find(host) == Some(Host::Things));
+        let rounds = if things { ITERATIONS_GENERATED } else { ITERATIONS };
+        Ok(ScramKeys::dummy(hash, name, secret, rounds))
     }
 
     /// One name in all its spellings, so that a guesser gains nothing from another protocol's.
@@ -182,57 +213,59 @@ fn looks_like_token(password: &[u8]) -> bool {
     password.len() >= 120 && password.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'='))
 }
 
-const FORGET_MS: u64 = 600_000;
-const MAX_REMEMBERED: usize = 10_000;
-
-/// Failures by user name and by address, forgotten after ten minutes.
-#[derive(Default)]
-struct Failures {
-    counts: HashMap<Box<str>, (u32, u64)>,
-}
-
-impl Failures {
-    fn count(&mut self, user: &str, peer: IpAddr, now_ms: u64) -> Duration {
-        if self.counts.len() >= MAX_REMEMBERED {
-            self.counts.retain(|_, (_, last)| now_ms.saturating_sub(*last) < FORGET_MS);
-            if self.counts.len() >= MAX_REMEMBERED {
-                self.counts.clear();
-            }
-        }
-        let name: String = user.chars().take(128).collect();
-        let worst = self.one(name, now_ms).max(self.one(peer.to_string(), now_ms).saturating_sub(4));
-        Duration::from_millis((100u64 << worst.saturating_sub(1).min(6)).min(5_000))
-    }
-
-    fn one(&mut self, key: String, now_ms: u64) -> u32 {
-        let (count, last) = self.counts.entry(key.into()).or_default();
-        if now_ms.saturating_sub(*last) >= FORGET_MS {
-            *count = 0;
-        }
-        *last = now_ms;
-        *count += 1;
-        *count
-    }
-
-    fn forget(&mut self, user: &str) {
-        self.counts.remove(user);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{FakeClock, accounts::Strength, accounts::credential_ops};
     use std::net::Ipv4Addr;
+    use tavi_store::{MemoryStore, Owner, SharedStore, Store};
 
-    #[test]
-    fn failures_are_answered_ever_more_slowly_and_forgotten_in_time() {
-        let mut failures = Failures::default();
-        let peer = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        let delays: Vec<u64> = (0..8).map(|_| failures.count("romeo", peer, 1_000_000).as_millis() as u64).collect();
-        assert_eq!(delays, [100, 200, 400, 800, 1600, 3200, 5000, 5000]);
-        failures.forget("romeo");
-        assert!(failures.count("romeo", peer, 1_000_000) < Duration::from_secs(5));
-        let later = 1_000_000 + FORGET_MS;
-        assert_eq!(failures.count("juliet", peer, later).as_millis(), 100);
+    const DEVICE: &str = "32dda035-ad8f-8818-9747-e3f78c18cc86";
+    const OTHER: &str = "32dda035-ad8f-8818-9747-e3f78c18ccaa";
+
+    fn over(store: &Arc<MemoryStore>) -> Login {
+        let (hosts, clock) = (Arc::new(Hosts::new("localhost").unwrap()), Arc::new(FakeClock::at(1_000_000)));
+        let shared: SharedStore = store.clone();
+        let accounts = Arc::new(Accounts::new(hosts.clone(), shared, clock.clone()));
+        Login::new(hosts, accounts, clock, Arc::default())
+    }
+
+    async fn seen(login: &Login, user: &str) -> (u32, Vec<u8>) {
+        let keys = login.scram(user, Hash::Sha256).await.unwrap();
+        (keys.iterations(), keys.salt().to_vec())
+    }
+
+    #[tokio::test]
+    async fn a_challenge_does_not_tell_who_exists_also_after_a_restart() {
+        let store = Arc::new(MemoryStore::default());
+        let login = over(&store);
+        login.accounts.create(&"romeo@localhost".parse().unwrap(), "secret").await.unwrap();
+        let owner = Owner::account(&format!("{DEVICE}@things.localhost"));
+        store.commit(&owner, credential_ops("made", Strength::Generated).await.unwrap()).await.unwrap();
+        let rounds = |(rounds, _): (u32, Vec<u8>)| rounds;
+        assert_eq!(rounds(seen(&login, "romeo").await), rounds(seen(&login, "nobody").await));
+        assert_eq!(rounds(seen(&login, DEVICE).await), rounds(seen(&login, OTHER).await));
+        let (known, unknown) = (seen(&login, "romeo").await, seen(&login, "nobody").await);
+        assert_eq!(seen(&login, "Nobody@LOCALHOST").await, unknown, "a name in another spelling is the same name");
+        let again = over(&store);
+        assert_eq!((seen(&again, "romeo").await, seen(&again, "nobody").await), (known, unknown));
+    }
+
+    #[tokio::test]
+    async fn a_right_password_is_believed_and_a_wrong_one_is_held_back() {
+        let login = over(&Arc::new(MemoryStore::default()));
+        login.accounts.create(&"romeo@localhost".parse().unwrap(), "secret").await.unwrap();
+        let peer = Peer::at(Ipv4Addr::LOCALHOST.into());
+        let attempt = |user, secret: &'static str| Attempt {
+            user,
+            credential: Credential::Secret(secret.as_bytes()),
+            audience: "mqtt",
+            peer: &peer,
+        };
+        assert!(matches!(login.login(attempt("romeo", "secret")).await, Ok(Principal::Account(_))));
+        for user in ["romeo", "nobody", "a@other.example"] {
+            let denied = login.login(attempt(user, "guess")).await;
+            assert_eq!(denied, Err(Denied::Wrong { delay: Duration::from_millis(100) }), "{user}");
+        }
     }
 }

@@ -5,7 +5,6 @@
 
 use std::sync::Arc;
 
-use tavi_core::accounts::Strength;
 use tavi_core::hooks::Registry;
 use tavi_core::node::Parts;
 use tavi_core::sessions::SessionLimits;
@@ -19,7 +18,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:1883".into());
     let (store, clock) = (Arc::new(MemoryStore::default()), Arc::new(SystemClock));
     let parts = Parts::load(Hosts::new("localhost")?, store, clock, SessionLimits::default()).await?;
-    parts.accounts.create(&"load@localhost".parse()?, "load", Strength::Generated).await?;
+    parts.accounts.create(&"load@localhost".parse()?, "load").await?;
     let hub = Hub::recall(Node::new(parts, Registry::default()), Config::default()).await?;
     let listener = TcpListener::bind(address).await?;
     println!("{} {}", std::process::id(), listener.local_addr()?);

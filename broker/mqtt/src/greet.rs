@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use tavi_core::Principal;
-use tavi_core::login::{Attempt, Denied};
+use tavi_core::login::{Attempt, Credential, Denied};
 use tavi_core::permit::Action;
 use tavi_wire::topic::check_topic;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -204,8 +204,10 @@ async fn login(hub: &Hub, connect: &mut Connect, peer: Peer) -> Result<Principal
         // 3.1.1 tells "not authorised" from "bad password" (3.1.1 §3.2.2.3).
         return Err(if connect.version == Version::V4 { Reason::NOT_AUTHORIZED } else { Reason::BAD_CREDENTIALS });
     }
-    let attempt = Attempt { user: &user, password: password.expose().as_bytes(), audience: "mqtt", peer: peer.address };
-    match hub.node().parts.login.password(attempt).await {
+    let credential = Credential::Secret(password.expose().as_bytes());
+    let attempt =
+        Attempt { user: &user, credential, audience: "mqtt", peer: &tavi_core::login::Peer::at(peer.address) };
+    match hub.node().parts.login.login(attempt).await {
         Ok(principal) => Ok(principal),
         Err(Denied::Wrong { delay }) => {
             tokio::time::sleep(delay).await;

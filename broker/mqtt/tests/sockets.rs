@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tavi_core::accounts::Strength;
 use tavi_core::hooks::Registry;
 use tavi_core::metrics::Protocol;
 use tavi_core::node::Parts;
@@ -22,7 +21,7 @@ async fn broker(config: Config) -> (Arc<Hub>, SocketAddr) {
     let hosts = Hosts::new("localhost").unwrap();
     let store = Arc::new(MemoryStore::default());
     let parts = Parts::load(hosts, store, Arc::new(SystemClock), SessionLimits::default()).await.unwrap();
-    parts.accounts.create(&"romeo@localhost".parse().unwrap(), "secret", Strength::Generated).await.unwrap();
+    parts.accounts.create(&"romeo@localhost".parse().unwrap(), "secret").await.unwrap();
     let hub = Hub::recall(Node::new(parts, Registry::default()), config).await.unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

@@ -1,9 +1,6 @@
 //! What administration does to accounts, whether the broker runs or only its store is open.
 
-use tavi_core::{
-    Host, Parts,
-    accounts::{AccountError, Strength},
-};
+use tavi_core::{Host, Parts, accounts::AccountError};
 use tavi_enrol::{
     Secret,
     admin::{ApiError, ErrorCode, NewPassword, NewUser, Removed, UserList, UserPassword, UserRow},
@@ -16,16 +13,16 @@ type Outcome<T> = Result<T, ApiError>;
 /// Makes an account.
 pub async fn add(parts: &Parts, user: NewUser) -> Outcome<UserPassword> {
     let jid = address(parts, &user.jid)?;
-    let (password, strength) = chosen_or_made(&user.password)?;
-    parts.accounts.create(&jid, password.expose(), strength).await.map_err(refusal)?;
+    let password = chosen_or_made(&user.password)?;
+    parts.accounts.create(&jid, password.expose()).await.map_err(refusal)?;
     Ok(UserPassword { jid: jid.to_string(), password: user.password.is_none().then_some(password) })
 }
 
 /// Changes a password.
 pub async fn set_password(parts: &Parts, jid: &str, new: NewPassword) -> Outcome<UserPassword> {
     let jid = address(parts, jid)?;
-    let (password, strength) = chosen_or_made(&new.password)?;
-    parts.accounts.set_password(&jid, password.expose(), strength).await.map_err(refusal)?;
+    let password = chosen_or_made(&new.password)?;
+    parts.accounts.set_password(&jid, password.expose()).await.map_err(refusal)?;
     Ok(UserPassword { jid: jid.to_string(), password: new.password.is_none().then_some(password) })
 }
 
@@ -71,11 +68,8 @@ pub fn address(parts: &Parts, text: &str) -> Outcome<BareJid> {
     Err(ApiError::new(ErrorCode::BadRequest, message).hint(format!("use NAME@{domain}")))
 }
 
-fn chosen_or_made(password: &Option<Secret>) -> Outcome<(Secret, Strength)> {
-    match password {
-        Some(password) => Ok((password.clone(), Strength::Chosen)),
-        None => Ok((new_secret()?, Strength::Generated)),
-    }
+fn chosen_or_made(password: &Option<Secret>) -> Outcome<Secret> {
+    password.clone().map_or_else(new_secret, Ok)
 }
 
 /// A secret of 128 random bits.

@@ -11,7 +11,7 @@ use crate::{
 };
 use anyhow::{Result, anyhow};
 use std::{sync::Arc, time::Duration};
-use tavi_core::{Clock, Node, Parts, Registry, SystemClock, accounts::Strength};
+use tavi_core::{Clock, Node, Parts, Registry, SystemClock};
 use tavi_store::{Expect, Op, Owner, Table};
 use tavi_store_kv::KvStore;
 use tavi_xmpp_proto::jid::BareJid;
@@ -109,7 +109,7 @@ async fn first_admin(parts: &Parts) -> Result<()> {
         return Ok(());
     }
     let password = people::new_secret().map_err(|error| anyhow!("{error}"))?;
-    match parts.accounts.create(&jid, password.expose(), Strength::Generated).await {
+    match parts.accounts.create(&jid, password.expose()).await {
         Ok(()) => eprintln!(
             "made the account {jid} with the password {} (shown this once; change it with `tavi user passwd {jid}`)",
             password.expose()

@@ -9,11 +9,13 @@ use rcgen::{
 use rustls::{ServerConfig, crypto::ring};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use std::{
+    collections::BTreeSet,
     fs,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
     sync::Arc,
 };
-use tavi_core::{Hosts, clock::xmpp_time};
+use tavi_core::clock::xmpp_time;
 
 const DAY_MS: u64 = 86_400_000;
 /// What clients accept at most for a server certificate.
@@ -75,7 +77,7 @@ impl Loaded {
     fn read(config: &Config, now_ms: u64) -> Result<Loaded> {
         let (certificate, key) = match &config.certificate {
             Some(own) => own.clone(),
-            None => own_certificate(&config.data.join("tls"), &config.hosts, now_ms)?,
+            None => own_certificate(&config.data.join("tls"), &names(config), now_ms)?,
         };
         let what = || format!("the certificate {}", certificate.display());
         let chain: Vec<_> = CertificateDer::pem_file_iter(&certificate)
@@ -94,36 +96,47 @@ impl Loaded {
             .with_single_cert(self.chain.clone(), self.key.clone_key())
             .context("certificate and key do not fit")?;
         config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
-        // An idle connection keeps no records buffered; sessions are resumed by tickets, not by server memory.
+        // Sessions are resumed by tickets (RFC 5077, RFC 8446 §2.2), not by server memory. Their keys live in memory and
+        // are exchanged every few hours, so a restart or a new certificate costs a full handshake, and no more.
+        config.ticketer = ring::Ticketer::new().context("the system has no randomness")?;
         config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
         Ok(config)
     }
 }
 
-/// The broker's own certificate, made or renewed if need be: (certificate chain, key).
-fn own_certificate(folder: &Path, hosts: &Hosts, now_ms: u64) -> Result<(PathBuf, PathBuf)> {
+/// What the certificate is for: our hosts, and each address at which clients are told to find us.
+fn names(config: &Config) -> Vec<String> {
+    let local: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    let listening = config.listen.iter().flat_map(|(_, addresses)| addresses).map(|address| address.ip());
+    let listening = listening.filter(|ip| !ip.is_unspecified());
+    let addresses: BTreeSet<IpAddr> = local.into_iter().chain(listening).collect();
+    config.hosts.all().map(str::to_owned).chain(addresses.iter().map(IpAddr::to_string)).collect()
+}
+
+/// The broker's own certificate, made or renewed if need be: (certificate chain, key). `names` begin with the domain.
+fn own_certificate(folder: &Path, names: &[String], now_ms: u64) -> Result<(PathBuf, PathBuf)> {
     let (certificate, key) = (folder.join("server.pem"), folder.join("server.key"));
     let note = folder.join("server.note");
-    if !certificate.exists() || !key.exists() || !is_good(&note, hosts, now_ms) {
+    if !certificate.exists() || !key.exists() || !is_good(&note, names, now_ms) {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let ca_key = ca_key(folder, now_ms)?;
         let issuer = Issuer::new(ca_params(now_ms)?, ca_key);
         let server_key = KeyPair::generate()?;
-        let made = server_params(hosts, now_ms)?.signed_by(&server_key, &issuer)?;
+        let made = server_params(names, now_ms)?.signed_by(&server_key, &issuer)?;
         let chain = made.pem() + fs::read_to_string(folder.join("ca.pem"))?.as_str();
         write_new(&key, server_key.serialize_pem().as_bytes(), 0o600)?;
         write_new(&certificate, chain.as_bytes(), 0o644)?;
-        write_new(&note, format!("{}\n{}\n", hosts.domain(), now_ms + SERVER_DAYS * DAY_MS).as_bytes(), 0o644)?;
+        write_new(&note, format!("{}\n{}\n", names.join(" "), now_ms + SERVER_DAYS * DAY_MS).as_bytes(), 0o644)?;
         tracing::info!(ca = %folder.join("ca.pem").display(), "made a server certificate; clients that check it need this CA");
     }
     Ok((certificate, key))
 }
 
-/// Whether the note beside the certificate says that it is for this domain and lasts.
-fn is_good(note: &Path, hosts: &Hosts, now_ms: u64) -> bool {
+/// Whether the note beside the certificate says that it is for these names and lasts.
+fn is_good(note: &Path, names: &[String], now_ms: u64) -> bool {
     let Ok(text) = fs::read_to_string(note) else { return false };
     let mut lines = text.lines();
-    let same = lines.next() == Some(hosts.domain());
+    let same = lines.next() == Some(names.join(" ").as_str());
     let until: u64 = lines.next().and_then(|line| line.parse().ok()).unwrap_or(0);
     same && until > now_ms + RENEW_BEFORE_DAYS * DAY_MS
 }
@@ -148,9 +161,10 @@ fn ca_params(now_ms: u64) -> Result<CertificateParams> {
     Ok(params)
 }
 
-fn server_params(hosts: &Hosts, now_ms: u64) -> Result<CertificateParams> {
-    let mut params = CertificateParams::new(hosts.all().map(str::to_owned).collect::<Vec<_>>())?;
-    params.distinguished_name.push(DnType::CommonName, hosts.domain());
+fn server_params(names: &[String], now_ms: u64) -> Result<CertificateParams> {
+    // An IP address among them becomes one in the certificate (RFC 5280 §4.2.1.6).
+    let mut params = CertificateParams::new(names)?;
+    params.distinguished_name.push(DnType::CommonName, names.first().map_or("localhost", String::as_str));
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.use_authority_key_identifier_extension = true;
@@ -175,17 +189,19 @@ mod tests {
     #[test]
     fn the_certificate_is_made_once_and_again_for_another_domain_or_before_it_ends() {
         let folder = tempfile::tempdir().unwrap();
-        let hosts = Hosts::new("localhost").unwrap();
-        let read = |hosts: &Hosts, now| {
-            let (certificate, _) = own_certificate(folder.path(), hosts, now).unwrap();
+        let names = ["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
+        let read = |names: &[String], now| {
+            let (certificate, _) = own_certificate(folder.path(), names, now).unwrap();
             fs::read_to_string(certificate).unwrap()
         };
-        let first = read(&hosts, NOW);
+        let first = read(&names, NOW);
         assert_eq!(first.matches("BEGIN CERTIFICATE").count(), 2, "the chain has the CA");
-        assert_eq!(read(&hosts, NOW + DAY_MS), first);
-        assert_ne!(read(&hosts, NOW + 370 * DAY_MS), first);
+        assert_eq!(read(&names, NOW + DAY_MS), first);
+        assert_ne!(read(&names, NOW + 370 * DAY_MS), first);
+        let second = read(&names, NOW + 370 * DAY_MS);
+        assert_ne!(read(&names[..2], NOW + 370 * DAY_MS), second, "an address is gone");
         let ca = fs::read_to_string(folder.path().join("ca.pem")).unwrap();
-        assert_ne!(read(&Hosts::new("example.org").unwrap(), NOW), first);
+        assert_ne!(read(&["example.org".to_owned()], NOW), first);
         assert_eq!(fs::read_to_string(folder.path().join("ca.pem")).unwrap(), ca, "the CA stays");
     }
 }

@@ -2,24 +2,23 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::net::IpAddr;
 use std::sync::Arc;
 
-use tavi_core::login::Attempt;
+use tavi_core::login::{Attempt, Credential, Peer};
 use tavi_core::node::Attached;
 use tavi_core::principal::Host;
 use tavi_core::sessions::Bound;
 use tavi_core::{Denied, Node};
 use tavi_xmpp_proto::error::{Condition, StanzaError};
 use tavi_xmpp_proto::ingress::{Incoming, Ingress};
-use tavi_xmpp_proto::sasl::ChannelBindings;
-use tavi_xmpp_proto::stream::c2s::{BindWanted, Failed, KeysWanted, Layer, Negotiation, Next, PasswordWanted, Setting};
+use tavi_xmpp_proto::sasl::{ChannelBindings, Evidence};
+use tavi_xmpp_proto::stream::c2s::{BindWanted, Judgement, KeysWanted, Layer, Negotiation, Next, Setting};
 use tavi_xmpp_proto::stream::{CLOSE, write_error};
-use tavi_xmpp_proto::{BareJid, Limits, StreamCondition, StreamError};
+use tavi_xmpp_proto::{Limits, StreamCondition, StreamError};
 use tokio_rustls::TlsAcceptor;
 
 use crate::listener::{Port, Shared};
-use crate::tls::channel_bindings;
+use crate::tls::{channel_bindings, peer_certificate};
 use crate::wire::Wire;
 
 /// A connection on which a session was bound.
@@ -28,6 +27,8 @@ pub(crate) struct Negotiated {
     pub ingress: Ingress,
     pub bound: Bound,
     pub attached: Attached,
+    /// The default language of the client's stream (RFC 6120 §4.7.4).
+    pub lang: Option<Box<str>>,
     /// Written by the session first: the answer to the binding.
     pub out: Vec<u8>,
     /// Received behind the request to bind.
@@ -60,7 +61,7 @@ impl From<StreamError> for Stop {
 pub(crate) struct Talk {
     shared: Arc<Shared>,
     wire: Option<Wire>,
-    peer: IpAddr,
+    peer: Peer,
     ingress: Ingress,
     received: Vec<u8>,
     out: Vec<u8>,
@@ -68,22 +69,24 @@ pub(crate) struct Talk {
     bindings: ChannelBindings,
     /// Our header of the current stream went out, or will before anything else.
     header_sent: bool,
+    lang: Option<Box<str>>,
 }
 
 impl Talk {
     /// A fresh TCP connection.
-    pub fn new(shared: Arc<Shared>, wire: Wire, peer: IpAddr) -> Talk {
+    pub fn new(shared: Arc<Shared>, wire: Wire, peer: std::net::IpAddr) -> Talk {
         let layer = Layer::Clear { tls: shared.tls.is_some(), loopback: peer.to_canonical().is_loopback() };
         Talk {
             shared,
             wire: Some(wire),
-            peer,
+            peer: Peer::at(peer),
             ingress: Ingress::new(Limits::BEFORE_LOGIN),
             received: Vec::new(),
             out: Vec::new(),
             layer,
             bindings: ChannelBindings::NONE,
             header_sent: false,
+            lang: None,
         }
     }
 
@@ -107,7 +110,8 @@ impl Talk {
     fn negotiated(mut self, bound: Bound, attached: Attached) -> Option<Negotiated> {
         self.ingress.set_limits(self.shared.config.stanza);
         let (out, rest) = (std::mem::take(&mut self.out), std::mem::take(&mut self.received));
-        Some(Negotiated { wire: self.wire.take()?, ingress: self.ingress, bound, attached, out, rest })
+        let (wire, ingress, lang) = (self.wire.take()?, self.ingress, self.lang);
+        Some(Negotiated { wire, ingress, bound, attached, lang, out, rest })
     }
 
     async fn work(&mut self, port: Port) -> Result<(Bound, Attached), Stop> {
@@ -147,10 +151,12 @@ impl Talk {
                 Next::Close => return Err(Stop::Closed),
                 Next::StartTls(state) => return self.start_tls(state).await.map(Stepped::State),
                 Next::Keys(wanted) => self.keys(wanted).await?,
-                Next::Password(wanted) => self.password(wanted).await?,
-                Next::Failed(failed) => Next::Wait(self.failed(failed).await?),
-                Next::LoggedIn(user, state) => {
-                    self.logged_in(&user);
+                Next::Judge(wanted) => self.judge(wanted).await?,
+                Next::Failed(failed) => Next::Wait(failed.answer(&mut self.out)?),
+                Next::LoggedIn(_, state) => {
+                    // RFC 6120 §6.4.6: the stream begins anew.
+                    self.header_sent = false;
+                    self.ingress.restart();
                     Next::Wait(state)
                 }
                 Next::Bind(wanted) => match self.bind(wanted).await {
@@ -175,6 +181,8 @@ impl Talk {
         let certificate = self.shared.tls.as_ref().map(|tls| tls.certificate.load_full()).unwrap_or_default();
         let stream = acceptor.accept(stream).await?;
         self.bindings = channel_bindings(stream.get_ref().1, &certificate);
+        self.peer.exporter = self.bindings.exporter;
+        self.peer.certificate = peer_certificate(stream.get_ref().1);
         self.layer = Layer::Tls;
         self.header_sent = false;
         self.ingress = Ingress::new(Limits::BEFORE_LOGIN);
@@ -197,41 +205,29 @@ impl Talk {
         }
     }
 
-    async fn password(&mut self, wanted: PasswordWanted) -> Result<Next, Stop> {
-        let attempt =
-            Attempt { user: wanted.user(), password: wanted.password().as_bytes(), audience: "xmpp", peer: self.peer };
-        match self.shared.node.parts.login.password(attempt).await {
+    async fn judge(&mut self, wanted: Judgement) -> Result<Next, Stop> {
+        let credential = match wanted.evidence() {
+            Evidence::Password(password) => Credential::Secret(password.as_bytes()),
+            Evidence::Proof { challenge, answer } => Credential::Proof { challenge, answer },
+        };
+        let attempt = Attempt { user: wanted.user(), credential, audience: "xmpp", peer: &self.peer };
+        match self.shared.node.parts.login.login(attempt).await {
             Ok(_) => Ok(wanted.accept(&mut self.out)),
             Err(Denied::Wrong { delay }) => {
                 tokio::time::sleep(delay).await;
                 Ok(Next::Wait(wanted.refuse().answer(&mut self.out)?))
             }
             Err(Denied::Store(error)) => {
-                tracing::error!(%error, "a password could not be checked");
+                tracing::error!(%error, "a credential could not be checked");
                 Ok(Next::Wait(wanted.unavailable().answer(&mut self.out)?))
             }
         }
     }
 
-    /// A failed login is counted, and answered the later the more there were.
-    async fn failed(&mut self, failed: Failed) -> Result<Negotiation, Stop> {
-        if let Some(user) = failed.user() {
-            let delay = self.shared.node.parts.login.failed(user, self.peer);
-            tokio::time::sleep(delay).await;
-        }
-        Ok(failed.answer(&mut self.out)?)
-    }
-
-    fn logged_in(&mut self, user: &BareJid) {
-        self.shared.node.parts.login.succeeded(user.as_str(), self.peer);
-        // RFC 6120 §6.4.6: the stream begins anew.
-        self.header_sent = false;
-        self.ingress.restart();
-    }
-
     async fn bind(&mut self, wanted: BindWanted) -> Result<(Bound, Attached), Negotiation> {
         match place(&self.shared.node, &wanted).await {
             Ok(found) => {
+                self.lang = wanted.lang().map(Into::into);
                 wanted.bound(&mut self.out);
                 Ok(found)
             }
@@ -269,7 +265,7 @@ impl Talk {
 
     fn write_error(&mut self, error: &StreamError) {
         self.shared.node.parts.metrics.protocol_errors.add(1);
-        tracing::debug!(peer = %self.peer, %error, "a stream ended before login");
+        tracing::debug!(peer = %self.peer.address, %error, "a stream ended before login");
         let mut out = std::mem::take(&mut self.out);
         if self.header_sent {
             write_error(&mut out, error);

@@ -65,6 +65,8 @@ pub(crate) struct Session {
     bound: Bound,
     entered: Entered,
     _attached: Attached,
+    /// The default language of the client's stream (RFC 6120 §4.7.4).
+    lang: Option<Box<str>>,
     tickets: TicketQueue<Due>,
     /// Read, but not dealt with yet.
     pending: VecDeque<Incoming>,
@@ -80,7 +82,7 @@ pub(crate) struct Session {
 impl Session {
     /// The session behind a negotiation.
     pub fn new(shared: Arc<Shared>, negotiated: Negotiated) -> Session {
-        let Negotiated { wire, ingress, bound, attached, out, rest } = negotiated;
+        let Negotiated { wire, ingress, bound, attached, lang, out, rest } = negotiated;
         let mut session = Session {
             entered: Entered::new(shared.clone(), bound.id, bound.inbox.clone()),
             shared,
@@ -88,6 +90,7 @@ impl Session {
             ingress,
             bound,
             _attached: attached,
+            lang,
             tickets: TicketQueue::default(),
             pending: VecDeque::new(),
             ending: None,
@@ -258,6 +261,8 @@ impl Session {
             match incoming {
                 Incoming::Stanza(stanza) => self.stanza(stanza).await?,
                 Incoming::Refused(refused) => self.answer(refused.reply()),
+                // RFC 6120 §4.9.1.1: an error ends the stream, and is not answered with another.
+                Incoming::Element(element) if element.is(ns::STREAM, "error") => return Err(End::Closed),
                 Incoming::Element(element) => self.element(&element)?,
                 Incoming::Close => return Err(End::Closed),
                 Incoming::Header(_) => return Err(StreamError::from(StreamCondition::NotWellFormed).into()),
@@ -271,7 +276,7 @@ impl Session {
     }
 
     async fn stanza(&mut self, mut stanza: Stanza) -> Result<(), End> {
-        c2s::stamp(&mut stanza.head, &self.bound.jid)?;
+        c2s::stamp(&mut stanza.head, (&self.bound.jid, self.lang.as_deref()))?;
         if let Some(reply) = c2s::session_reply(&stanza) {
             self.answer(Some(reply));
             return Ok(());

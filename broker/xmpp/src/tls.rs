@@ -26,6 +26,12 @@ pub(crate) fn channel_bindings(connection: &ServerConnection, certificate: &[u8]
     ChannelBindings { exporter: modern.then(export).flatten(), server_end_point: end_point(certificate).map(Arc::from) }
 }
 
+/// The certificates that the client showed, its own first.
+pub(crate) fn peer_certificate(connection: &ServerConnection) -> Option<Arc<[Vec<u8>]>> {
+    let chain = connection.peer_certificates()?;
+    Some(chain.iter().map(|certificate| certificate.to_vec()).collect())
+}
+
 /// RFC 5929 §4.1: the certificate's hash, by the hash of its signature, where MD5 and SHA-1 become SHA-256. Signatures
 /// that have no single hash (Ed25519, PSS) define no binding.
 fn end_point(certificate: &[u8]) -> Option<Vec<u8>> {

@@ -2,12 +2,14 @@
 
 mod binding;
 mod client;
+mod exchange;
 mod keys;
 mod plain;
 mod server;
 
 pub use binding::{BindingKind, ChannelBindings};
 pub use client::{ClientBinding, ClientError, ScramClient, ScramClientFirst};
+pub use exchange::{Evidence, Exchange, Given, KeysNeeded, Progress};
 pub use keys::{BadPassword, Hash, ScramKeys};
 pub use plain::Plain;
 pub use server::{ScramChallenged, ScramStart, ScramSuccess};

@@ -132,11 +132,16 @@ impl ScramChallenged {
         &self.start.user
     }
 
+    /// Whom the client wants to act as, if it says so.
+    pub fn authzid(&self) -> Option<&str> {
+        self.start.authzid()
+    }
+
     /// Checks the client's final message, RFC 5802 §5.
     ///
     /// # Errors
     /// [`SaslFailure::NotAuthorized`] for a wrong proof, nonce or binding; [`SaslFailure::MalformedRequest`].
-    pub fn finish(self, message: &[u8]) -> Result<ScramSuccess, SaslFailure> {
+    pub fn finish(&self, message: &[u8]) -> Result<ScramSuccess, SaslFailure> {
         let text = std::str::from_utf8(message).map_err(|_| SaslFailure::MalformedRequest)?;
         let (without_proof, proof) = text.rsplit_once(",p=").ok_or(SaslFailure::MalformedRequest)?;
         let mut rest = Some(without_proof);
@@ -153,7 +158,7 @@ impl ScramChallenged {
         }
         let signature = self.start.hash.hmac(self.keys.server_key.as_slice(), auth_message.as_bytes());
         let message = format!("v={}", BASE64.encode(signature.as_slice())).into_bytes();
-        Ok(ScramSuccess { message, user: self.start.user, authzid: self.start.authzid })
+        Ok(ScramSuccess { message, user: self.start.user.clone(), authzid: self.start.authzid.clone() })
     }
 
     /// RFC 5802 §3: H(ClientProof XOR ClientSignature) must be StoredKey.

@@ -12,7 +12,9 @@ use crate::error::{Condition, StanzaError, StreamCondition, StreamError};
 use crate::ingress::{Header, Incoming};
 use crate::jid::{BareJid, Jid};
 use crate::ns;
-use crate::sasl::{ChannelBindings, Hash, Mechanism, Plain, SaslFailure, ScramChallenged, ScramKeys, ScramStart};
+use crate::sasl::{
+    ChannelBindings, Evidence, Exchange, Given, Hash, KeysNeeded, Mechanism, Progress, SaslFailure, ScramKeys,
+};
 use crate::sm::{self, SmRequest};
 use crate::stanza::{Head, IqType, Stanza, StanzaType};
 
@@ -72,8 +74,8 @@ pub enum Next {
     StartTls(Negotiation),
     /// The SCRAM keys of a user.
     Keys(KeysWanted),
-    /// A password is to be checked.
-    Password(PasswordWanted),
+    /// What the client gave is to be judged.
+    Judge(Judgement),
     /// The login failed; the answer is to be held back for a while.
     Failed(Failed),
     /// The login succeeded: a new stream begins (RFC 6120 §6.4.6).
@@ -101,35 +103,29 @@ pub struct Offered {
 #[derive(Debug)]
 pub struct Authenticating {
     offered: Offered,
-    step: Step,
-}
-
-#[derive(Debug)]
-enum Step {
-    /// The client sent no initial response.
-    First(Mechanism),
-    /// The client must answer the challenge.
-    Final(Box<ScramChallenged>),
+    exchange: Exchange,
 }
 
 /// Expects the request to bind a resource.
 #[derive(Debug)]
 pub struct Binding {
     user: BareJid,
+    lang: Option<Box<str>>,
 }
 
 /// Asks for the keys of a user.
 #[derive(Debug)]
 pub struct KeysWanted {
     offered: Offered,
-    start: ScramStart,
+    needed: KeysNeeded,
     user: String,
 }
 
-/// Asks whether a password is right.
-pub struct PasswordWanted {
+/// Asks whether what a client gave is right.
+#[derive(Debug)]
+pub struct Judgement {
     offered: Offered,
-    plain: Plain,
+    given: Given,
     user: String,
 }
 
@@ -138,7 +134,6 @@ pub struct PasswordWanted {
 pub struct Failed {
     offered: Offered,
     failure: SaslFailure,
-    user: Option<String>,
 }
 
 /// A request to bind a resource.
@@ -163,9 +158,11 @@ impl Negotiation {
     pub fn handle(self, incoming: Incoming, setting: &Setting<'_>, out: &mut Vec<u8>) -> Result<Next, StreamError> {
         match (self, incoming) {
             (_, Incoming::Close) => Ok(Next::Close),
+            // RFC 6120 §4.9.1.1: an error ends the stream, and is not answered with another.
+            (_, Incoming::Element(element)) if element.is(ns::STREAM, "error") => Ok(Next::Close),
             (Negotiation::Opening(state), Incoming::Header(header)) => state.handle(&header, setting, out),
             (Negotiation::Offered(state), Incoming::Element(element)) => state.handle(&element, setting, out),
-            (Negotiation::Authenticating(state), Incoming::Element(element)) => state.handle(&element, setting, out),
+            (Negotiation::Authenticating(state), Incoming::Element(element)) => state.handle(&element, setting),
             (Negotiation::Binding(state), Incoming::Stanza(stanza)) => state.handle(stanza, setting, out),
             (Negotiation::Binding(state), Incoming::Element(element)) => state.too_early(&element, out),
             // RFC 6120 §4.9.3.12: stanzas before login.
@@ -185,7 +182,7 @@ impl Negotiation {
     pub fn user(&self) -> Option<&BareJid> {
         match self {
             Negotiation::Opening(Opening { user }) => user.as_ref(),
-            Negotiation::Binding(Binding { user }) => Some(user),
+            Negotiation::Binding(Binding { user, .. }) => Some(user),
             _ => None,
         }
     }
@@ -201,16 +198,18 @@ impl Opening {
         // RFC 6120 §4.7.1: the host is compared as a domain.
         let host = header.to.as_deref().and_then(|to| BareJid::host(to).ok());
         let host = host.filter(|host| (setting.is_login_host)(host.as_str()));
+        // RFC 6120 §4.7.2: whoever says who it is, is addressed so.
+        let asker = header.from.as_deref().and_then(|from| BareJid::parse(from).ok());
         open(
             host.as_ref().map_or(setting.domain, BareJid::as_str),
-            self.user.as_ref().map(BareJid::as_str),
+            self.user.as_ref().or(asker.as_ref()).map(BareJid::as_str),
             setting,
             out,
         );
         let Some(host) = host else { return Err(unknown_host(header, setting)) };
-        // RFC 6120 §4.7.5: a major version that we do not speak. No version means 0.9.
+        // RFC 6120 §4.7.5: to a higher version we answer with ours, and go on with it. No version means 0.9.
         let major = header.version.as_deref().and_then(|version| version.split('.').next()?.parse::<u32>().ok());
-        if major != Some(1) {
+        if major.is_none_or(|major| major < 1) {
             return Err(StreamError::new(StreamCondition::UnsupportedVersion).text("this server speaks XMPP 1.0"));
         }
         match self.user {
@@ -220,10 +219,17 @@ impl Opening {
             }
             Some(user) => {
                 features::after_login(setting, out);
-                Ok(Next::Wait(Negotiation::Binding(Binding { user })))
+                // The stream's default language is copied to stanzas: one that can be none is as good as none.
+                let lang = header.lang.clone().filter(|lang| is_language(lang));
+                Ok(Next::Wait(Negotiation::Binding(Binding { user, lang })))
             }
         }
     }
+}
+
+/// RFC 5646 §2.1: letters, digits and hyphens; §4.4.1 allows to bound the length, beyond 35.
+fn is_language(tag: &str) -> bool {
+    (1..=64).contains(&tag.len()) && tag.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }
 
 /// The error is already in place behind our header.
@@ -261,49 +267,39 @@ impl Offered {
         let Some(mechanism) = mechanism.filter(|mechanism| features::mechanisms(setting).contains(mechanism)) else {
             return Ok(self.failed(SaslFailure::InvalidMechanism));
         };
+        let exchange = Exchange::begin(mechanism);
         if element.nodes().is_empty() {
             // RFC 6120 §6.4.2: without an initial response the server sends an empty challenge.
             Element::new(ns::SASL, "challenge").write_to(out, ns::CLIENT);
-            return Ok(Next::Wait(Negotiation::Authenticating(Authenticating {
-                offered: self,
-                step: Step::First(mechanism),
-            })));
+            return Ok(Next::Wait(Negotiation::Authenticating(Authenticating { offered: self, exchange })));
         }
-        Ok(match decode(element) {
-            Ok(message) => self.first(mechanism, &message, setting),
-            Err(failure) => self.failed(failure),
-        })
+        Ok(self.step(exchange, element, setting))
     }
 
-    /// The first message of a mechanism.
-    fn first(self, mechanism: Mechanism, message: &[u8], setting: &Setting<'_>) -> Next {
-        if mechanism == Mechanism::Plain {
-            return match Plain::parse(message) {
-                Ok(plain) => {
-                    Next::Password(PasswordWanted { user: full_name(&plain.user, &self.host), plain, offered: self })
-                }
-                Err(failure) => self.failed(failure),
-            };
-        }
-        match ScramStart::parse(mechanism, message, setting.bindings) {
-            Ok(start) => Next::Keys(KeysWanted { user: full_name(start.user(), &self.host), start, offered: self }),
+    /// The client's next message of an exchange.
+    fn step(self, exchange: Exchange, element: &Element, setting: &Setting<'_>) -> Next {
+        match decode(element).and_then(|message| exchange.step(&message, setting.bindings)) {
+            Ok(Progress::Keys(needed)) => {
+                Next::Keys(KeysWanted { user: full_name(needed.user(), &self.host), needed, offered: self })
+            }
+            Ok(Progress::Given(given)) => {
+                Next::Judge(Judgement { user: full_name(given.user(), &self.host), given, offered: self })
+            }
             Err(failure) => self.failed(failure),
         }
     }
 
     fn failed(self, failure: SaslFailure) -> Next {
-        Next::Failed(Failed { offered: self, failure, user: None })
+        Next::Failed(Failed { offered: self, failure })
     }
 
     /// The user proved to be who they say; are they, and may they act as whom they ask for?
-    fn proven(self, user: String, authzid: Option<&str>, message: &[u8], out: &mut Vec<u8>) -> Next {
-        let jid = BareJid::parse(&user).ok().filter(|jid| jid.domain() == &*self.host && jid.local().is_some());
-        let Some(jid) = jid else {
-            return Next::Failed(Failed { offered: self, failure: SaslFailure::NotAuthorized, user: Some(user) });
-        };
+    fn proven(self, (user, authzid): (&str, Option<&str>), message: &[u8], out: &mut Vec<u8>) -> Next {
+        let jid = BareJid::parse(user).ok().filter(|jid| jid.domain() == &*self.host && jid.local().is_some());
+        let Some(jid) = jid else { return self.failed(SaslFailure::NotAuthorized) };
         // RFC 6120 §6.3.8: the authorization identity is a bare JID, here only the user's own.
         if authzid.is_some_and(|authzid| BareJid::parse(authzid).as_ref() != Ok(&jid)) {
-            return Next::Failed(Failed { offered: self, failure: SaslFailure::InvalidAuthzid, user: Some(user) });
+            return self.failed(SaslFailure::InvalidAuthzid);
         }
         let mut success = Element::new(ns::SASL, "success");
         if !message.is_empty() {
@@ -328,30 +324,14 @@ fn decode(element: &Element) -> Result<Vec<u8>, SaslFailure> {
 }
 
 impl Authenticating {
-    fn handle(self, element: &Element, setting: &Setting<'_>, out: &mut Vec<u8>) -> Result<Next, StreamError> {
+    fn handle(self, element: &Element, setting: &Setting<'_>) -> Result<Next, StreamError> {
         if element.is(ns::SASL, "abort") {
             return Ok(self.offered.failed(SaslFailure::Aborted));
         }
         if !element.is(ns::SASL, "response") {
             return Err(StreamError::new(StreamCondition::NotAuthorized).text("a SASL response was expected"));
         }
-        let message = match decode(element) {
-            Ok(message) => message,
-            Err(failure) => return Ok(self.offered.failed(failure)),
-        };
-        Ok(match self.step {
-            Step::First(mechanism) => self.offered.first(mechanism, &message, setting),
-            Step::Final(challenged) => finish(self.offered, *challenged, &message, out),
-        })
-    }
-}
-
-/// Checks the client's proof.
-fn finish(offered: Offered, challenged: ScramChallenged, message: &[u8], out: &mut Vec<u8>) -> Next {
-    let user = full_name(challenged.user(), &offered.host);
-    match challenged.finish(message) {
-        Ok(success) => offered.proven(user, success.authzid.as_deref(), &success.message, out),
-        Err(failure) => Next::Failed(Failed { offered, failure, user: Some(user) }),
+        Ok(self.offered.step(self.exchange, element, setting))
     }
 }
 
@@ -363,53 +343,50 @@ impl KeysWanted {
 
     /// For which hash.
     pub fn hash(&self) -> Hash {
-        self.start.hash()
+        self.needed.hash()
     }
 
     /// Sends the challenge. For an unknown user the keys are dummy ones.
     pub fn with(self, keys: ScramKeys, setting: &Setting<'_>, out: &mut Vec<u8>) -> Negotiation {
-        let (challenge, challenged) = self.start.challenge(keys, setting.entropy);
+        let (challenge, exchange) = self.needed.challenge(keys, setting.entropy);
         Element::new(ns::SASL, "challenge").text(BASE64.encode(challenge)).write_to(out, ns::CLIENT);
-        Negotiation::Authenticating(Authenticating { offered: self.offered, step: Step::Final(Box::new(challenged)) })
+        Negotiation::Authenticating(Authenticating { offered: self.offered, exchange })
     }
 
     /// The store can not be read.
     pub fn unavailable(self) -> Failed {
-        Failed { offered: self.offered, failure: SaslFailure::TemporaryAuthFailure, user: None }
+        Failed { offered: self.offered, failure: SaslFailure::TemporaryAuthFailure }
     }
 }
 
-impl PasswordWanted {
-    /// Whose password: `local@host`.
+impl Judgement {
+    /// Who the client says it is: `local@host`.
     pub fn user(&self) -> &str {
         &self.user
     }
 
-    /// The password.
-    pub fn password(&self) -> &str {
-        &self.plain.password
+    /// What is to be judged.
+    pub fn evidence(&self) -> Evidence<'_> {
+        self.given.evidence()
     }
 
-    /// The password is right.
+    /// It is right.
     pub fn accept(self, out: &mut Vec<u8>) -> Next {
-        let authzid = Some(self.plain.authzid.as_str()).filter(|authzid| !authzid.is_empty());
-        self.offered.proven(self.user, authzid, b"", out)
+        match self.given.last_word() {
+            Ok(message) => self.offered.proven((&self.user, self.given.authzid()), &message, out),
+            Err(failure) => self.offered.failed(failure),
+        }
     }
 
-    /// The password is wrong.
+    /// It is wrong.
     pub fn refuse(self) -> Failed {
-        Failed { offered: self.offered, failure: SaslFailure::NotAuthorized, user: Some(self.user) }
+        let failure = self.given.last_word().err().unwrap_or(SaslFailure::NotAuthorized);
+        Failed { offered: self.offered, failure }
     }
 
     /// The store can not be read.
     pub fn unavailable(self) -> Failed {
-        Failed { offered: self.offered, failure: SaslFailure::TemporaryAuthFailure, user: None }
-    }
-}
-
-impl std::fmt::Debug for PasswordWanted {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("PasswordWanted").field("user", &self.user).finish_non_exhaustive()
+        Failed { offered: self.offered, failure: SaslFailure::TemporaryAuthFailure }
     }
 }
 
@@ -417,11 +394,6 @@ impl Failed {
     /// What goes wrong.
     pub fn failure(&self) -> SaslFailure {
         self.failure
-    }
-
-    /// The user whose login is to be counted as failed; none when it was not about a password.
-    pub fn user(&self) -> Option<&str> {
-        self.user.as_deref()
     }
 
     /// Sends `<failure/>`; the client may try again.
@@ -476,6 +448,11 @@ impl BindWanted {
         &self.jid
     }
 
+    /// The default language of the stream, if its header has one (RFC 6120 §4.7.4).
+    pub fn lang(&self) -> Option<&str> {
+        self.binding.lang.as_deref()
+    }
+
     /// The resource is bound: tells the client its full JID (RFC 6120 §7.6.1). The stream is negotiated.
     pub fn bound(self, out: &mut Vec<u8>) -> Jid {
         let jid = Element::new(ns::BIND, "jid").text(self.jid.as_str().to_owned());
@@ -490,11 +467,12 @@ impl BindWanted {
     }
 }
 
-/// Stamps a stanza of a session with its sender, and reads an address to oneself (RFC 6120 §8.1.2.1).
+/// Stamps a stanza of a session with its sender (RFC 6120 §8.1.2.1), and with the language of its stream if it has none
+/// itself (RFC 6120 §4.7.4, §8.1.5).
 ///
 /// # Errors
 /// `invalid-from` when the client says that it is somebody else.
-pub fn stamp(head: &mut Head, own: &Jid) -> Result<(), StreamError> {
+pub fn stamp(head: &mut Head, (own, lang): (&Jid, Option<&str>)) -> Result<(), StreamError> {
     if let Some(from) = &head.from
         && from != own
         && from.as_str() != own.bare()
@@ -502,6 +480,9 @@ pub fn stamp(head: &mut Head, own: &Jid) -> Result<(), StreamError> {
         return Err(StreamError::new(StreamCondition::InvalidFrom).text(format!("this stream is {own}'s")));
     }
     head.from = Some(own.clone());
+    if head.lang.is_none() {
+        head.lang = lang.map(Into::into);
+    }
     Ok(())
 }
 

@@ -10,7 +10,6 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
-use tavi_core::accounts::Strength;
 use tavi_core::sessions::SessionLimits;
 use tavi_core::{Hosts, Node, Parts, Registry, SystemClock};
 use tavi_store::{MemoryStore, SharedStore};
@@ -44,7 +43,7 @@ impl Broker {
         let parts = Parts::load(hosts, store.clone(), Arc::new(SystemClock), limits).await.unwrap();
         for (user, password) in [("romeo", "oemor"), ("juliet", "teiluj")] {
             let jid = format!("{user}@localhost").parse().unwrap();
-            parts.accounts.create(&jid, password, Strength::Generated).await.unwrap();
+            parts.accounts.create(&jid, password).await.unwrap();
         }
         let node = Node::new(parts, Registry::default());
         let (tls, certificate) = tls();

@@ -6,6 +6,7 @@ use crate::ingress::Ingress;
 use crate::sasl::{BindingKind, ClientBinding, ScramClient};
 
 const OPEN: &str = "<stream:stream xmlns='jabber:client' xmlns:stream='http://etherx.jabber.org/streams' to='tavi.example' version='1.0'>";
+const BIND: &str = "<iq type='set' id='b'><bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'/></iq>";
 const CLEAR: Layer = Layer::Clear { tls: true, loopback: false };
 const LOOPBACK: Layer = Layer::Clear { tls: true, loopback: true };
 
@@ -16,6 +17,7 @@ struct Server {
     layer: Layer,
     bindings: ChannelBindings,
     bound: Option<Jid>,
+    lang: Option<String>,
 }
 
 impl Server {
@@ -30,6 +32,7 @@ impl Server {
             layer,
             bindings,
             bound: None,
+            lang: None,
         }
     }
 
@@ -85,8 +88,11 @@ impl Server {
                 };
                 wanted.with(keys, setting, out)
             }
-            Next::Password(wanted) => {
-                let right = (wanted.user(), wanted.password()) == ("romeo@tavi.example", "secret");
+            Next::Judge(wanted) => {
+                let right = match wanted.evidence() {
+                    Evidence::Password(password) => (wanted.user(), password) == ("romeo@tavi.example", "secret"),
+                    Evidence::Proof { challenge, answer } => challenge.finish(answer).is_ok(),
+                };
                 let next = if right { wanted.accept(out) } else { Next::Failed(wanted.refuse()) };
                 return self.answer(next, setting, out);
             }
@@ -96,6 +102,7 @@ impl Server {
                 negotiation
             }
             Next::Bind(wanted) => {
+                self.lang = wanted.lang().map(str::to_owned);
                 self.bound = Some(wanted.bound(out));
                 return Ok(None);
             }
@@ -276,6 +283,43 @@ fn hosts_and_versions_are_judged() {
 }
 
 #[test]
+fn a_higher_version_is_answered_with_ours_and_an_asker_is_addressed() {
+    let answer = Server::new(LOOPBACK).hears(&OPEN.replace("version='1.0'", "version='2.0'"));
+    assert!(answer.contains(" version='1.0'") && answer.contains("<stream:features>"), "{answer}");
+    let answer = Server::new(LOOPBACK).hears(&OPEN.replace(" to=", " from='romeo@tavi.example' to="));
+    assert!(answer.contains(" to='romeo@tavi.example'"), "{answer}");
+    let answer = Server::new(LOOPBACK).hears(&OPEN.replace(" to=", " from='&lt;' to="));
+    assert!(!answer.contains(" to="), "{answer}");
+}
+
+#[test]
+fn the_stream_s_language_is_that_of_its_stanzas() {
+    for (said, kept) in [("de-CH", Some("de-CH")), ("a'b", None), ("", None)] {
+        let mut server = Server::new(LOOPBACK);
+        server.hears(OPEN);
+        server.login(Mechanism::Scram(Hash::Sha1), ("romeo", "secret"), ClientBinding::Unsupported);
+        server.hears(&OPEN.replace(" to=", &format!(" xml:lang=\"{said}\" to=")));
+        server.hears(BIND);
+        assert_eq!(server.lang.as_deref(), kept, "{said}");
+    }
+    let own: Jid = "romeo@tavi.example/Orchard".parse().unwrap();
+    let mut head = Head::new(StanzaType::Iq(IqType::Get));
+    stamp(&mut head, (&own, Some("de"))).unwrap();
+    assert_eq!(head.lang.as_deref(), Some("de"));
+    stamp(&mut head, (&own, Some("fr"))).unwrap();
+    assert_eq!(head.lang.as_deref(), Some("de"), "its own counts");
+}
+
+#[test]
+fn a_stream_error_is_answered_with_the_end_only() {
+    let mut server = Server::new(LOOPBACK);
+    server.hears(OPEN);
+    let error = "<stream:error><conflict xmlns='urn:ietf:params:xml:ns:xmpp-streams'/></stream:error>";
+    assert_eq!(server.hears(error), "");
+    assert!(server.negotiation.is_none());
+}
+
+#[test]
 fn nothing_works_before_login_and_binding() {
     let mut server = Server::new(LOOPBACK);
     server.hears(OPEN);
@@ -305,10 +349,10 @@ fn stream_management_waits_for_the_resource() {
 fn a_sender_is_stamped_and_can_not_be_somebody_else() {
     let own: Jid = "romeo@tavi.example/Orchard".parse().unwrap();
     let mut head = Head::new(StanzaType::Iq(IqType::Get));
-    assert_eq!(stamp(&mut head, &own), Ok(()));
+    assert_eq!(stamp(&mut head, (&own, None)), Ok(()));
     assert_eq!(head.from.as_ref(), Some(&own));
     head.from = Some(own.to_bare().into());
-    assert_eq!(stamp(&mut head, &own), Ok(()));
+    assert_eq!(stamp(&mut head, (&own, None)), Ok(()));
     head.from = Some("juliet@tavi.example".parse().unwrap());
-    assert_eq!(stamp(&mut head, &own).unwrap_err().condition, StreamCondition::InvalidFrom);
+    assert_eq!(stamp(&mut head, (&own, None)).unwrap_err().condition, StreamCondition::InvalidFrom);
 }
