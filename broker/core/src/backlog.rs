@@ -8,6 +8,8 @@
 //! In memory lie at most twice the memory bound and once the window, and a few bytes for each id that is coming or
 //! being deleted; never something for each stored row.
 
+mod look;
+
 use crate::mailbox::Weigh;
 use hashbrown::HashMap;
 use std::collections::{BTreeMap, BTreeSet};

@@ -116,6 +116,12 @@ impl<T: Weigh> Mailbox<T> {
         if dropped == 0 { Pushed::Queued } else { Pushed::Dropped(dropped) }
     }
 
+    /// Wakes the receiver, though nothing was put in: there is something for it elsewhere.
+    pub fn wake(&self) {
+        let waker = self.state.lock().waker.take();
+        wake(waker);
+    }
+
     /// Closes it for senders. What waits can still be received. The first reason stands.
     pub fn close(&self, why: Closed) {
         let waker = self.state.lock().close(why);

@@ -26,8 +26,10 @@ pub struct Config {
     pub queue_messages: usize,
     /// Bytes of deliveries that may wait in memory for one client; 16 MiB.
     pub queue_bytes: usize,
-    /// QoS 1 and 2 deliveries that are stored for one durable session; 10,000, at most 60,000. More are dropped and counted.
+    /// QoS 1 and 2 deliveries that are stored for one durable session; 1,000,000. More are dropped, logged and counted.
     pub stored_messages: usize,
+    /// Bytes of them; 1 GiB.
+    pub stored_bytes: usize,
     /// Subscriptions of one session; 1,000.
     pub max_subscriptions: usize,
     /// Durable sessions of one principal; 100.
@@ -50,7 +52,8 @@ impl Default for Config {
             in_flight: 256,
             queue_messages: 20_000,
             queue_bytes: 16 << 20,
-            stored_messages: 10_000,
+            stored_messages: 1_000_000,
+            stored_bytes: 1 << 30,
             max_subscriptions: 1_000,
             max_durable_sessions: 100,
             max_session_expiry: u32::MAX,
@@ -65,6 +68,7 @@ impl Config {
     }
 
     pub(crate) fn room(&self) -> Room {
-        Room { parcels: self.queue_messages, bytes: self.queue_bytes, rows: self.stored_messages }
+        let (parcels, bytes) = (self.queue_messages, self.queue_bytes);
+        Room { parcels, bytes, rows: self.stored_messages, row_bytes: self.stored_bytes }
     }
 }

@@ -11,16 +11,17 @@ use tavi_core::metrics::{Outcome, Protocol};
 use tavi_core::permit::Action;
 use tavi_core::topics::Subscriber;
 use tavi_core::{Closed, Mailbox, Node, Principal, Ticket};
-use tavi_store::{Op, Owner, QueueRow, StoreError};
+use tavi_store::{Op, Owner, PageBound, QueuePage, StoreError};
 use tokio::sync::{Notify, oneshot, watch};
 
 use crate::config::Config;
 use crate::entry::{Arrival, Due, Entrance, Entries, Former, Key, LastWill, LinkId};
+use crate::kept::{KeptSeat, Recalled};
 use crate::packet::{Connect, Reason, Will};
 use crate::place::Turn;
 use crate::record::{self, SessionRecord};
 use crate::render;
-use crate::seat::{KeptSeat, LiveSeat, Parcel};
+use crate::seat::{LiveSeat, Parcel};
 
 pub use crate::entry::Parting;
 pub use crate::place::{Place, Seat};
@@ -29,6 +30,8 @@ pub use crate::place::{Place, Seat};
 const FAREWELL: Duration = Duration::from_secs(2);
 /// What one wake-up of [`Hub::run`](crate::listener) does at most before others get their turn.
 const DUE_AT_ONCE: usize = 64;
+/// What is read of a queue at a time.
+const PAGE: PageBound = PageBound { rows: 64, bytes: 256 << 10 };
 
 /// All MQTT sessions of a node.
 pub struct Hub {
@@ -98,10 +101,10 @@ impl Drop for Waiting<'_> {
 }
 
 /// What a connection finds at its seat: the mailbox and the QoS 2 publishes not released.
-fn sit_down(seat: &Seat) -> (Arc<Mailbox<Parcel>>, Vec<u16>) {
+fn sit_down(seat: &Seat, window: u16) -> (Arc<Mailbox<Parcel>>, Vec<u16>) {
     match seat {
         Seat::Live(seat) => (seat.mailbox.clone(), Vec::new()),
-        Seat::Kept(seat) => (seat.attach(), seat.held()),
+        Seat::Kept(seat) => (seat.attach(window.into()), seat.held()),
     }
 }
 
@@ -160,10 +163,9 @@ impl Hub {
         &self,
         owner: Owner,
         after: u64,
-        limit: usize,
-    ) -> Pin<Box<dyn Future<Output = Result<Vec<QueueRow>, StoreError>> + Send>> {
+    ) -> Pin<Box<dyn Future<Output = Result<QueuePage, StoreError>> + Send>> {
         let store = self.node.parts.store.clone();
-        Box::pin(async move { store.queue(&owner, after, limit).await })
+        Box::pin(async move { store.queue_page(&owner, after, PAGE).await })
     }
 
     // --- entering ---
@@ -230,14 +232,15 @@ impl Hub {
             self.part_with(principal.clone(), will, &owner, std::mem::take(&mut ops));
         }
         if let Seat::Kept(_) = entry.seat {
-            ops.push(record::put(record::SESSION, SessionRecord { expiry, left_ms: 0 }.encode()));
+            ops.push(record::put(record::SESSION, SessionRecord { expiry, left_ms: 0, sent: 0 }.encode()));
         }
         match saved_will {
             Some(value) => ops.push(record::put(record::WILL, value)),
             None if entry.had_will => ops.push(record::delete(record::WILL)),
             None => {}
         }
-        let (mailbox, held) = sit_down(&entry.seat);
+        let window = self.config.in_flight.min(connect.receive_maximum);
+        let (mailbox, held) = sit_down(&entry.seat, window);
         if entry.replaced {
             mailbox.close(Closed::Replaced);
         }
@@ -271,12 +274,18 @@ impl Hub {
 
     fn new_seat(&self, principal: &Principal, owner: &Owner, expiry: u32) -> Seat {
         let id = self.node.parts.topics.next_subscriber();
-        let (room, metrics) = (self.config.room(), self.node.parts.metrics.clone());
         if expiry == 0 {
-            let mailbox = room.mailbox();
+            let (mailbox, metrics) = (self.config.room().mailbox(), self.node.parts.metrics.clone());
             return Seat::Live(Arc::new(LiveSeat { id, principal: principal.clone(), mailbox, metrics }));
         }
-        Seat::Kept(Arc::new(KeptSeat::new(id, principal.clone(), owner.clone(), room, metrics)))
+        Seat::Kept(Arc::new(self.kept_seat((id, principal), owner, Recalled::default())))
+    }
+
+    /// The seat of a durable session.
+    pub(crate) fn kept_seat(&self, who: (u64, &Principal), owner: &Owner, recalled: Recalled) -> KeptSeat {
+        let parts = &self.node.parts;
+        let room = (self.config.room(), parts.metrics.clone());
+        KeptSeat::new(who, (owner.clone(), parts.store.clone()), room, recalled)
     }
 
     /// A durable session ends: nothing is kept for it any more, and nothing that it began is noted any more.
@@ -300,11 +309,11 @@ impl Hub {
 
     // --- leaving ---
 
-    /// A connection has ended; `unwritten` are the parcels that it took from its mailbox and did not write.
-    pub fn leave(self: &Arc<Self>, place: &mut Place, parting: Parting, unwritten: &[Parcel]) {
+    /// A connection has ended.
+    pub fn leave(self: &Arc<Self>, place: &mut Place, parting: Parting) {
         drop(place.attached.take());
         let mut sessions = self.sessions.lock();
-        self.leave_seat(place, unwritten);
+        let sent = self.leave_seat(place);
         let Turn { key, link, .. } = &place.turn;
         let left = sessions.entries.leave(key, *link, (parting, place.expiry), self.monotonic_ms());
         // Its session is another connection's, or ended before.
@@ -314,7 +323,7 @@ impl Hub {
         match &left.ended {
             Some(seat) => self.end_seat(seat, &mut ops),
             None => {
-                let record = SessionRecord { expiry: place.expiry, left_ms: self.now_ms() };
+                let record = SessionRecord { expiry: place.expiry, left_ms: self.now_ms(), sent };
                 ops.push(record::put(record::SESSION, record.encode()));
             }
         }
@@ -329,15 +338,16 @@ impl Hub {
         self.sooner.notify_one();
     }
 
-    /// Takes the connection off its seat.
-    fn leave_seat(&self, place: &Place, unwritten: &[Parcel]) {
+    /// Takes the connection off its seat; gives the greatest row that was sent.
+    fn leave_seat(&self, place: &Place) -> u64 {
         match &place.seat {
             Seat::Live(seat) => {
                 for filter in &place.filters {
                     self.node.parts.topics.unsubscribe(seat.id, filter);
                 }
+                0
             }
-            Seat::Kept(seat) => drop(seat.detach(&place.mailbox, unwritten)),
+            Seat::Kept(seat) => seat.detach(&place.mailbox),
         }
     }
 
@@ -487,8 +497,8 @@ impl Hub {
 
     /// Publications that wait in memory for connected clients, all together.
     pub fn waiting(&self) -> usize {
-        let mailboxes: Vec<_> = self.sessions.lock().entries.each().filter_map(|(_, seat, _)| seat.mailbox()).collect();
-        mailboxes.iter().map(|mailbox| mailbox.len()).sum()
+        let seats: Vec<Seat> = self.sessions.lock().entries.each().map(|(_, seat, _)| seat.clone()).collect();
+        seats.iter().map(Seat::waiting).sum()
     }
 
     /// Open connections.

@@ -2,8 +2,8 @@
 //!
 //! Inside out: `frame` and `walk` prove a packet's bytes, `codec` decodes them, `publish` shares one encoded body among
 //! all receivers, `reply` writes the broker's packets. `session` and `flight` are the protocol; `client` puts a session
-//! on the core's topics; `entry` decides who has a session and when it ends, `hub` does it; `seat`, `place`, `record` and
-//! `restart` are what outlives a connection.
+//! on the core's topics; `entry` decides who has a session and when it ends, `hub` does it; `seat`, `kept`, `place`, `granted`,
+//! `record` and `restart` are what outlives a connection.
 //! `greet` lets a client in, `conn` drives it over a stream, `listener` accepts.
 
 pub mod client;
@@ -14,8 +14,10 @@ pub mod entry;
 pub mod error;
 pub mod flight;
 pub mod frame;
+mod granted;
 pub mod greet;
 pub mod hub;
+pub mod kept;
 mod listener;
 pub mod packet;
 mod place;

@@ -9,8 +9,9 @@ use tavi_store::{Op, Owner};
 
 use crate::entry::{Key, LinkId};
 use crate::hub::Hub;
+use crate::kept::KeptSeat;
 use crate::record;
-use crate::seat::{KeptSeat, LiveSeat, Parcel};
+use crate::seat::{LiveSeat, Parcel};
 
 /// Where publications for a session arrive.
 #[derive(Clone)]
@@ -60,6 +61,12 @@ impl Seat {
             Seat::Live(seat) => Some(seat.mailbox.clone()),
             Seat::Kept(seat) => seat.mailbox(),
         }
+    }
+
+    /// How many publications wait in memory.
+    pub fn waiting(&self) -> usize {
+        let owed = self.kept().map_or(0, |seat| seat.waiting());
+        owed + self.mailbox().map_or(0, |mailbox| mailbox.len())
     }
 
     /// Tells the connected client, if there is one, that its connection is over.

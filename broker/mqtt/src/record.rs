@@ -2,7 +2,8 @@
 //!
 //! All rows of a session belong to `Owner::mqtt(principal, client id)`. Records (table `Session`): `session` itself,
 //! `sub:FILTER` per subscription, `will` of the
-//! connection that is there or may come back, `parted:ID` of one that is gone, `in:PACKETID` per QoS 2 publish of the client that is not released yet. Its
+//! connection that is there or may come back, `parted:ID` of one that is gone, `in:PACKETID` per QoS 2 publish of the client that is not
+//! released yet, `ret:ID` per subscription whose retained values have no rows yet. Its
 //! queue holds one row per QoS 1 or 2 publish that the client has not acknowledged.
 
 use bytes::{Buf, BufMut, Bytes};
@@ -18,6 +19,8 @@ pub struct SessionRecord {
     pub expiry: u32,
     /// When its connection ended, milliseconds since 1970; 0 while it is connected.
     pub left_ms: u64,
+    /// The greatest row of its queue that was sent when its connection ended.
+    pub sent: u64,
 }
 
 /// Key of [`SessionRecord`].
@@ -28,6 +31,8 @@ pub const WILL: &str = "will";
 pub const PARTED: &str = "parted:";
 /// Keys of subscriptions begin so; the filter follows.
 pub const SUBSCRIPTION: &str = "sub:";
+/// Keys of retained values that are still to be read for a subscription begin so; an id follows.
+pub const GRANTED: &str = "ret:";
 /// Keys of unreleased QoS 2 publishes begin so; five digits follow.
 pub const INBOUND: &str = "in:";
 
@@ -46,10 +51,11 @@ pub fn delete(item: &str) -> Op {
 impl SessionRecord {
     /// Its bytes.
     pub fn encode(self) -> Bytes {
-        let mut out = Vec::with_capacity(13);
+        let mut out = Vec::with_capacity(21);
         out.put_u8(FORMAT);
         out.put_u32(self.expiry);
         out.put_u64(self.left_ms);
+        out.put_u64(self.sent);
         out.into()
     }
 
@@ -57,7 +63,10 @@ impl SessionRecord {
     pub fn decode(mut bytes: &[u8]) -> Option<Self> {
         let format = bytes.try_get_u8().ok()?;
         (format == FORMAT).then_some(())?;
-        Some(Self { expiry: bytes.try_get_u32().ok()?, left_ms: bytes.try_get_u64().ok()? })
+        let (expiry, left_ms) = (bytes.try_get_u32().ok()?, bytes.try_get_u64().ok()?);
+        // An earlier release did not say what was sent.
+        let sent = if bytes.is_empty() { u64::MAX } else { bytes.try_get_u64().ok()? };
+        Some(Self { expiry, left_ms, sent })
     }
 
     /// Milliseconds that are left at `now_ms` of so many seconds since its connection ended. What the wall clock says
@@ -122,6 +131,46 @@ pub fn decode_will(mut bytes: Bytes) -> Option<Will> {
     Some(Will { body, qos, retain, delay })
 }
 
+/// Key of retained values that are still to be read.
+pub fn granted_item(id: u64) -> String {
+    format!("{GRANTED}{id}")
+}
+
+/// Retained values that a subscription was granted and that have no rows yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GrantRecord {
+    /// The subscription's filter.
+    pub filter: Box<str>,
+    /// The most that it wants.
+    pub wanted: Qos,
+    /// The topic up to which they have rows.
+    pub after: Option<Box<str>>,
+}
+
+impl GrantRecord {
+    /// Its bytes. A topic has no NUL, so none stands for "none".
+    pub fn encode(&self) -> Bytes {
+        let mut out = vec![FORMAT, self.wanted as u8];
+        out.extend_from_slice(self.filter.as_bytes());
+        if let Some(after) = &self.after {
+            out.push(0);
+            out.extend_from_slice(after.as_bytes());
+        }
+        out.into()
+    }
+
+    /// From its bytes; `None` if they are damaged.
+    pub fn decode(mut bytes: &[u8]) -> Option<Self> {
+        let format = bytes.try_get_u8().ok()?;
+        (format == FORMAT).then_some(())?;
+        let wanted = Qos::from_u8(bytes.try_get_u8().ok()?)?;
+        let text = std::str::from_utf8(bytes).ok()?;
+        let (filter, after) =
+            text.split_once('\0').map_or((text, None), |(filter, after)| (filter, Some(after.into())));
+        Some(Self { filter: filter.into(), wanted, after })
+    }
+}
+
 /// A QoS 2 publish of the client between PUBLISH and PUBREL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Inbound {
@@ -172,6 +221,9 @@ fn get_body(mut bytes: Bytes) -> Option<(Body, Qos, bool)> {
     Some((Body::from_bytes(version, bytes)?, Qos::from_u8(bits & 3)?, bits & 4 != 0))
 }
 
+/// Bytes of a [`RowHead`].
+pub const HEAD: usize = 4;
+
 /// The fixed part of a row of a durable session's queue; the publication follows unless it is released.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RowHead {
@@ -189,7 +241,7 @@ pub struct RowHead {
 impl RowHead {
     /// The bytes of the head. The publication follows them, or is shared with other rows; once released there is none.
     pub fn encode(self) -> Bytes {
-        let mut out = Vec::with_capacity(4);
+        let mut out = Vec::with_capacity(HEAD);
         out.put_u8(FORMAT);
         out.put_u8(self.qos as u8 | u8::from(self.retain) << 2 | u8::from(self.released) << 3);
         out.put_u16(self.packet_id);
@@ -218,7 +270,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_back() {
-        let session = SessionRecord { expiry: 60, left_ms: 1_000 };
+        let session = SessionRecord { expiry: 60, left_ms: 1_000, sent: 7 };
         assert_eq!(SessionRecord::decode(&session.encode()), Some(session));
         assert_eq!(session.ends_ms(), Some(61_000));
         let remains = [0, 1_000, 41_000, 61_001].map(|now_ms| session.remains_ms(60, now_ms));
@@ -227,6 +279,10 @@ mod tests {
         assert_eq!(decode_will(encode_will(&will)), Some(will));
         let options = SubOptions { qos: Qos::ExactlyOnce, no_local: true, retain_as_published: true, identifier: 7 };
         assert_eq!(decode_options(&encode_options(&options)), Some(options));
+        for after in [None, Some("d/pump/up/x".into())] {
+            let granted = GrantRecord { filter: "d/+/up/#".into(), wanted: Qos::AtLeastOnce, after };
+            assert_eq!(GrantRecord::decode(&granted.encode()), Some(granted));
+        }
         for unfinished in [None, Some((body(), true))] {
             let inbound = Inbound { id: 5, unfinished };
             assert_eq!(Inbound::decode(inbound.encode()), Some(inbound));
@@ -241,7 +297,7 @@ mod tests {
             assert_eq!(RowHead::decode(&mut Bytes::copy_from_slice(bytes)), None);
         }
         assert_eq!(SessionRecord::decode(b"\x01\0"), None);
-        assert_eq!(SessionRecord { expiry: 60, left_ms: u64::MAX }.ends_ms(), Some(u64::MAX));
+        assert_eq!(SessionRecord { expiry: 60, left_ms: u64::MAX, sent: 0 }.ends_ms(), Some(u64::MAX));
         assert_eq!(decode_will(Bytes::from_static(b"\x01\0\0\0\0\x01")), None);
     }
 }

@@ -6,15 +6,16 @@ use bytes::Bytes;
 use tavi_core::permit::Action;
 use tavi_core::topics::{Draft, SubOptions, Subscriber};
 use tavi_core::{Node, Principal};
-use tavi_store::{Commit, Op, Owner, Row, StoreError, Table};
+use tavi_store::{Commit, Op, Owner, PageBound, Row, StoreError, Table};
 
 use crate::config::Config;
 use crate::entry::NEVER;
+use crate::granted::Granted;
 use crate::hub::Hub;
+use crate::kept::Recalled;
 use crate::packet::{Qos, Will};
-use crate::record::{self, Inbound, SessionRecord};
+use crate::record::{self, GrantRecord, Inbound, RowHead, SessionRecord};
 use crate::render;
-use crate::seat::KeptSeat;
 
 /// Rows that are read at a time.
 const PAGE: usize = 1000;
@@ -92,9 +93,9 @@ impl Hub {
         saves: &mut Saves,
     ) -> Result<u64, StoreError> {
         let parts = &self.node().parts;
-        let (id, room) = (parts.topics.next_subscriber(), self.config().room());
-        let seat = Arc::new(KeptSeat::new(id, principal.clone(), owner.clone(), room, parts.metrics.clone()));
-        self.recall_rows(&seat).await?;
+        let id = parts.topics.next_subscriber();
+        let recalled = self.recalled(owner, record).await?;
+        let seat = Arc::new(self.kept_seat((id, principal), owner, recalled));
         let subscriber: Arc<dyn Subscriber> = seat.clone();
         for (filter, options) in &found.filters {
             parts.topics.restore(&subscriber, filter, *options);
@@ -103,11 +104,13 @@ impl Hub {
         for (packet_id, _) in &found.inbound {
             seat.hold(*packet_id);
         }
+        let granted = found.granted.iter().filter_map(|granted| self.grant_again(&subscriber, found, granted));
+        seat.leave_granted(granted.collect());
         let now_ms = self.now_ms();
         record.expiry = self.bounded_expiry(record.expiry);
         if record.left_ms == 0 {
             // The process ended under it: its time without a connection begins now.
-            record.left_ms = now_ms;
+            (record.left_ms, record.sent) = (now_ms, parts.store.last_id());
             saves.push(parts.store.commit(owner, vec![record::put(record::SESSION, record.encode())]));
         }
         let ends_in = (record.expiry < NEVER).then(|| record.remains_ms(record.expiry, now_ms));
@@ -116,16 +119,32 @@ impl Hub {
         Ok(id)
     }
 
-    async fn recall_rows(&self, seat: &KeptSeat) -> Result<(), StoreError> {
-        let mut after = 0;
-        loop {
-            let rows = self.node().parts.store.queue(seat.owner(), after, PAGE).await?;
-            let Some(last) = rows.last() else { return Ok(()) };
-            after = last.id;
-            for row in rows {
-                seat.recall(row.id, row.value);
-            }
+    /// What is in a session's queue. If the process ended under its connection, all of it may have been sent.
+    async fn recalled(&self, owner: &Owner, record: SessionRecord) -> Result<Recalled, StoreError> {
+        let store = &self.node().parts.store;
+        let size = store.queue_size(owner).await?;
+        if size.rows == 0 {
+            return Ok(Recalled::default());
         }
+        let first = store.queue_page(owner, 0, PageBound { rows: 1, bytes: 1 }).await?.rows.pop();
+        let head = first.and_then(|mut first| RowHead::decode(&mut first.value));
+        let maybe_sent = if record.left_ms == 0 { store.last_id() } else { record.sent };
+        Ok(Recalled { size, first_packet_id: head.map_or(0, |head| head.packet_id), maybe_sent })
+    }
+
+    /// Retained values that had no rows yet are read on; if their subscription is not permitted any more, they are not.
+    fn grant_again(
+        &self,
+        subscriber: &Arc<dyn Subscriber>,
+        found: &Found,
+        (item, record): &(Box<str>, GrantRecord),
+    ) -> Option<Granted> {
+        let (filter, options) = found.filters.iter().find(|(filter, _)| *filter == record.filter)?;
+        let mut stream = self.node().parts.topics.join(subscriber, filter, *options).ok()?.retained;
+        if let Some(after) = &record.after {
+            stream = stream.behind((**after).into());
+        }
+        Some(Granted { stream, wanted: record.wanted, item: Some(item.clone()) })
     }
 
     async fn finish(&self, chore: Chore) -> Result<(), StoreError> {
@@ -194,6 +213,7 @@ struct Found {
     will: Option<Will>,
     parted: Vec<(Box<str>, Will)>,
     filters: Vec<(Box<str>, SubOptions)>,
+    granted: Vec<(Box<str>, GrantRecord)>,
     inbound: Vec<(u16, Inbound)>,
 }
 
@@ -214,6 +234,8 @@ impl Found {
             self.filters.push((filter.into(), record::decode_options(&value)?));
         } else if let Some(packet_id) = item.strip_prefix(record::INBOUND) {
             self.inbound.push((packet_id.parse().ok()?, Inbound::decode(value)?));
+        } else if item.starts_with(record::GRANTED) {
+            self.granted.push((item.into(), GrantRecord::decode(&value)?));
         } else if item.starts_with(record::PARTED) {
             self.parted.push((item.into(), record::decode_will(value)?));
         } else if item == record::WILL {

@@ -244,6 +244,11 @@ impl Session {
         qos == Qos::AtMostOnce || self.flight.has_room()
     }
 
+    /// Whether a delivery is open under this packet id.
+    pub fn is_open(&self, packet_id: u16) -> bool {
+        self.flight.is_open(packet_id)
+    }
+
     /// How many QoS 1 and 2 deliveries are unacknowledged.
     pub fn in_flight(&self) -> usize {
         self.flight.len()

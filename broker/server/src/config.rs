@@ -322,7 +322,10 @@ pub const TEMPLATE: &str = r#"# Tavi's configuration. Every key is optional; wha
 #in_flight = 256            # deliveries to one client that may be unacknowledged
 #queue_messages = 20000     # waiting in memory for one client
 #queue_bytes = 16777216
-#stored_messages = 10000    # kept for one durable session
+#stored_messages = 1000000  # kept for one durable session
+#stored_bytes = 1073741824  # the same, in bytes
+#durable_sessions = 100     # of one person or device
+#session_expiry_seconds = 4294967295 # how long a session may outlive its connection, also one of 3.1.1; the default: for ever
 #subscriptions = 1000       # of one session
 
 [limits.coap]

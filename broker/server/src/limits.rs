@@ -39,6 +39,9 @@ struct Mqtt {
     queue_messages: Option<usize>,
     queue_bytes: Option<usize>,
     stored_messages: Option<usize>,
+    stored_bytes: Option<usize>,
+    durable_sessions: Option<usize>,
+    session_expiry_seconds: Option<u32>,
     subscriptions: Option<usize>,
 }
 
@@ -83,6 +86,9 @@ impl Limits {
         set(&mut config.queue_messages, self.mqtt.queue_messages);
         set(&mut config.queue_bytes, self.mqtt.queue_bytes);
         set(&mut config.stored_messages, self.mqtt.stored_messages);
+        set(&mut config.stored_bytes, self.mqtt.stored_bytes);
+        set(&mut config.max_durable_sessions, self.mqtt.durable_sessions);
+        set(&mut config.max_session_expiry, self.mqtt.session_expiry_seconds);
         set(&mut config.max_subscriptions, self.mqtt.subscriptions);
         config
     }

@@ -64,6 +64,19 @@ impl RetainedStream {
         }
     }
 
+    /// Begins behind a topic, where an earlier stream of this filter left off.
+    #[must_use]
+    pub fn behind(mut self, topic: Arc<str>) -> RetainedStream {
+        self.saving.retain(|saving| *saving > topic);
+        self.after = Some((*topic).into());
+        self
+    }
+
+    /// The filter.
+    pub fn filter(&self) -> &str {
+        &self.filter
+    }
+
     /// The next value; `None` at the end. Pending while a value is being saved, and between two pages, so that nobody
     /// else waits for a long list.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Arc<Publication>>, StoreError>> {

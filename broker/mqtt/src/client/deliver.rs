@@ -1,107 +1,213 @@
 //! What a client gets, and what it acknowledges.
 
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use tavi_core::metrics::Outcome;
 use tavi_core::permit::Action;
-use tavi_store::QueueRow;
+use tavi_core::{Publication, Ticket};
+use tavi_store::{Commit, Op};
 
-use super::{CaughtUp, Client, PAGE, Pending, WRITE_AHEAD, closed};
+use super::{Client, Pending, WRITE_AHEAD, closed};
 use crate::error::Fault;
+use crate::granted::Batch;
 use crate::hub::Seat;
+use crate::kept::{KeptSeat, Next, Sending};
+use crate::packet::Qos;
 use crate::publish::Head;
 use crate::render;
-use crate::seat::{Due, KeptSeat, Parcel};
-use crate::session::{Answer, Sent, Session};
+use crate::seat::{Parcel, is_empty_value};
+use crate::session::{Answer, Sent};
+
+/// Retained values whose rows are being saved.
+pub(super) struct Granting {
+    commit: Commit,
+    rows: Vec<(u64, Arc<Publication>, Qos)>,
+}
 
 impl Client {
     /// Writes what may be written; true if more is there than was written now.
     pub(super) fn deliver(&mut self, cx: &mut Context<'_>, out: &mut Vec<u8>) -> Result<bool, Fault> {
+        let seat = self.place.seat.kept().cloned();
         loop {
-            if !self.write_waiting(out) {
+            if out.len() >= WRITE_AHEAD {
                 self.check_open(cx)?;
-                return Ok(out.len() >= WRITE_AHEAD);
+                return Ok(true);
             }
-            // The mailbox first: what is only in the store was refused by it, so it is younger.
-            match self.place.mailbox.poll_drain(cx, &mut self.waiting) {
-                Poll::Ready(Ok(())) => continue,
-                Poll::Ready(Err(why)) => return Err(closed(why)),
-                Poll::Pending => {}
+            let wrote = match &seat {
+                Some(seat) => self.write_kept(seat, out),
+                None => self.write_live(out),
+            };
+            if wrote {
+                continue;
             }
-            match self.read_rows(cx, out) {
-                Poll::Ready(Ok(CaughtUp::Yes)) | Poll::Pending => return Ok(false),
-                Poll::Ready(Ok(CaughtUp::NotYet)) => {}
-                Poll::Ready(Err(fault)) => return Err(fault),
+            if self.next < self.waiting.len() {
+                self.check_open(cx)?;
+            } else if let Poll::Ready(drained) = self.place.mailbox.poll_drain(cx, &mut self.waiting) {
+                drained.map_err(closed)?;
+                continue;
+            }
+            let more = match &seat {
+                Some(seat) => self.read_rows(seat, cx)? || self.grant_kept(seat, cx)?,
+                None => self.grant_live(cx)?,
+            };
+            if !more {
+                return Ok(false);
             }
         }
     }
 
-    /// Writes parcels until none waits (true), the window is full or enough is written (false).
-    fn write_waiting(&mut self, out: &mut Vec<u8>) -> bool {
-        let before = self.next;
-        while let Some(parcel) = self.waiting.get(self.next) {
-            if out.len() >= WRITE_AHEAD || !self.session.has_room(parcel.qos) {
-                break;
-            }
-            self.next += 1;
-            if let Some(row) = write_parcel(&mut self.session, parcel, self.now.wall_ms, out) {
-                self.hub.count(Outcome::Dropped, 1);
-                if let (Seat::Kept(seat), true) = (&self.place.seat, row != 0) {
-                    self.deletes.extend(seat.taken(row));
-                }
-            }
-        }
-        self.hub.count(Outcome::Delivered, (self.next - before) as u64);
-        if self.next < self.waiting.len() {
+    /// The next parcel of the mailbox, if the window has room for it.
+    fn write_live(&mut self, out: &mut Vec<u8>) -> bool {
+        let Some(parcel) = self.waiting.get(self.next).filter(|parcel| self.session.has_room(parcel.qos)) else {
             return false;
+        };
+        let (publication, qos, retain) = (parcel.publication.clone(), parcel.qos, parcel.retain);
+        self.next += 1;
+        if self.next == self.waiting.len() {
+            self.waiting.clear();
+            self.waiting.shrink_to(16);
+            self.next = 0;
         }
-        self.waiting.clear();
-        self.waiting.shrink_to(16);
-        self.next = 0;
+        let expired = publication.expired(self.now.wall_ms);
+        if expired || !self.write(&publication, Head { qos, retain, ..Head::default() }, 0, out) {
+            self.hub.count(Outcome::Dropped, 1);
+        }
         true
     }
 
-    /// Reads what a durable session has in the store, a page at a time, until it has caught up with its mailbox.
-    fn read_rows(&mut self, cx: &mut Context<'_>, out: &mut Vec<u8>) -> Poll<Result<CaughtUp, Fault>> {
-        let Seat::Kept(seat) = &self.place.seat else { return Poll::Ready(Ok(CaughtUp::Yes)) };
-        let seat = seat.clone();
-        if self.reading.is_none() {
-            let Some(after) = seat.behind(self.cursor) else { return Poll::Ready(Ok(CaughtUp::Yes)) };
-            self.cursor = after;
-            self.reading = Some(self.hub.read_queue(seat.owner().clone(), after, PAGE));
+    /// The next thing that is owed to a durable session, in the order of publication.
+    fn write_kept(&mut self, seat: &Arc<KeptSeat>, out: &mut Vec<u8>) -> bool {
+        let front = self.waiting.get(self.next).map(|parcel| parcel.publication.id);
+        let session = &self.session;
+        let (permit, who) = (&self.hub.node().parts.permit, self.place.seat.principal());
+        let next = seat.next(
+            front,
+            |packet_id| session.has_room(Qos::AtLeastOnce) && !session.is_open(packet_id),
+            // semantics.md, permissions: asked at each delivery.
+            |topic| permit.may(who, Action::Subscribe, topic),
+            self.now.wall_ms,
+        );
+        match next {
+            Next::Live => return self.write_live(out),
+            Next::Owed(sending) => self.send(seat, sending, out),
+            Next::Gone(op) => {
+                self.hub.count(Outcome::Dropped, 1);
+                self.deletes.push(op);
+            }
+            Next::Nothing => return false,
         }
-        let Some(Poll::Ready(page)) = self.reading.as_mut().map(|reading| reading.as_mut().poll(cx)) else {
-            return Poll::Pending;
-        };
-        self.reading = None;
-        let Ok(rows) = page else { return Poll::Ready(Err(Fault::Store)) };
-        self.take_rows(&seat, rows, out);
-        Poll::Ready(Ok(CaughtUp::NotYet))
+        true
     }
 
-    fn take_rows(&mut self, seat: &KeptSeat, rows: Vec<QueueRow>, out: &mut Vec<u8>) {
-        if rows.is_empty() {
-            seat.forget_lost(self.cursor);
+    fn send(&mut self, seat: &KeptSeat, sending: Sending, out: &mut Vec<u8>) {
+        let Sending { row, owing, dup } = sending;
+        let Some(publication) = owing.publication else {
+            return self.session.release_again(owing.packet_id, row, out);
+        };
+        let (qos, retain, packet_id) = (owing.qos, owing.retain, owing.packet_id);
+        let head = Head { dup, qos, retain, packet_id, ..Head::default() };
+        if !self.write(&publication, head, row, out) {
+            self.hub.count(Outcome::Dropped, 1);
+            self.deletes.extend(seat.taken(row));
         }
-        for row in rows {
-            self.cursor = row.id;
-            match seat.due(row.id, row.value, row.body) {
-                Some(Due::Publish(parcel)) if self.may_receive(&parcel) => self.waiting.push(parcel),
-                Some(Due::Publish(parcel)) => {
-                    self.hub.count(Outcome::Dropped, 1);
-                    self.deletes.extend(seat.taken(parcel.publication.id));
-                }
-                Some(Due::Release { packet_id, row }) => self.session.release_again(packet_id, row, out),
-                None => {}
+    }
+
+    /// Writes one publish; false if the client does not take packets of that size.
+    fn write(&mut self, publication: &Publication, head: Head<'_>, row: u64, out: &mut Vec<u8>) -> bool {
+        let head = Head { expiry: render::expiry(publication, self.now.wall_ms), ..head };
+        let written = self.session.deliver(render::body(publication), head, row, out) == Sent::Written;
+        self.hub.count(Outcome::Delivered, u64::from(written));
+        written
+    }
+
+    /// Reads what a durable session has in the store, a page at a time as there is room for it; true if one came.
+    fn read_rows(&mut self, seat: &Arc<KeptSeat>, cx: &mut Context<'_>) -> Result<bool, Fault> {
+        if self.reading.is_none() {
+            let Some(after) = seat.wants() else { return Ok(false) };
+            self.reading = Some((after, self.hub.read_queue(seat.owner().clone(), after)));
+        }
+        let Some((after, reading)) = &mut self.reading else { return Ok(false) };
+        let Poll::Ready(page) = reading.as_mut().poll(cx) else { return Ok(false) };
+        let after = *after;
+        self.reading = None;
+        let page = page.map_err(|error| {
+            tracing::error!(%error, "an MQTT session ends because the store failed");
+            Fault::Store
+        })?;
+        self.deletes.extend(seat.page(after, page));
+        Ok(true)
+    }
+
+    // --- retained values ---
+
+    /// Takes the next retained value that a subscription of a clean session found.
+    fn grant_live(&mut self, cx: &mut Context<'_>) -> Result<bool, Fault> {
+        let Some(found) = self.next_granted(cx)? else { return Ok(false) };
+        if let Some((publication, qos)) = found {
+            self.waiting.push(Parcel { publication, qos, retain: true });
+        }
+        Ok(true)
+    }
+
+    /// The next value; `Some(None)`: a subscription has all of its values.
+    #[allow(clippy::type_complexity)]
+    fn next_granted(&mut self, cx: &mut Context<'_>) -> Result<Option<Option<(Arc<Publication>, Qos)>>, Fault> {
+        if self.next < self.waiting.len() {
+            return Ok(None);
+        }
+        let Some(granted) = self.granted.front_mut() else { return Ok(None) };
+        let wanted = granted.wanted;
+        let Poll::Ready(found) = granted.stream.poll_next(cx) else { return Ok(None) };
+        match found.map_err(|_| Fault::Store)? {
+            Some(publication) if is_empty_value(&publication) => Ok(Some(None)),
+            Some(publication) => {
+                let qos = wanted.min(publication.qos);
+                Ok(Some(Some((publication, qos))))
+            }
+            None => {
+                self.granted.pop_front();
+                Ok(Some(None))
             }
         }
     }
 
-    /// semantics.md, permissions: asked at each delivery; what was kept while it was permitted may not be so any more.
-    fn may_receive(&self, parcel: &Parcel) -> bool {
-        let permit = &self.hub.node().parts.permit;
-        permit.may(self.place.seat.principal(), Action::Subscribe, &parcel.publication.topic)
+    /// Gives some of the retained values of a durable session their rows, and lands those that have them.
+    fn grant_kept(&mut self, seat: &Arc<KeptSeat>, cx: &mut Context<'_>) -> Result<bool, Fault> {
+        if self.granting.is_some() {
+            return self.land_granted(seat, cx);
+        }
+        if self.next < self.waiting.len() || !seat.wants_granted() {
+            return Ok(false);
+        }
+        let Some(granted) = self.granted.front_mut() else { return Ok(false) };
+        let Batch { rows, live, mut ops, reached, ended } =
+            granted.pull(seat, || self.hub.next_id(), cx).map_err(|_| Fault::Store)?;
+        match reached {
+            _ if ended => ops.extend(granted.finished()),
+            Some(topic) => ops.extend(granted.reached(&topic)),
+            None => return Ok(false),
+        }
+        if ended {
+            self.granted.pop_front();
+        }
+        self.waiting.extend(live);
+        if !ops.is_empty() {
+            self.granting = Some(Granting { commit: self.saver()(ops), rows });
+        }
+        Ok(true)
     }
+
+    /// Lands the retained values whose rows are saved; true if they were.
+    pub(super) fn land_granted(&mut self, seat: &KeptSeat, cx: &mut Context<'_>) -> Result<bool, Fault> {
+        let Some(granting) = &mut self.granting else { return Ok(false) };
+        let Poll::Ready(saved) = std::pin::Pin::new(&mut granting.commit).poll(cx) else { return Ok(false) };
+        let rows = self.granting.take().map(|granting| granting.rows).unwrap_or_default();
+        seat.land_retained(rows, saved.is_ok());
+        saved.map(|()| true).map_err(|_| Fault::Store)
+    }
+
+    // --- acknowledgements ---
 
     pub(super) fn taken(&mut self, row: u64) {
         if let (Seat::Kept(seat), true) = (&self.place.seat, row != 0) {
@@ -110,42 +216,40 @@ impl Client {
     }
 
     pub(super) fn received(&mut self, row: u64, answer: Answer, size: usize, out: &mut Vec<u8>) -> Result<(), Fault> {
-        let op = match &self.place.seat {
+        let ops = match &self.place.seat {
             Seat::Kept(seat) if row != 0 => seat.received(row),
-            _ => None,
+            _ => Vec::new(),
         };
-        match op {
-            Some(op) => {
-                let ticket = self.commit(vec![op]);
-                self.after(ticket, Pending::Answer(answer), size, out)
-            }
-            None => {
-                self.session.answer(answer, out);
-                Ok(())
-            }
-        }
+        let ticket = if ops.is_empty() { Ticket::done() } else { self.commit(ops) };
+        self.after(ticket, Pending::Answer(answer), size, out)
     }
 
-    /// Acknowledged rows go in one commit for all that came together. Nobody waits for it: a row that comes back after
-    /// a crash is sent again under its packet id.
+    /// Acknowledged rows go in one commit for all that came together. No acknowledgement waits for it: a row that comes
+    /// back after a crash is sent again under its packet id.
     pub(super) fn flush_deletes(&mut self) {
-        if !self.deletes.is_empty() {
-            let ops = std::mem::take(&mut self.deletes);
-            drop(self.saver()(ops));
+        if self.deletes.is_empty() {
+            return;
         }
+        let ops = std::mem::take(&mut self.deletes);
+        let rows = ops.iter().filter_map(|op| if let Op::QueueDelete { id } = op { Some(*id) } else { None });
+        let rows = rows.collect();
+        let commit = self.saver()(ops);
+        self.deleting.push_back((commit, rows));
     }
-}
 
-/// Writes one parcel; gives its row (0: none) if it went nowhere: expired or over the client's maximum.
-fn write_parcel(session: &mut Session, parcel: &Parcel, now_ms: u64, out: &mut Vec<u8>) -> Option<u64> {
-    let publication = &*parcel.publication;
-    let row = if parcel.packet_id == 0 { 0 } else { publication.id };
-    // MQTT 5.0 §3.3.2.3.3: what has expired is not delivered any more.
-    if publication.expired(now_ms) {
-        return Some(row);
+    /// Tells the seat of rows that are gone; true if some are, so that their packet ids are free.
+    pub(super) fn poll_deletes(&mut self, cx: &mut Context<'_>) -> bool {
+        let Seat::Kept(seat) = &self.place.seat else { return false };
+        let before = self.deleting.len();
+        while let Some((commit, rows)) = self.deleting.front_mut() {
+            // A row that could not be deleted comes again after the next start, as after a crash.
+            if std::pin::Pin::new(commit).poll(cx).is_pending() {
+                break;
+            }
+            seat.deleted(rows);
+            self.deleting.pop_front();
+        }
+        self.deleting.shrink_to(4);
+        self.deleting.len() < before
     }
-    let Parcel { dup, qos, retain, packet_id, .. } = *parcel;
-    let expiry = render::expiry(publication, now_ms);
-    let head = Head { dup, qos, retain, packet_id, expiry, ..Head::default() };
-    (session.deliver(render::body(publication), head, row, out) == Sent::TooLarge).then_some(row)
 }

@@ -6,6 +6,7 @@ mod deliver;
 mod publish;
 mod subscribe;
 
+use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,28 +14,22 @@ use std::task::{Context, Poll, Waker};
 
 use tavi_core::metrics::Outcome;
 use tavi_core::{Closed, Ticket, TicketQueue};
-use tavi_store::{Commit, Op, QueueRow, StoreError};
+use tavi_store::{Commit, Op, QueuePage, StoreError};
 
 use crate::error::Fault;
+use crate::granted::Granted;
 use crate::hub::{Hub, Now, Parting, Place, Seat};
 use crate::packet::{Disconnect, Packet, Publish, Subscribe, Unsubscribe, Version};
 use crate::reply;
 use crate::seat::Parcel;
 use crate::session::{Answer, Session, Step};
+use deliver::Granting;
 use subscribe::Subscribed;
 
 /// Deliveries stop while so many bytes wait to be written.
 pub const WRITE_AHEAD: usize = 64 * 1024;
-/// Rows of the store that are read at a time.
-const PAGE: usize = 16;
 
-/// Whether a durable session's stored rows are all sent.
-enum CaughtUp {
-    Yes,
-    NotYet,
-}
-
-type Reading = Pin<Box<dyn Future<Output = Result<Vec<QueueRow>, StoreError>> + Send>>;
+type Reading = Pin<Box<dyn Future<Output = Result<QueuePage, StoreError>> + Send>>;
 
 /// A client that was let in.
 pub struct Client {
@@ -46,8 +41,13 @@ pub struct Client {
     next: usize,
     topic: Option<Arc<str>>,
     deletes: Vec<Op>,
-    cursor: u64,
-    reading: Option<Reading>,
+    /// Deletions on their way, with their rows.
+    deleting: VecDeque<(Commit, Vec<u64>)>,
+    /// A page of a durable session's queue, and behind which row.
+    reading: Option<(u64, Reading)>,
+    /// Retained values that subscriptions found.
+    granted: VecDeque<Granted>,
+    granting: Option<Granting>,
     now: Now,
     /// How many of the open tickets are for something that is not published yet.
     unpublished: usize,
@@ -105,6 +105,7 @@ impl Client {
     /// A client at its place.
     pub fn new(hub: Arc<Hub>, place: Place, session: Session) -> Self {
         let now = hub.now();
+        let granted = place.seat.kept().map(|seat| seat.take_granted()).unwrap_or_default();
         Self {
             hub,
             place,
@@ -114,8 +115,10 @@ impl Client {
             next: 0,
             topic: None,
             deletes: Vec::new(),
-            cursor: 0,
+            deleting: VecDeque::new(),
             reading: None,
+            granted,
+            granting: None,
             now,
             unpublished: 0,
             left: false,
@@ -178,6 +181,7 @@ impl Client {
         let mut more = self.poll_tickets(cx, out)?;
         more |= self.deliver(cx, out)?;
         self.flush_deletes();
+        more |= self.poll_deletes(cx);
         if more { Poll::Ready(Ok(())) } else { Poll::Pending }
     }
 
@@ -198,6 +202,16 @@ impl Client {
         Ok(any)
     }
 
+    /// Rows of the session that are on their way; true if none is.
+    fn poll_rows(&mut self, cx: &mut Context<'_>) -> bool {
+        if let Seat::Kept(seat) = self.place.seat.clone() {
+            // What failed was told to the seat.
+            let _ = self.land_granted(&seat, cx);
+        }
+        self.poll_deletes(cx);
+        self.deleting.is_empty() && self.granting.is_none()
+    }
+
     /// The end reaches a client too that takes nothing from its mailbox now.
     fn check_open(&self, cx: &mut Context<'_>) -> Result<(), Fault> {
         match self.place.mailbox.poll_closed(cx) {
@@ -211,10 +225,11 @@ impl Client {
     pub fn leave(mut self, parting: Parting) {
         self.flush_deletes();
         self.left = true;
-        let mut unwritten = self.waiting.split_off(self.next.min(self.waiting.len()));
-        unwritten.extend(self.place.mailbox.take());
-        self.hub.leave(&mut self.place, parting, &unwritten);
-        if !self.tickets.is_empty() {
+        if let Seat::Kept(seat) = &self.place.seat {
+            seat.leave_granted(std::mem::take(&mut self.granted));
+        }
+        self.hub.leave(&mut self.place, parting);
+        if !self.tickets.is_empty() || !self.deleting.is_empty() || self.granting.is_some() {
             self.hub.node().parts.metrics.draining.add(1);
             tokio::spawn(self.drain());
         }
@@ -226,7 +241,8 @@ impl Client {
             // A ticket that failed was logged, and is gone from the queue.
             while self.poll_tickets(cx, &mut unheard).is_err() {}
             unheard.clear();
-            if self.tickets.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+            let landed = self.poll_rows(cx);
+            if landed && self.tickets.is_empty() { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
         self.hub.node().parts.metrics.draining.sub(1);
@@ -276,6 +292,9 @@ impl Client {
                 seat.let_go(packet_id);
             }
             self.unpublished -= usize::from(pending.is_unpublished());
+            if let Pending::Subscribed(done) = pending {
+                self.not_subscribed(*done);
+            }
             return Err(Fault::Store);
         }
         match pending {

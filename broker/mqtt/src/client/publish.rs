@@ -72,6 +72,9 @@ impl Client {
     /// 0x87 or, in 3.1.1 and at QoS 0, dropped and counted.
     fn refused(&self, refusal: Refusal, qos: Qos) -> Result<Reason, Fault> {
         let answerable = self.version() == Version::V5 && qos != Qos::AtMostOnce;
+        if let Refusal::IllegalTopic(error) = &refusal {
+            tracing::warn!(who = %self.place.seat.principal(), %error, "MQTT publish refused");
+        }
         match refusal {
             Refusal::IllegalTopic(error) if !answerable => Err(Fault::Topic(error)),
             Refusal::IllegalTopic(_) => Ok(Reason::TOPIC_INVALID),

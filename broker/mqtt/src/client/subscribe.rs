@@ -1,26 +1,30 @@
 //! What a client subscribes to, and the retained values that it is owed for it.
 
 use std::sync::Arc;
+use std::task::{Context, Waker};
 
+use tavi_core::Publication;
 use tavi_core::topics::SubOptions;
-use tavi_core::{Publication, Ticket};
 use tavi_store::Op;
 use tavi_wire::topic::check_filter;
 
 use super::{Client, Pending};
 use crate::error::Fault;
+use crate::granted::Granted;
 use crate::hub::Seat;
 use crate::packet::{Options, Qos, Reason, RetainHandling, Subscribe, Unsubscribe, Version, Wish};
 use crate::reply;
-use crate::seat::{Parcel, is_empty_value};
+use crate::seat::Parcel;
 
 #[derive(Default)]
 pub(super) struct Subscribed {
     packet_id: u16,
     grants: Vec<Result<Qos, Reason>>,
-    retained: Vec<(Arc<Publication>, Qos)>,
-    /// The rows of what was being published just then.
-    coming: Ticket,
+    /// The first retained values: those with rows, and those of QoS 0.
+    rows: Vec<(u64, Arc<Publication>, Qos)>,
+    live: Vec<Parcel>,
+    /// The rest of them.
+    rest: Vec<Granted>,
 }
 
 impl Client {
@@ -35,8 +39,7 @@ impl Client {
             let grant = self.subscribe_one(wish, &mut done, &mut ops)?;
             done.grants.push(grant);
         }
-        let mut ticket = self.commit(ops);
-        ticket.join(std::mem::take(&mut done.coming));
+        let ticket = self.commit(ops);
         self.after(ticket, Pending::Subscribed(Box::new(done)), size, out)
     }
 
@@ -60,13 +63,14 @@ impl Client {
         }
         let options = core_options(wish.options);
         let subscriber = self.place.seat.subscriber();
-        match self.hub.node().parts.topics.subscribe(&subscriber, &wish.filter, options) {
+        match self.hub.node().parts.topics.join(&subscriber, &wish.filter, options) {
             Err(_) => Ok(Err(Reason::NOT_AUTHORIZED)),
             Ok(found) => {
                 self.place.add_filter(&wish.filter, options, ops);
-                done.coming.join(found.ticket);
                 if wants_retained(wish.options.retain_handling, found.existed) {
-                    self.keep_retained(found.retained, wish.options.qos, done, ops);
+                    // What an earlier SUBSCRIBE of this filter has not got yet comes with this one.
+                    self.forget_granted(&wish.filter, ops);
+                    self.grant(Granted::new(found.retained, wish.options.qos), done, ops)?;
                 }
                 Ok(Ok(wish.options.qos))
             }
@@ -81,33 +85,50 @@ impl Client {
 
     /// What subscriptions and the retained values that they find may take is bounded for a client that reads nothing.
     fn is_over_quota(&self, done: &Subscribed) -> bool {
-        let (config, waiting) = (self.hub.config(), self.waiting.len() - self.next + done.retained.len());
-        let filters = self.place.filter_count().max(done.grants.len());
-        filters >= config.max_subscriptions || waiting > config.queue_messages
+        self.place.filter_count().max(done.grants.len()) >= self.hub.config().max_subscriptions
     }
 
-    /// Retained values at QoS 1 and 2 are promised as any other delivery, so a durable session gets rows for them.
-    fn keep_retained(&self, found: Vec<Arc<Publication>>, wanted: Qos, done: &mut Subscribed, ops: &mut Vec<Op>) {
-        for publication in found.into_iter().filter(|found| !is_empty_value(found)) {
-            let qos = wanted.min(publication.qos);
-            match &self.place.seat {
-                Seat::Kept(seat) if qos != Qos::AtMostOnce => ops.extend(seat.keep_retained(&publication, qos)),
-                _ => {}
-            }
-            done.retained.push((publication, qos));
+    /// Retained values at QoS 1 and 2 are promised to a durable session as any other delivery. The first ones get rows
+    /// with the subscription; if there are more, a record tells how far they have rows.
+    fn grant(&mut self, mut granted: Granted, done: &mut Subscribed, ops: &mut Vec<Op>) -> Result<(), Fault> {
+        let Some(seat) = self.place.seat.kept().filter(|_| granted.wanted > Qos::AtMostOnce) else {
+            done.rest.push(granted);
+            return Ok(());
+        };
+        // Whoever is not ready is asked again when the subscription is saved.
+        let mut cx = Context::from_waker(Waker::noop());
+        let batch = granted.pull(seat, || self.hub.next_id(), &mut cx).map_err(|_| Fault::Store)?;
+        done.rows.extend(batch.rows);
+        done.live.extend(batch.live);
+        ops.extend(batch.ops);
+        if !batch.ended {
+            ops.push(granted.promise(self.hub.next_id(), batch.reached.as_ref()));
+            done.rest.push(granted);
         }
+        Ok(())
+    }
+
+    /// What is not read yet of an earlier subscription to this filter is not wanted any more.
+    fn forget_granted(&mut self, filter: &str, ops: &mut Vec<Op>) {
+        ops.extend(self.granted.iter().filter(|granted| granted.is_of(filter)).filter_map(Granted::finished));
+        self.granted.retain(|granted| !granted.is_of(filter));
     }
 
     pub(super) fn subscribed(&mut self, done: Subscribed, out: &mut Vec<u8>) {
         reply::suback(out, self.version(), done.packet_id, &done.grants);
-        for (publication, qos) in done.retained {
-            match &self.place.seat {
-                Seat::Kept(seat) => seat.deliver_retained(&publication, qos),
-                // Not through the mailbox: what a filter finds may be more than it holds.
-                Seat::Live(_) => {
-                    self.waiting.push(Parcel { publication, qos, retain: true, packet_id: 0, dup: false });
-                }
-            }
+        let Seat::Kept(seat) = &self.place.seat else { return self.granted.extend(done.rest) };
+        seat.land_retained(done.rows, true);
+        if self.left {
+            return seat.leave_granted(done.rest.into());
+        }
+        self.waiting.extend(done.live);
+        self.granted.extend(done.rest);
+    }
+
+    /// What was to be saved for a subscription could not be.
+    pub(super) fn not_subscribed(&mut self, done: Subscribed) {
+        if let Seat::Kept(seat) = &self.place.seat {
+            seat.land_retained(done.rows, false);
         }
     }
 
@@ -126,6 +147,7 @@ impl Client {
                 self.place.has_filter(filter) && self.hub.node().parts.topics.unsubscribe(self.place.seat.id(), filter);
             if found {
                 self.place.remove_filter(filter, &mut ops);
+                self.forget_granted(filter, &mut ops);
             }
             existed.push(found);
         }

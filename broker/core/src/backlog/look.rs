@@ -1,0 +1,28 @@
+//! Looking at a backlog without changing it.
+
+use super::{Backlog, Owed};
+
+impl<T: Owed> Backlog<T> {
+    /// The next item, if nothing that is coming goes before it; whether the window has room for it is not asked.
+    pub fn peek(&self) -> Option<(u64, &T)> {
+        let (id, held) = self.waiting.items.first_key_value()?;
+        self.coming.first().is_none_or(|coming| coming > id).then_some((*id, &held.item))
+    }
+
+    /// Whether this id is coming, in memory, in flight or being deleted. What is not may still be a stored row, if
+    /// [`is_behind`](Self::is_behind).
+    pub fn has(&self, id: u64) -> bool {
+        self.coming.contains(&id) || self.knows(id)
+    }
+
+    /// What is in flight under this id.
+    pub fn flying(&self, id: u64) -> Option<&T> {
+        let seq = self.flight.seqs.get(&id)?;
+        self.flight.sent.get(seq).map(|(_, item)| item)
+    }
+
+    /// Whether a row with this id may be in the store that memory knows nothing of.
+    pub fn may_have_stored(&self, id: u64) -> bool {
+        self.behind && id > self.cursor
+    }
+}

@@ -1,0 +1,614 @@
+//! The seat of a durable session: it stays subscribed while nobody is connected, and what is owed to it stands in the
+//! store before it is acknowledged to its publisher.
+//!
+//! The order of what is owed, and what of it is in memory, is the core's [`Backlog`]. Here is what MQTT adds: packet ids
+//! that a row keeps for life (MQTT 5.0 §4.4), QoS 2 between PUBREC and PUBCOMP, expiry, and the bounds of the queue.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tavi_core::backlog::{Backlog, Bound, Given, Owed};
+use tavi_core::metrics::{Outcome, Protocol};
+use tavi_core::topics::{Rows, SubOptions, Subscriber};
+use tavi_core::{Mailbox, Metrics, Principal, Publication, Weigh};
+use tavi_store::{Commit, Op, Owner, QueuePage, QueueRow, QueueSize, SharedStore};
+
+use crate::flight::successor;
+use crate::granted::Granted;
+use crate::packet::Qos;
+use crate::record::{HEAD, RowHead};
+use crate::seat::{Parcel, Room, drop_count, grade, push_live};
+
+/// A QoS 1 or 2 delivery that stands in the session's queue.
+#[derive(Clone, Debug)]
+pub struct Owing {
+    /// Drawn when it was queued, and kept with the row.
+    pub packet_id: u16,
+    /// QoS of the delivery, 1 or 2.
+    pub qos: Qos,
+    /// RETAIN flag of the delivery.
+    pub retain: bool,
+    /// What; `None` when the client sent PUBREC and only PUBREL and PUBCOMP are missing.
+    pub publication: Option<Arc<Publication>>,
+    /// It was read from the store: what was permitted when it was queued may not be so any more.
+    pub read: bool,
+    /// Bytes of the row.
+    size: usize,
+}
+
+impl Weigh for Owing {
+    fn weight(&self) -> usize {
+        size_of::<Self>() + self.publication.as_ref().map_or(0, |publication| publication.weight())
+    }
+}
+
+impl Owed for Owing {
+    fn is_stored(&self) -> bool {
+        true
+    }
+}
+
+impl Owing {
+    /// `None`: the row is damaged.
+    fn read(row: QueueRow) -> Option<Self> {
+        let size = row.len();
+        let mut value = row.value;
+        let RowHead { packet_id, qos, retain, released } = RowHead::decode(&mut value)?;
+        let stored = row.body.unwrap_or(value);
+        let publication = if released { None } else { Some(Arc::new(Publication::decode(stored)?)) };
+        Some(Self { packet_id, qos, retain, publication, read: true, size })
+    }
+}
+
+/// One delivery for the connected client.
+pub struct Sending {
+    /// Its row.
+    pub row: u64,
+    /// What.
+    pub owing: Owing,
+    /// It may have been sent before (MQTT 5.0 §3.3.1.1).
+    pub dup: bool,
+}
+
+/// What comes next for the connected client.
+pub enum Next {
+    /// What waits in its mailbox.
+    Live,
+    /// This, from the queue.
+    Owed(Sending),
+    /// The queue had something that is not delivered any more, it has to be deleted.
+    Gone(Op),
+    /// Nothing just now.
+    Nothing,
+}
+
+/// The seat of a durable session.
+pub struct KeptSeat {
+    id: u64,
+    principal: Principal,
+    owner: Owner,
+    room: Room,
+    metrics: Arc<Metrics>,
+    store: SharedStore,
+    kept: Mutex<Kept>,
+}
+
+struct Kept {
+    backlog: Backlog<Owing>,
+    /// Rows whose commit has not landed.
+    coming: BTreeMap<u64, Coming>,
+    filled: QueueSize,
+    /// Rows that may expire before they are sent: when, which, and their bytes.
+    expiring: BTreeMap<(u64, u64), usize>,
+    /// Rows deleted because they expired, though memory still has them.
+    evicted: BTreeSet<u64>,
+    /// Rows whose fan-out failed, so that they are not owed; until they are deleted.
+    abandoned: BTreeSet<u64>,
+    /// Rows in flight whose PUBREC came.
+    released: BTreeSet<u64>,
+    /// Packet ids of QoS 2 rows that are being deleted: a crash may bring them back.
+    leaving: BTreeMap<u64, u16>,
+    last_packet_id: u16,
+    /// The greatest row that was ever sent.
+    sent: u64,
+    /// Rows up to this one may have been sent by an earlier process.
+    maybe_sent: u64,
+    online: Option<Arc<Mailbox<Parcel>>>,
+    filters: BTreeMap<Box<str>, SubOptions>,
+    granted: VecDeque<Granted>,
+    /// Packet ids of the client's own QoS 2 publishes that it has not released.
+    held: BTreeSet<u16>,
+    /// Those of which it is not known that everybody has them, with the ids under which they are published.
+    begun: BTreeMap<u16, u64>,
+    /// The log was told that the queue is full.
+    full: bool,
+    ended: bool,
+}
+
+#[derive(Clone, Copy)]
+struct Coming {
+    packet_id: u16,
+    size: usize,
+}
+
+/// What an earlier process left in a session's queue.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Recalled {
+    /// How much there is.
+    pub size: QueueSize,
+    /// The packet id of the first row.
+    pub first_packet_id: u16,
+    /// Rows up to this one may have been sent.
+    pub maybe_sent: u64,
+}
+
+impl KeptSeat {
+    /// A durable session with what an earlier process left of it.
+    pub fn new(
+        (id, principal): (u64, &Principal),
+        (owner, store): (Owner, SharedStore),
+        (room, metrics): (Room, Arc<Metrics>),
+        recalled: Recalled,
+    ) -> Self {
+        let kept = Mutex::new(Kept::new(room, recalled));
+        Self { id, principal: principal.clone(), owner, room, metrics, store, kept }
+    }
+
+    /// The partition of its rows.
+    pub fn owner(&self) -> &Owner {
+        &self.owner
+    }
+
+    /// The session ends: what is still on its way to the store for it is not saved.
+    pub fn end(&self) {
+        self.kept.lock().ended = true;
+    }
+
+    /// Saves something of the session, unless it has ended: its rows are gone then, or are another session's.
+    pub fn save(&self, commit: impl FnOnce() -> Commit) -> Commit {
+        let kept = self.kept.lock();
+        if kept.ended { Commit::ready(Ok(())) } else { commit() }
+    }
+
+    // --- the connection ---
+
+    /// A client is connected, of which so much may be in flight: its mailbox.
+    pub fn attach(&self, window: usize) -> Arc<Mailbox<Parcel>> {
+        let mailbox = self.room.mailbox();
+        let mut kept = self.kept.lock();
+        kept.backlog.attach(Bound { items: window, bytes: usize::MAX });
+        kept.online = Some(mailbox.clone());
+        mailbox
+    }
+
+    /// The client of that mailbox is gone: what it did not acknowledge is owed again. Gives the greatest row that was
+    /// ever sent.
+    pub fn detach(&self, mailbox: &Arc<Mailbox<Parcel>>) -> u64 {
+        let mut kept = self.kept.lock();
+        if kept.online.as_ref().is_some_and(|now| Arc::ptr_eq(now, mailbox)) {
+            kept.online = None;
+            kept.backlog.page_failed();
+            kept.backlog.cut();
+            // Nobody reads it now, and it is in the store.
+            kept.backlog.shed();
+        }
+        kept.sent
+    }
+
+    /// The connected client's mailbox.
+    pub fn mailbox(&self) -> Option<Arc<Mailbox<Parcel>>> {
+        self.kept.lock().online.clone()
+    }
+
+    /// How many deliveries wait in memory besides those in the mailbox.
+    pub fn waiting(&self) -> usize {
+        self.kept.lock().backlog.len()
+    }
+
+    /// How much is kept.
+    pub fn size(&self) -> QueueSize {
+        self.kept.lock().filled
+    }
+
+    // --- the client's own QoS 2 publishes ---
+
+    /// Notes a QoS 2 publish of the client.
+    pub fn hold(&self, packet_id: u16) {
+        self.kept.lock().held.insert(packet_id);
+    }
+
+    /// Begins to publish a QoS 2 publish of the client, under `fresh` unless it is `again` what failed before: then under
+    /// the same id as before, so that whoever has it already gets it once.
+    pub fn begin(&self, packet_id: u16, again: bool, fresh: impl FnOnce() -> u64) -> u64 {
+        let mut kept = self.kept.lock();
+        kept.held.insert(packet_id);
+        let failed = kept.begun.get(&packet_id).copied().filter(|_| again);
+        let id = failed.unwrap_or_else(fresh);
+        kept.begun.insert(packet_id, id);
+        id
+    }
+
+    /// Everybody has it.
+    pub fn finish(&self, packet_id: u16) {
+        self.kept.lock().begun.remove(&packet_id);
+    }
+
+    /// The client released it, or it was refused.
+    pub fn let_go(&self, packet_id: u16) {
+        self.kept.lock().held.remove(&packet_id);
+    }
+
+    /// The QoS 2 publishes of the client that it has not released.
+    pub fn held(&self) -> Vec<u16> {
+        self.kept.lock().held.iter().copied().collect()
+    }
+
+    // --- subscriptions ---
+
+    /// Notes a subscription.
+    pub fn add_filter(&self, filter: &str, options: SubOptions) {
+        self.kept.lock().filters.insert(filter.into(), options);
+    }
+
+    /// Forgets a subscription.
+    pub fn remove_filter(&self, filter: &str) {
+        self.kept.lock().filters.remove(filter);
+    }
+
+    /// Whether there is that subscription.
+    pub fn has_filter(&self, filter: &str) -> bool {
+        self.kept.lock().filters.contains_key(filter)
+    }
+
+    /// All subscriptions.
+    pub fn filters(&self) -> Vec<(Box<str>, SubOptions)> {
+        self.kept.lock().filters.iter().map(|(filter, options)| (filter.clone(), *options)).collect()
+    }
+
+    /// How many subscriptions there are.
+    pub fn filter_count(&self) -> usize {
+        self.kept.lock().filters.len()
+    }
+
+    /// Retained values that are still to be read, for the next connection.
+    pub fn leave_granted(&self, granted: VecDeque<Granted>) {
+        self.kept.lock().granted.extend(granted);
+    }
+
+    /// Those that an earlier connection left.
+    pub fn take_granted(&self) -> VecDeque<Granted> {
+        std::mem::take(&mut self.kept.lock().granted)
+    }
+
+    // --- deliveries ---
+
+    /// Whether rows have to be read from the store; if so, from behind which id. The answer is [`KeptSeat::page`].
+    pub fn wants(&self) -> Option<u64> {
+        self.kept.lock().backlog.wants()
+    }
+
+    /// The page that was wanted behind `after`. Gives damaged rows to be deleted.
+    pub fn page(&self, after: u64, page: QueuePage) -> Vec<Op> {
+        let upto = page.rows.last().map_or(after, |row| row.id);
+        let mut kept = self.kept.lock();
+        let (mut rows, mut damaged) = (Vec::new(), Vec::new());
+        for row in page.rows.into_iter() {
+            let (id, size) = (row.id, row.len());
+            match Owing::read(row) {
+                _ if kept.abandoned.contains(&id) => {}
+                Some(owing) => rows.push((id, owing)),
+                None => {
+                    tracing::warn!(owner = self.owner.name(), id, "a damaged row of an MQTT session is left out");
+                    kept.empty(size);
+                    damaged.push(Op::QueueDelete { id });
+                }
+            }
+        }
+        kept.backlog.page(rows, upto, page.end);
+        damaged
+    }
+
+    /// What comes next. `front` is the id of what waits in the mailbox; `free` tells whether the client may be sent
+    /// something under a packet id, `may` whether it may receive from a topic.
+    pub fn next(
+        &self,
+        front: Option<u64>,
+        free: impl Fn(u16) -> bool,
+        may: impl Fn(&str) -> bool,
+        now_ms: u64,
+    ) -> Next {
+        let mut kept = self.kept.lock();
+        let owed = kept.backlog.peek().map(|(id, owing)| (id, owing.packet_id));
+        match (front, owed) {
+            (None, None) => Next::Nothing,
+            // What is in the store goes before.
+            (Some(_), None) if kept.backlog.is_behind() => Next::Nothing,
+            (Some(_), None) => Next::Live,
+            (Some(front), Some((id, _))) if front < id => Next::Live,
+            // The window waits where an id is still in use (MQTT 5.0 §2.2.1).
+            (_, Some((_, packet_id))) if !free(packet_id) || kept.is_leaving(packet_id) => Next::Nothing,
+            _ => kept.give(may, now_ms),
+        }
+    }
+
+    /// The client has it: the row can be deleted.
+    pub fn taken(&self, row: u64) -> Option<Op> {
+        self.kept.lock().taken(row)
+    }
+
+    /// The rows are gone from the store.
+    pub fn deleted(&self, rows: &[u64]) {
+        let mut kept = self.kept.lock();
+        for row in rows {
+            kept.backlog.deleted(*row);
+            kept.leaving.remove(row);
+        }
+    }
+
+    /// PUBREC came: what must be saved before PUBREL goes out.
+    pub fn received(&self, row: u64) -> Vec<Op> {
+        let mut kept = self.kept.lock();
+        let Some(&Owing { packet_id, size, .. }) = kept.backlog.flying(row) else { return Vec::new() };
+        if kept.released.insert(row) {
+            kept.filled.bytes = kept.filled.bytes.saturating_sub(size.saturating_sub(HEAD) as u64);
+        }
+        let head = RowHead { packet_id, qos: Qos::ExactlyOnce, retain: false, released: true };
+        vec![Op::QueueDelete { id: row }, Op::QueuePush { id: row, value: head.encode() }]
+    }
+
+    /// Whether the retained values that a subscription found may be read on: when all before them are on their way.
+    pub fn wants_granted(&self) -> bool {
+        let kept = self.kept.lock();
+        kept.backlog.is_empty() && !kept.backlog.is_behind()
+    }
+
+    /// The row of a retained value that a subscription found, and its place. It is not asked whether there is room:
+    /// such values are read as the client takes them.
+    pub fn keep_retained(&self, publication: &Arc<Publication>, qos: Qos, fresh: impl FnOnce() -> u64) -> (u64, Op) {
+        let mut kept = self.kept.lock();
+        let place = kept.place_of(publication.id, fresh);
+        (place, kept.queue(place, publication, (qos, true)))
+    }
+
+    /// Rows of [`KeptSeat::keep_retained`] are saved, or could not be.
+    pub fn land_retained(&self, rows: Vec<(u64, Arc<Publication>, Qos)>, saved: bool) {
+        for (place, publication, qos) in rows {
+            if saved {
+                self.land(place, &publication, (qos, true));
+            } else {
+                self.kept.lock().fail(place);
+            }
+        }
+    }
+
+    /// What to save for a delivery. `None`: it is on its way already, for instance when a restart repeats an unfinished
+    /// fan-out, or there is no room (counted).
+    fn keep(&self, publication: &Arc<Publication>, grade: (Qos, bool)) -> Option<Vec<Op>> {
+        let mut kept = self.kept.lock();
+        if kept.ended || kept.backlog.has(publication.id) {
+            return None;
+        }
+        kept.abandoned.remove(&publication.id);
+        let size = HEAD + publication.stored().len();
+        let Some(mut ops) = kept.make_room(size, self.room, publication.time_ms) else {
+            self.is_full(&mut kept);
+            return None;
+        };
+        kept.full &= kept.filled.rows * 4 > self.room.rows as u64 * 3;
+        ops.push(kept.queue(publication.id, publication, grade));
+        Some(ops)
+    }
+
+    fn is_full(&self, kept: &mut Kept) {
+        drop_count(&self.metrics, 1);
+        if !std::mem::replace(&mut kept.full, true) {
+            let QueueSize { rows, bytes } = kept.filled;
+            tracing::warn!(
+                session = self.owner.name().replace('\0', " "),
+                rows,
+                bytes,
+                "the queue of an MQTT session is full: what is published for it is dropped until its client takes some"
+            );
+        }
+    }
+
+    fn land(&self, place: u64, publication: &Arc<Publication>, (qos, retain): (Qos, bool)) {
+        let mut kept = self.kept.lock();
+        let Some(Coming { packet_id, size }) = kept.coming.remove(&place) else { return };
+        let publication = Some(publication.clone());
+        let owing = Owing { packet_id, qos, retain, publication, read: false, size };
+        // What is stored is always taken.
+        let _ = kept.backlog.landed(place, owing);
+        match kept.online.clone() {
+            Some(mailbox) => {
+                drop(kept);
+                mailbox.wake();
+            }
+            None => {
+                kept.backlog.shed();
+                self.metrics.messages(Protocol::Mqtt, Outcome::Stored).add(1);
+            }
+        }
+    }
+}
+
+impl Kept {
+    fn new(room: Room, recalled: Recalled) -> Self {
+        let memory = Bound { items: room.parcels.min(MEMORY.items), bytes: room.bytes.min(MEMORY.bytes) };
+        let mut backlog = Backlog::new(memory, Bound { items: 1, bytes: usize::MAX });
+        let Recalled { size, first_packet_id, maybe_sent } = recalled;
+        if size.rows > 0 {
+            backlog.read_from(0);
+        }
+        Self {
+            backlog,
+            coming: BTreeMap::new(),
+            filled: size,
+            expiring: BTreeMap::new(),
+            evicted: BTreeSet::new(),
+            abandoned: BTreeSet::new(),
+            released: BTreeSet::new(),
+            leaving: BTreeMap::new(),
+            last_packet_id: nth(first_packet_id, size.rows),
+            sent: maybe_sent,
+            maybe_sent,
+            online: None,
+            filters: BTreeMap::new(),
+            granted: VecDeque::new(),
+            held: BTreeSet::new(),
+            begun: BTreeMap::new(),
+            full: false,
+            ended: false,
+        }
+    }
+
+    /// The row of a delivery, which is coming from now on.
+    fn queue(&mut self, place: u64, publication: &Arc<Publication>, (qos, retain): (Qos, bool)) -> Op {
+        let packet_id = successor(self.last_packet_id);
+        let size = HEAD + publication.stored().len();
+        self.last_packet_id = packet_id;
+        self.backlog.coming(place);
+        self.coming.insert(place, Coming { packet_id, size });
+        self.filled.rows += 1;
+        self.filled.bytes += size as u64;
+        if let Some(at) = publication.properties.as_ref().and_then(|properties| properties.expires_ms) {
+            self.expiring.insert((at, place), size);
+        }
+        let head = RowHead { packet_id, qos, retain, released: false };
+        publication.queue_row(place, head.encode())
+    }
+
+    /// A retained value stands where it was published, so that it goes before what is newer; unless that place is
+    /// taken by the same publication as a delivery, or by an earlier subscription.
+    fn place_of(&self, id: u64, fresh: impl FnOnce() -> u64) -> u64 {
+        if self.backlog.may_have_stored(id) {
+            return fresh();
+        }
+        (id..).find(|place| !self.backlog.has(*place)).unwrap_or(id)
+    }
+
+    /// Makes room for a row of `size` bytes; gives the rows to be deleted for it, or `None` if there is no room. What
+    /// has expired takes none.
+    fn make_room(&mut self, size: usize, room: Room, now_ms: u64) -> Option<Vec<Op>> {
+        let mut expired = Vec::new();
+        let is_over = |filled: QueueSize| {
+            let over = filled.rows >= room.rows as u64 || filled.bytes + size as u64 > room.row_bytes as u64;
+            filled.rows > 0 && over
+        };
+        while is_over(self.filled) {
+            let first = self.expiring.first_entry().filter(|first| first.key().0 <= now_ms)?;
+            let ((_, id), size) = first.remove_entry();
+            if self.backlog.has(id) {
+                self.evicted.insert(id);
+            }
+            self.empty(size);
+            expired.push(Op::QueueDelete { id });
+        }
+        Some(expired)
+    }
+
+    fn is_leaving(&self, packet_id: u16) -> bool {
+        self.leaving.values().any(|leaving| *leaving == packet_id)
+    }
+
+    fn empty(&mut self, size: usize) {
+        self.filled.rows = self.filled.rows.saturating_sub(1);
+        self.filled.bytes = self.filled.bytes.saturating_sub(size as u64);
+    }
+
+    fn fail(&mut self, place: u64) -> bool {
+        let Some(Coming { size, .. }) = self.coming.remove(&place) else { return false };
+        self.backlog.failed(place);
+        self.expiring.retain(|(_, id), _| *id != place);
+        self.empty(size);
+        true
+    }
+
+    fn give(&mut self, may: impl Fn(&str) -> bool, now_ms: u64) -> Next {
+        let Some(Given { id, item: owing, repeated }) = self.backlog.next() else { return Next::Nothing };
+        let dup = repeated || id <= self.maybe_sent;
+        if let Some(publication) = &owing.publication {
+            // MQTT 5.0 §3.3.2.3.3: what has expired is not delivered, unless its delivery began before (§4.4).
+            let expired = !dup && publication.expired(now_ms);
+            let forbidden = owing.read && !may(&publication.topic);
+            if (expired || forbidden) && !self.released.contains(&id) {
+                return self.taken(id).map_or(Next::Nothing, Next::Gone);
+            }
+            if let Some(at) = publication.properties.as_ref().and_then(|properties| properties.expires_ms) {
+                self.expiring.remove(&(at, id));
+            }
+        }
+        self.sent = self.sent.max(id);
+        let released = self.released.contains(&id) || owing.publication.is_none();
+        let publication = owing.publication.filter(|_| !released);
+        Next::Owed(Sending { row: id, owing: Owing { publication, ..owing }, dup })
+    }
+
+    fn taken(&mut self, row: u64) -> Option<Op> {
+        let owing = self.backlog.acknowledge(row)?;
+        let size = if self.released.remove(&row) { HEAD } else { owing.size };
+        if let Some(at) = owing.publication.as_ref().and_then(|p| p.properties.as_ref()).and_then(|p| p.expires_ms) {
+            self.expiring.remove(&(at, row));
+        }
+        if !self.evicted.remove(&row) {
+            self.empty(size);
+        }
+        if owing.qos == Qos::ExactlyOnce {
+            self.leaving.insert(row, owing.packet_id);
+        }
+        Some(Op::QueueDelete { id: row })
+    }
+}
+
+/// So many failed rows are remembered until they are deleted.
+const ABANDONED: usize = 4096;
+/// What of a queue lies in memory at most; the store has the rest.
+const MEMORY: Bound = Bound { items: 512, bytes: 512 << 10 };
+
+/// The packet id of the last of so many rows, if none is missing between them and the first.
+fn nth(first: u16, rows: u64) -> u16 {
+    if rows == 0 { 0 } else { ((u64::from(first.max(1)) + rows - 2) % u64::from(u16::MAX) + 1) as u16 }
+}
+
+impl Subscriber for KeptSeat {
+    fn id(&self) -> u64 {
+        self.id
+    }
+
+    fn principal(&self) -> &Principal {
+        &self.principal
+    }
+
+    fn store(&self, publication: &Arc<Publication>, options: &[SubOptions]) -> Option<Rows> {
+        let (qos, retain) = grade(publication, options);
+        if qos == Qos::AtMostOnce {
+            return None;
+        }
+        self.keep(publication, (qos, retain)).map(|ops| (self.owner.clone(), ops))
+    }
+
+    fn deliver(&self, publication: &Arc<Publication>, options: &[SubOptions]) {
+        let (qos, retain) = grade(publication, options);
+        if qos > Qos::AtMostOnce {
+            return self.land(publication.id, publication, (qos, retain));
+        }
+        let Some(mailbox) = self.mailbox() else { return drop_count(&self.metrics, 1) };
+        push_live(&mailbox, Parcel { publication: publication.clone(), qos, retain }, &self.metrics);
+    }
+
+    /// Its row may be in the store, though its publisher was told that it failed: it is not delivered, and deleted.
+    fn abandon(&self, publication: &Arc<Publication>) {
+        let id = publication.id;
+        let mut kept = self.kept.lock();
+        if !kept.fail(id) || kept.ended {
+            return;
+        }
+        kept.abandoned.insert(id);
+        if kept.abandoned.len() > ABANDONED {
+            // Deleted long since.
+            kept.abandoned.pop_first();
+        }
+        drop(self.store.commit(&self.owner, vec![Op::QueueDelete { id }]));
+    }
+}
