@@ -163,7 +163,7 @@ impl Seat {
     pub async fn bind(&self) -> Option<Bound> {
         let parts = &self.shared.node.parts;
         let account = parts.sessions.seat(&self.jid).await.inspect_err(|error| self.unreadable(error)).ok()??;
-        let bound = parts.sessions.bind(&account, self.jid.with_resource(RESOURCE).ok()?)?;
+        let bound = self.shared.node.router.bind(&account, self.jid.with_resource(RESOURCE).ok()?)?;
         if let Some(session) = account.lock().session(bound.id) {
             session.managed = true;
         }
@@ -203,6 +203,9 @@ impl Seat {
         for stanza in stanzas {
             if !left.is_empty() || !self.stanza(bound, &stanza).await {
                 left.push(stanza);
+            } else if stanza.is_lasting() && stanza.meta.queued.is_none() {
+                // It has no row that a run could delete: from here on it is the bot's.
+                self.shared.node.router.acknowledge(&bound.account, &[stanza.meta.place]);
             }
         }
         left

@@ -184,7 +184,7 @@ impl Life {
         let node = node(store).await;
         let bots = Bots::start(node.clone(), vec![folder]).await.unwrap();
         let account = node.parts.sessions.account(&jid("anna")).await.unwrap().unwrap();
-        let person = node.parts.sessions.bind(&account, "anna@localhost/phone".parse().unwrap()).unwrap();
+        let person = node.router.bind(&account, "anna@localhost/phone".parse().unwrap()).unwrap();
         // What waited for her is handed over, as on initial presence.
         node.router.open(&person).await.complete().await.unwrap();
         let principal = Principal::Device("lamp@things.localhost".parse().unwrap());
@@ -373,7 +373,7 @@ async fn everybody_is_answered_in_order() {
 
 async fn count_to_ten(node: Node, name: String) {
     let account = node.parts.sessions.account(&jid(&name)).await.unwrap().unwrap();
-    let person = node.parts.sessions.bind(&account, format!("{name}@localhost/x").parse().unwrap()).unwrap();
+    let person = node.router.bind(&account, format!("{name}@localhost/x").parse().unwrap()).unwrap();
     node.router.open(&person).await.complete().await.unwrap();
     for n in 1..=10 {
         let head =

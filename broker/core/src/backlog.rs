@@ -18,6 +18,11 @@ use std::collections::{BTreeMap, BTreeSet};
 pub trait Owed: Weigh + Clone {
     /// Whether it has a row in the owner's queue, under its id: then memory may let go of it.
     fn is_stored(&self) -> bool;
+
+    /// Whether it counts towards no bound of memory, because its maker waits for room before it makes more.
+    fn is_free(&self) -> bool {
+        false
+    }
 }
 
 /// A bound by count and by bytes. A single item is always within it.
@@ -47,7 +52,7 @@ pub struct Backlog<T> {
     window: Bound,
     /// Drawn, and neither landed nor failed.
     coming: BTreeSet<u64>,
-    /// In memory, at or below the cursor: the next to go.
+    /// In memory: the next to go.
     waiting: Pile<T>,
     /// In memory only, above the cursor: rows that are not read yet go before.
     later: Pile<T>,
@@ -91,7 +96,21 @@ impl<T: Owed> Backlog<T> {
         }
     }
 
-    /// The rows above `after` are owed too: after a restart, or when a queue is handed to this seat.
+    /// A queue is handed to this seat: its rows above `after` are owed too. What waits without a row goes first, as it was
+    /// owed before.
+    pub fn hand_over(&mut self, after: u64) {
+        for (id, held) in std::mem::take(&mut self.waiting).items {
+            if held.item.is_stored() {
+                self.leave(id, held);
+            } else {
+                self.waiting.put(id, held);
+            }
+        }
+        self.cursor = self.cursor.min(after);
+        self.behind = true;
+    }
+
+    /// The rows above `after` are owed, after a restart.
     pub fn read_from(&mut self, after: u64) {
         self.cursor = self.cursor.min(after);
         self.behind = true;
@@ -119,7 +138,7 @@ impl<T: Owed> Backlog<T> {
         let stored = item.is_stored();
         let pile = if unread { &mut self.later } else { &mut self.waiting };
         if (unread && stored) || !pile.has_room(&item, self.memory) {
-            return if stored { Ok(self.stays_stored(id)) } else { Err(item) };
+            return if stored { self.stays_stored(id) } else { Err(item) };
         }
         let repeated = self.repeated.remove(&id);
         pile.put(id, Held { item, repeated });
@@ -135,7 +154,7 @@ impl<T: Owed> Backlog<T> {
     }
 
     /// A row that memory does not take is read again when its turn comes.
-    fn stays_stored(&mut self, id: u64) {
+    fn stays_stored(&mut self, id: u64) -> Result<(), T> {
         if id <= self.cursor {
             self.read_from(id - 1);
         }
@@ -143,6 +162,7 @@ impl<T: Owed> Backlog<T> {
         if let Some(reading) = &mut self.reading {
             reading.missed = Some(reading.missed.map_or(id, |other| other.min(id)));
         }
+        Ok(())
     }
 
     /// The id behind which a page is to be read now, if there is room for one; the answer is [`page`](Self::page).
@@ -199,6 +219,7 @@ impl<T: Owed> Backlog<T> {
     }
 
     /// The next item, which is in flight from now on; `None` if nothing is ready or the window is full.
+    #[expect(clippy::should_implement_trait, reason = "an iterator would promise that the end is the end")]
     pub fn next(&mut self) -> Option<Given<T>> {
         let (id, held) = self.waiting.items.first_key_value()?;
         let blocked = self.coming.first().is_some_and(|coming| coming < id);
@@ -341,37 +362,57 @@ struct Held<T> {
 struct Pile<T> {
     items: BTreeMap<u64, Held<T>>,
     bytes: usize,
+    /// How many of them, and of their bytes, count towards no bound.
+    free: (usize, usize),
 }
 
 impl<T> Default for Pile<T> {
     fn default() -> Pile<T> {
-        Pile { items: BTreeMap::new(), bytes: 0 }
+        Pile { items: BTreeMap::new(), bytes: 0, free: (0, 0) }
     }
 }
 
 impl<T: Owed> Pile<T> {
     fn put(&mut self, id: u64, held: Held<T>) {
-        self.bytes += held.item.weight();
+        let weight = held.item.weight();
+        self.bytes += weight;
+        if held.item.is_free() {
+            self.free = (self.free.0 + 1, self.free.1 + weight);
+        }
         self.items.insert(id, held);
     }
 
     fn pop(&mut self) -> Option<(u64, Held<T>)> {
         let (id, held) = self.items.pop_first()?;
-        self.bytes -= held.item.weight();
+        self.left(&held);
         Some((id, held))
     }
 
+    fn left(&mut self, held: &Held<T>) {
+        let weight = held.item.weight();
+        self.bytes -= weight;
+        if held.item.is_free() {
+            self.free = (self.free.0 - 1, self.free.1 - weight);
+        }
+    }
+
+    /// Items and bytes that count.
+    fn counted(&self) -> (usize, usize) {
+        (self.items.len() - self.free.0, self.bytes - self.free.1)
+    }
+
     fn has_room(&self, item: &T, bound: Bound) -> bool {
-        has_room((self.items.len(), self.bytes), item, bound)
+        item.is_free() || has_room(self.counted(), item, bound)
     }
 
     fn is_half_empty(&self, bound: Bound) -> bool {
-        self.items.is_empty() || (self.items.len() * 2 <= bound.items && self.bytes * 2 <= bound.bytes)
+        let (items, bytes) = self.counted();
+        items == 0 || (items * 2 <= bound.items && bytes * 2 <= bound.bytes)
     }
 
     fn split_above(&mut self, id: u64) -> BTreeMap<u64, Held<T>> {
         let above = self.items.split_off(&(id.saturating_add(1)));
-        self.bytes -= above.values().map(|held| held.item.weight()).sum::<usize>();
+        above.values().for_each(|held| self.left(held));
         above
     }
 }

@@ -4,7 +4,7 @@
 //! namespace is the stream's, `jabber:client`. A slice of the read buffer pins the whole buffer, so ingress copies
 //! each stanza into bytes of its own.
 
-use crate::{clock::xmpp_time, mailbox::Weigh};
+use crate::{backlog::Owed, clock::xmpp_time, mailbox::Weigh};
 use bytes::Bytes;
 use smallvec::SmallVec;
 use tavi_xmpp_proto::{
@@ -12,7 +12,7 @@ use tavi_xmpp_proto::{
     error::StanzaError,
     jid::Jid,
     ns,
-    stanza::{Child, Head, Stanza},
+    stanza::{Child, Head, IqType, MessageType, Stanza, StanzaType},
 };
 
 /// Where a stanza entered the router.
@@ -27,14 +27,12 @@ pub enum Origin {
     Broker,
 }
 
-/// How many sessions got a stanza: what becomes of it if this one ends without acknowledging it.
+/// What becomes of a stanza if its session ends without acknowledging it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Reach {
-    /// Nobody else got it: it goes to another session or is kept.
+    /// If nobody else has it, it goes to another session or is kept.
     #[default]
-    Sole,
-    /// Other sessions of the account got it too: it is kept only if none is left.
-    Shared,
+    Owed,
     /// A mere copy or notice (carbons, pubsub events): it ends with its session.
     Copy,
 }
@@ -51,8 +49,14 @@ pub struct Meta {
     pub place: u64,
     /// Its row in the recipient's queue, if it has one.
     pub queued: Option<u64>,
-    /// Who else got it.
+    /// Whether it is owed beyond its session.
     pub reach: Reach,
+    /// The session that sent it; 0 if none did.
+    pub sender: u64,
+    /// Made in the turn of the very session that it is for, which waits for room.
+    pub(crate) own: bool,
+    /// It carries a delay that was added here.
+    delayed: bool,
     dropped: SmallVec<[u16; 2]>,
     added: SmallVec<[Bytes; 1]>,
 }
@@ -147,15 +151,26 @@ impl Envelope {
         self
     }
 
+    /// Whether it is handed on or kept when it cannot be delivered.
+    pub fn is_lasting(&self) -> bool {
+        let lasts = matches!(self.head().type_, StanzaType::Message(MessageType::Chat | MessageType::Normal));
+        lasts && self.meta.reach == Reach::Owed
+    }
+
     /// Adds the time at which it was sent (XEP-0203), said by `host`.
     pub fn add_delay(&mut self, host: &str, time_ms: u64) {
+        self.meta.delayed = true;
         let stamp = xmpp_time(time_ms);
         self.add(&Element::new(ns::DELAY, "delay").attr("from", host.to_owned()).attr("stamp", stamp));
     }
 
+    /// Whether a delay was added here.
+    pub(crate) fn was_delayed(&self) -> bool {
+        self.meta.delayed
+    }
+
     /// The answer of type error, from the recipient to the sender; `None` if this is itself an error or a result.
     pub fn refuse(&self, error: &StanzaError) -> Option<Envelope> {
-        use tavi_xmpp_proto::stanza::{IqType, StanzaType};
         let is_answer = matches!(self.head().type_, StanzaType::Iq(IqType::Result));
         (!is_answer && !self.head().type_.is_error()).then(|| Stanza::error(self.head(), error).into())
     }
@@ -190,8 +205,23 @@ impl Envelope {
 }
 
 impl Weigh for Envelope {
+    /// All that it holds: a start tag can be as large as its content.
     fn weight(&self) -> usize {
-        self.stanza.raw().len() + self.meta.added.iter().map(Bytes::len).sum::<usize>() + 256
+        let head = self.head();
+        let jid = |jid: &Option<Jid>| jid.as_ref().map_or(0, |jid| jid.as_str().len());
+        let text = |text: &Option<Box<str>>| text.as_ref().map_or(0, |text| text.len());
+        let tag = jid(&head.from) + jid(&head.to) + text(&head.id) + text(&head.lang);
+        self.stanza.raw().len() + self.meta.added.iter().map(Bytes::len).sum::<usize>() + tag + 256
+    }
+}
+
+impl Owed for Envelope {
+    fn is_stored(&self) -> bool {
+        self.meta.queued.is_some()
+    }
+
+    fn is_free(&self) -> bool {
+        self.meta.own
     }
 }
 

@@ -71,7 +71,7 @@ impl Parts {
         let accounts = Arc::new(Accounts::new(hosts.clone(), store.clone(), clock.clone()));
         let metrics = Arc::new(Metrics::default());
         Ok(Parts {
-            sessions: Arc::new(Sessions::new(hosts.clone(), store.clone(), clock.clone(), limits)),
+            sessions: Arc::new(Sessions::new(hosts.clone(), (store.clone(), ids.clone()), clock.clone(), limits)),
             login: Arc::new(Login::new(hosts.clone(), accounts.clone(), clock.clone(), metrics.clone())),
             topics: Arc::new(topics),
             revoked: broadcast::channel(REVOCATIONS).0,

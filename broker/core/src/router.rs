@@ -1,58 +1,75 @@
 //! The only routing law: who sees a stanza, who gets it, what is kept.
 
 use crate::{
-    effects::{Effect, Effects},
-    envelope::{Envelope, Origin, Reach},
+    effects::{Effect, Effects, Reserved},
+    envelope::Envelope,
     hooks::{Ev, Flow, Place, Registry, Reply, SessionEvent},
-    mailbox::{Closed, Overflow, Pushed},
+    mailbox::Closed,
     node::Parts,
     principal::Host,
-    sessions::{Account, AccountState, Bound, Inbox, SessionEntry},
+    sessions::{Account, AccountState, Inbox, SessionEntry},
     ticket::Ticket,
 };
 use parking_lot::MutexGuard;
-use std::{
-    collections::VecDeque,
-    sync::Arc,
-    task::{Context, Waker},
-    time::Duration,
-};
-use tavi_store::{Op, StoreError, id::time_of};
+use smallvec::SmallVec;
+use std::{collections::VecDeque, future::poll_fn, sync::Arc, time::Duration};
+use tavi_store::StoreError;
 use tavi_xmpp_proto::{
     error::{Condition, StanzaError},
     jid::{BareJid, Jid},
-    ns,
     stanza::{IqType, Kind, MessageType, PresenceType, Stanza, StanzaType},
 };
 
 /// How long an IQ handler may take.
 const HANDLER_DEADLINE: Duration = Duration::from_secs(10);
-/// How many kept messages are handed over at once.
-const FLUSH_PAGE: usize = 256;
 
-/// Routes stanzas between sessions, modules and services.
+/// Routes stanzas between sessions, modules and services. What sessions are owed is in `handover.rs`.
 pub struct Router {
-    parts: Parts,
-    registry: Registry,
+    pub(crate) parts: Parts,
+    pub(crate) registry: Registry,
 }
+
+/// Sessions that were chosen for a stanza.
+pub(crate) type Chosen = SmallVec<[(u64, Arc<Inbox>); 2]>;
 
 /// One call of `route`: what is still to be applied, and the ticket that grows.
 #[derive(Default)]
-struct Run {
+pub(crate) struct Run {
     /// What the step just taken wants.
-    fresh: Vec<Effect>,
+    pub(crate) fresh: Vec<Effect>,
     /// What is to be done after that.
     queue: VecDeque<Effect>,
-    ticket: Ticket,
+    pub(crate) ticket: Ticket,
+    /// The inbox of the session that sent the stanza: it waits for room before it makes more for itself.
+    origin: Option<Arc<Inbox>>,
+    /// The ticket waits for more than commits of accounts: nobody else is to wait behind it.
+    slow: bool,
 }
 
 impl Run {
-    fn take(&mut self, fx: Effects) {
+    pub(crate) fn take(&mut self, fx: Effects) {
         self.fresh.extend(fx.list);
+        self.ticket.join(fx.ticket);
     }
 
-    fn reply(&mut self, reply: Option<Envelope>) {
+    pub(crate) fn reply(&mut self, reply: Option<Envelope>) {
         self.fresh.extend(reply.map(Effect::Route));
+    }
+
+    fn await_ticket(&mut self, ticket: Ticket) {
+        self.slow |= !ticket.is_ready();
+        self.ticket.join(ticket);
+    }
+
+    fn is_origin(&self, inbox: &Arc<Inbox>) -> bool {
+        self.origin.as_ref().is_some_and(|origin| Arc::ptr_eq(origin, inbox))
+    }
+
+    /// What the sender makes for itself in one turn may be more than its inbox holds: it is drained as it is made.
+    async fn room(&mut self) {
+        if let Some(origin) = &self.origin {
+            poll_fn(|cx| origin.poll_room(cx)).await;
+        }
     }
 
     /// The next effect. What one stanza causes is done before what follows it: so an approval and all that it changes
@@ -90,8 +107,9 @@ impl Router {
         self.finish(run).await
     }
 
-    async fn finish(self: &Arc<Self>, mut run: Run) -> Ticket {
+    pub(crate) async fn finish(self: &Arc<Self>, mut run: Run) -> Ticket {
         while let Some(effect) = run.next() {
+            run.room().await;
             self.apply(effect, &mut run).await;
         }
         run.ticket
@@ -103,6 +121,11 @@ impl Router {
         let Some(account) = self.parts.sessions.known(&from) else { return Some(env) };
         let mut fx = Effects::default();
         let mut state = account.lock();
+        if env.meta.sender != 0 {
+            // What a session that was replaced had still to send must not act on its successor (RFC 6120 §7.7.2.2).
+            let sender = state.session(env.meta.sender).map(|session| session.inbox.clone());
+            run.origin = Some(sender.filter(|inbox| inbox.closed() != Some(Closed::Replaced))?);
+        }
         let mut flow = Flow::Continue;
         for (_, hook) in &self.registry.on_sent {
             flow = hook.on_sent(&mut self.ev(&mut env, &account, &mut state, &mut fx));
@@ -138,7 +161,11 @@ impl Router {
                 }
             }
             Some(host) => match self.registry.services.get(&host) {
-                Some(service) => run.take(service.serve(env).await),
+                Some(service) => {
+                    let fx = service.serve(env).await;
+                    run.slow |= !fx.ticket.is_ready();
+                    run.take(fx);
+                }
                 None if is_request && answers(host) => self.ask(env, run).await,
                 None if is_request => run.reply(env.refuse(&Condition::ServiceUnavailable.into())),
                 // A host is no recipient of messages and presence.
@@ -222,7 +249,7 @@ impl Router {
     }
 
     /// RFC 6121 §8.5.2 and §8.5.3: which sessions get it.
-    fn choose(
+    pub(crate) fn choose(
         self: &Arc<Self>,
         mut env: Envelope,
         to: &Jid,
@@ -230,24 +257,22 @@ impl Router {
         fx: &mut Effects,
         run: &mut Run,
     ) {
-        if is_lasting(&env) && env.meta.place == 0 {
+        if env.is_lasting() && env.meta.place == 0 {
             // Under the account's lock: so it stays in order, however it goes on.
             env.meta.place = self.parts.ids.next(self.parts.clock.now_ms());
         }
         let exact = state.sessions.iter().find(|s| s.jid == *to && s.inbox.closed().is_none());
-        let inboxes: Vec<Arc<Inbox>> = match (exact, env.head().type_) {
-            (Some(session), _) => vec![session.inbox.clone()],
-            (None, StanzaType::Presence(_)) if to.is_bare() => state.available().map(inbox).collect(),
+        let chosen: Chosen = match (exact, env.head().type_) {
+            (Some(session), _) => Chosen::from_elem(seat(session), 1),
+            (None, StanzaType::Presence(_)) if to.is_bare() => state.available().map(seat).collect(),
             // RFC 6121 §8.5.3.2.1: one for a session that went away is ignored.
-            (None, StanzaType::Message(MessageType::Headline)) if to.is_bare() => {
-                state.receivers().map(inbox).collect()
-            }
+            (None, StanzaType::Message(MessageType::Headline)) if to.is_bare() => state.receivers().map(seat).collect(),
             (None, StanzaType::Message(MessageType::Chat | MessageType::Normal)) => {
-                let inboxes: Vec<_> = state.receivers().map(inbox).collect();
-                if inboxes.is_empty() {
+                let chosen: Chosen = state.receivers().map(seat).collect();
+                if chosen.is_empty() {
                     return self.undelivered(env, (account, state), fx, run);
                 }
-                inboxes
+                chosen
             }
             (None, StanzaType::Iq(IqType::Get | IqType::Set) | StanzaType::Message(MessageType::Groupchat)) => {
                 return run.reply(env.refuse(&Condition::ServiceUnavailable.into()));
@@ -255,36 +280,14 @@ impl Router {
             // Results, errors and directed presence for sessions that went away.
             (None, _) => return,
         };
-        let mut env = self.keep_row(env, (account, state), run);
-        if inboxes.len() > 1 {
-            env.meta.reach = Reach::Shared;
+        if env.is_lasting() {
+            return self.owe(env, chosen, (account, state), run);
         }
-        for inbox in inboxes {
-            self.deliver(inbox, env.clone(), run);
+        for (_, inbox) in chosen {
+            if let Err(env) = self.pass(&inbox, env.clone(), run) {
+                self.again(*env, (account, state), fx, run);
+            }
         }
-    }
-
-    /// A message from a sender with stream management gets a row before it counts as handled (semantics.md).
-    fn keep_row(
-        &self,
-        mut env: Envelope,
-        (account, state): (&Arc<Account>, &mut AccountState),
-        run: &mut Run,
-    ) -> Envelope {
-        if !is_lasting(&env)
-            || env.meta.origin != Origin::Managed
-            || env.meta.queued.is_some()
-            || env.has(ns::HINTS, "no-store")
-        {
-            return env;
-        }
-        let id = env.meta.place;
-        let op = Op::QueuePush { id, value: env.to_bytes() };
-        run.ticket.wait_for(self.parts.store.commit(&account.owner, vec![op]));
-        state.in_flight.insert(id);
-        state.stored += 1;
-        env.meta.queued = Some(id);
-        env
     }
 
     fn undelivered(
@@ -294,19 +297,14 @@ impl Router {
         fx: &mut Effects,
         run: &mut Run,
     ) {
-        if let Some(id) = env.meta.queued {
-            // It has its row already: the next session gets it from there. One that is just reading its rows may have
-            // missed it.
-            state.in_flight.remove(&id);
-            if is_passed(state, id) {
-                state.landed.push((id, Some(env)));
-            }
+        if env.meta.queued.is_some() {
+            // It has its row already: the next session gets it from there.
             return;
         }
         for hook in &self.registry.on_undelivered {
             match hook.on_undelivered(&mut self.ev(&mut env, account, state, fx)) {
                 Flow::Continue => {}
-                Flow::Stop => return,
+                Flow::Stop => return self.keep_all(account, state, fx, run),
                 Flow::Refuse(error) => return run.reply(env.refuse(&error)),
             }
         }
@@ -315,227 +313,49 @@ impl Router {
 
     async fn apply(self: &Arc<Self>, effect: Effect, run: &mut Run) {
         match effect {
-            Effect::Deliver { inbox, envelope } => self.deliver(inbox, envelope, run),
+            Effect::Deliver { inbox, envelope } => {
+                if let Err(env) = self.pass(&inbox, envelope, run) {
+                    self.bounce(*env);
+                }
+            }
             // Routing what the broker made may make more; boxed, since it is this very law again.
             Effect::Route(env) => Box::pin(self.received(env, run)).await,
             Effect::Save { owner, ops } => run.ticket.wait_for(self.parts.store.commit(&owner, ops)),
             Effect::Publish { from, draft } => {
                 if let Ok(ticket) = self.parts.topics.publish(&from, draft) {
-                    run.ticket.join(ticket);
+                    run.await_ticket(ticket);
                 }
             }
-            Effect::Await(ticket) => run.ticket.join(ticket),
-            Effect::Keep { account, envelope } => self.keep(account, envelope, run),
+            Effect::Await(ticket) => run.await_ticket(ticket),
+            Effect::Keep { account, envelope } => self.keep(&account, &mut account.lock(), envelope, run),
             Effect::Flush { account, session } => self.flush(account, session, run).await,
             Effect::Event { account, session, event } => run.take(self.hear(&account, session, event)),
         }
     }
 
-    fn deliver(self: &Arc<Self>, inbox: Arc<Inbox>, env: Envelope, run: &mut Run) {
-        let router = self.clone();
-        run.ticket.then(Box::new(move || {
-            if let Pushed::Refused(env) = inbox.push(env, Overflow::Detach) {
-                router.bounce(env);
-            }
-        }));
-    }
-
-    /// A session ended between choice and delivery: choose again, at once, so that the order stays.
-    fn bounce(self: &Arc<Self>, env: Envelope) {
-        let Some(account) = env.to().and_then(|to| self.parts.sessions.known(&to.to_bare())) else { return };
-        let mut run = Run::default();
-        let mut fx = Effects::default();
-        self.again(env, (&account, &mut account.lock()), &mut fx, &mut run);
-        run.take(fx);
-        if run.fresh.is_empty() && run.ticket.is_ready() {
-            // With nothing to wait for, the first poll delivers.
-            let _ = run.ticket.poll_done(&mut Context::from_waker(Waker::noop()));
-            return;
+    /// Puts something that is not kept into one session's backlog: at once, or with its place when the ticket is
+    /// complete. Back comes what the session does not take; one without room is cut off.
+    fn pass(self: &Arc<Self>, inbox: &Arc<Inbox>, mut env: Envelope, run: &mut Run) -> Result<(), Box<Envelope>> {
+        env.meta.own = run.is_origin(inbox);
+        if run.ticket.is_ready() {
+            return inbox.push(env).inspect_err(|_| inbox.close(Closed::Overflow));
         }
         let router = self.clone();
-        tokio::spawn(async move {
-            if let Err(error) = router.finish(run).await.complete().await {
-                tracing::error!(%error, "a message for a session that went away could not be kept");
-            }
-        });
-    }
-
-    /// What a session did not take goes to another session, is kept or is answered. The hooks have seen it.
-    fn again(
-        self: &Arc<Self>,
-        env: Envelope,
-        (account, state): (&Arc<Account>, &mut AccountState),
-        fx: &mut Effects,
-        run: &mut Run,
-    ) {
-        let Some(to) = env.to().cloned() else { return };
-        match env.head().type_ {
-            // RFC 6121 §8.5.3.2.3: the resource is gone.
-            StanzaType::Iq(_) => run.reply(env.refuse(&Condition::ServiceUnavailable.into())),
-            StanzaType::Presence(_) => {}
-            StanzaType::Message(_) if env.meta.reach == Reach::Copy => {}
-            // Whoever else got it still has it.
-            StanzaType::Message(_) if env.meta.reach == Reach::Shared && state.receivers().next().is_some() => {}
-            StanzaType::Message(_) => self.choose(env, &to, (account, state), fx, run),
+        if run.slow {
+            let inbox = inbox.clone();
+            run.ticket.then(Box::new(move || router.put(&inbox, |inbox| inbox.push(env))));
+        } else if let Some(reserved) = Reserved::new(inbox, env) {
+            let inbox = inbox.clone();
+            run.ticket.land(Box::new(move || router.put(&inbox, |_| reserved.land())));
         }
+        Ok(())
     }
 
-    /// Keeps a message for an account that is away (XEP-0160).
-    fn keep(self: &Arc<Self>, account: Arc<Account>, mut env: Envelope, run: &mut Run) {
-        if env.meta.place == 0 {
-            env.meta.place = self.parts.ids.next(self.parts.clock.now_ms());
+    fn put(self: &Arc<Self>, inbox: &Arc<Inbox>, put: impl FnOnce(&Inbox) -> Result<(), Box<Envelope>>) {
+        if let Err(env) = put(inbox) {
+            inbox.close(Closed::Overflow);
+            self.bounce(*env);
         }
-        let id = env.meta.place;
-        env.meta.queued = Some(id);
-        account.lock().stored += 1;
-        run.ticket.wait_for(self.parts.store.commit(&account.owner, vec![Op::QueuePush { id, value: env.to_bytes() }]));
-        run.ticket.then(Box::new(move || landed(&account, id, env)));
-    }
-
-    /// Hands over what was kept, in order; until it is done, new messages are kept behind it.
-    async fn flush(self: &Arc<Self>, account: Arc<Account>, session: u64, run: &mut Run) {
-        account.lock().paused.retain(|(paused, _)| *paused != session);
-        if let Err(error) = self.flush_from(&account, session, 0).await {
-            run.ticket.join(Ticket::failed(error));
-        }
-    }
-
-    /// Hands over the rows behind `after`, page by page. When the inbox is full it pauses until the session
-    /// acknowledges something; the session takes no other messages before all rows are handed over.
-    async fn flush_from(&self, account: &Account, session: u64, mut after: u64) -> Result<(), StoreError> {
-        account.lock().flushing += 1;
-        loop {
-            let page = self.kept_page(account, after).await;
-            let mut state = account.lock();
-            let mut rows = match page {
-                Ok(rows) => rows,
-                Err(error) => {
-                    state.flushing -= 1;
-                    return Err(error);
-                }
-            };
-            let last = rows.len() < FLUSH_PAGE;
-            if last {
-                rows.append(&mut state.landed);
-                rows.sort_by_key(|(id, _)| *id);
-            }
-            let whole = hand_over(&mut state, session, (&mut after, rows));
-            if last || !whole {
-                state.flushing -= 1;
-            }
-            if last && whole {
-                join_in(&mut state, session);
-            }
-            if last || !whole {
-                return Ok(());
-            }
-        }
-    }
-
-    async fn kept_page(&self, account: &Account, after: u64) -> Result<Vec<(u64, Option<Envelope>)>, StoreError> {
-        let rows = self.parts.store.queue(&account.owner, after, FLUSH_PAGE).await?;
-        let read = |row: tavi_store::QueueRow| match Stanza::parse(&row.value) {
-            Ok(stanza) => (row.id, Some(self.kept_envelope(row.id, stanza))),
-            Err(_) => {
-                tracing::error!(owner = ?account.owner, id = row.id, "a kept message is damaged");
-                (row.id, None)
-            }
-        };
-        Ok(rows.into_iter().map(read).collect())
-    }
-
-    /// A session that was given what fits has room again: its hand-over goes on.
-    fn resume(self: &Arc<Self>, account: &Arc<Account>) {
-        let paused = {
-            let mut state = account.lock();
-            let state = &mut *state;
-            let sessions = &state.sessions;
-            let has_room = |id: u64| sessions.iter().any(|s| s.id == id && s.inbox.is_empty());
-            let at = state.paused.iter().position(|(session, _)| has_room(*session));
-            at.map(|at| state.paused.swap_remove(at))
-        };
-        let Some((session, after)) = paused else { return };
-        let (router, account) = (self.clone(), account.clone());
-        tokio::spawn(async move {
-            if let Err(error) = router.flush_from(&account, session, after).await {
-                tracing::error!(%error, account = %account.jid, "kept messages could not be read");
-            }
-        });
-    }
-
-    fn kept_envelope(&self, id: u64, stanza: Stanza) -> Envelope {
-        let mut env: Envelope = stanza.into();
-        (env.meta.place, env.meta.queued) = (id, Some(id));
-        if !env.has(ns::DELAY, "delay") {
-            env.add_delay(self.parts.sessions.domain(), time_of(id));
-        }
-        env
-    }
-
-    /// A session may take messages for the account from now on. For bots; people's sessions get there by presence.
-    pub async fn open(self: &Arc<Self>, bound: &Bound) -> Ticket {
-        if let Some(session) = bound.account.lock().session(bound.id) {
-            session.available = true;
-        }
-        let mut run = Run::default();
-        run.take(self.hear(&bound.account, bound.id, SessionEvent::Available));
-        run.fresh.push(Effect::Flush { account: bound.account.clone(), session: bound.id });
-        self.finish(run).await
-    }
-
-    /// The recipient has these rows for good: they are deleted.
-    pub fn acknowledge(self: &Arc<Self>, account: &Arc<Account>, ids: &[u64]) {
-        if ids.is_empty() {
-            return;
-        }
-        self.settle(account, ids);
-        let ops = ids.iter().map(|id| Op::QueueDelete { id: *id }).collect();
-        // Nobody waits for this: if it is lost with the power, the message is delivered once more.
-        drop(self.parts.store.commit(&account.owner, ops));
-    }
-
-    /// The same for a recipient who deletes the rows in a commit of its own (bots).
-    pub fn settle(self: &Arc<Self>, account: &Arc<Account>, ids: &[u64]) {
-        let mut state = account.lock();
-        for id in ids {
-            state.in_flight.remove(id);
-        }
-        state.stored = state.stored.saturating_sub(ids.len());
-        let waits = !state.paused.is_empty();
-        drop(state);
-        if waits {
-            self.resume(account);
-        }
-    }
-
-    /// A session ended. `unacknowledged` are the messages that it was sent and did not acknowledge; with what still
-    /// waits they go, in order, to another session or are kept.
-    pub async fn end(self: &Arc<Self>, bound: &Bound, unacknowledged: Vec<Envelope>) -> Ticket {
-        bound.inbox.close(Closed::Gone);
-        let mut run = Run::default();
-        let mut fx = Effects::default();
-        {
-            let mut state = bound.account.lock();
-            if state.session(bound.id).is_some() {
-                for hook in &self.registry.on_session {
-                    hook.on_session(
-                        SessionEvent::Ended,
-                        bound.id,
-                        &mut self.place(&bound.account, &mut state, &mut fx),
-                    );
-                }
-                state.sessions.retain(|session| session.id != bound.id);
-                state.paused.retain(|(session, _)| *session != bound.id);
-            }
-            // Nothing is kept anew for an account that was removed.
-            if bound.inbox.closed() != Some(Closed::Revoked) {
-                for env in unacknowledged.into_iter().chain(bound.inbox.take()) {
-                    self.again(env, (&bound.account, &mut state), &mut fx, &mut run);
-                }
-            }
-        }
-        run.take(fx);
-        self.finish(run).await
     }
 
     /// Runs the session hooks for an event; their effects are in the ticket.
@@ -545,7 +365,7 @@ impl Router {
         self.finish(run).await
     }
 
-    fn hear(&self, account: &Arc<Account>, session: u64, event: SessionEvent) -> Effects {
+    pub(crate) fn hear(&self, account: &Arc<Account>, session: u64, event: SessionEvent) -> Effects {
         let mut fx = Effects::default();
         let mut state = account.lock();
         for hook in &self.registry.on_session {
@@ -564,7 +384,7 @@ impl Router {
         Ev { env, account, state, fx, hosts: &self.parts.hosts, now_ms: self.parts.clock.now_ms() }
     }
 
-    fn place<'a>(
+    pub(crate) fn place<'a>(
         &'a self,
         account: &'a Arc<Account>,
         state: &'a mut MutexGuard<'_, AccountState>,
@@ -584,69 +404,6 @@ fn answers(host: Host) -> bool {
     matches!(host, Host::Main | Host::Things | Host::Bots)
 }
 
-/// Messages that are handed on or kept when they cannot be delivered.
-fn is_lasting(env: &Envelope) -> bool {
-    matches!(env.head().type_, StanzaType::Message(MessageType::Chat | MessageType::Normal))
-}
-
-fn inbox(session: &SessionEntry) -> Arc<Inbox> {
-    session.inbox.clone()
-}
-
-/// A kept message is durable. If somebody came in the meantime it is for him.
-fn landed(account: &Account, id: u64, env: Envelope) {
-    let mut state = account.lock();
-    // A row that a paused hand-over has passed already, though it landed later, must not be left behind.
-    if is_passed(&state, id) {
-        state.landed.push((id, Some(env)));
-    } else {
-        push_row(&mut state, id, &env);
-    }
-}
-
-/// Gives a durable row to all sessions that take messages, unless a session has it already.
-fn push_row(state: &mut AccountState, id: u64, env: &Envelope) {
-    let inboxes: Vec<_> = state.receivers().map(inbox).collect();
-    if inboxes.is_empty() || !state.in_flight.insert(id) {
-        return;
-    }
-    let mut env = env.clone();
-    if inboxes.len() > 1 {
-        env.meta.reach = Reach::Shared;
-    }
-    for inbox in inboxes {
-        // A session that cannot take it ends; its successor reads the row again.
-        if let Pushed::Refused(_) = inbox.push(env.clone(), Overflow::Detach) {
-            state.in_flight.remove(&id);
-        }
-    }
-}
-
-/// Gives rows to a session, in order, as far as its inbox has room; `after` follows. True if all were given.
-fn hand_over(state: &mut AccountState, session: u64, (after, rows): (&mut u64, Vec<(u64, Option<Envelope>)>)) -> bool {
-    let Some(inbox) = state.session(session).map(|entry| entry.inbox.clone()) else { return false };
-    for (id, env) in rows {
-        if let Some(env) = env.filter(|_| !state.in_flight.contains(&id)) {
-            if inbox.is_half_full() || matches!(inbox.push(env, Overflow::Refuse), Pushed::Refused(_)) {
-                // A row that landed late may have a smaller id than those before it.
-                state.paused.push((session, id.saturating_sub(1).min(*after)));
-                return false;
-            }
-            state.in_flight.insert(id);
-        }
-        *after = id.max(*after);
-    }
-    true
-}
-
-/// All that was kept is handed over: the session takes messages for the account, if it still wants any.
-fn join_in(state: &mut AccountState, session: u64) {
-    if let Some(entry) = state.session(session) {
-        entry.receiving = entry.available && entry.priority >= 0;
-    }
-}
-
-/// Whether a row that becomes free now would be left behind by a hand-over that is under way or pauses behind it.
-fn is_passed(state: &AccountState, id: u64) -> bool {
-    state.flushing > 0 || state.paused.iter().any(|(_, after)| *after >= id)
+fn seat(session: &SessionEntry) -> (u64, Arc<Inbox>) {
+    (session.id, session.inbox.clone())
 }

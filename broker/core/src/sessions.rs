@@ -1,13 +1,15 @@
 //! Accounts in memory and their sessions. One lock per account guards its sessions, its roster and its offline mode.
 
 use crate::{
+    backlog,
     clock::Clock,
     envelope::Envelope,
-    mailbox::{Closed, Mailbox},
+    ledger::Ledger,
+    mailbox::Closed,
     principal::{Host, Hosts, Principal},
     roster::Roster,
 };
-use hashbrown::{HashMap, HashSet};
+use hashbrown::HashMap;
 use parking_lot::{Mutex, MutexGuard};
 use std::{
     hash::{BuildHasher, RandomState},
@@ -16,14 +18,13 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
 };
-use tavi_store::{Owner, SharedStore, StoreError, Table};
+use tavi_store::{IdSource, Owner, SharedStore, StoreError, Table};
 use tavi_xmpp_proto::{
     jid::{BareJid, Jid},
     stanza::Stanza,
 };
 
-/// What waits for one XMPP session or one bot.
-pub type Inbox = Mailbox<Envelope>;
+pub use crate::inbox::Inbox;
 
 /// One session of an account.
 pub struct SessionEntry {
@@ -37,7 +38,7 @@ pub struct SessionEntry {
     pub managed: bool,
     /// It sent available presence.
     pub available: bool,
-    /// It takes messages for the account: available with priority ≥ 0, and what was kept has been handed over.
+    /// It takes messages for the account: available with priority ≥ 0; what was kept comes first.
     pub receiving: bool,
     /// RFC 6121 §4.7.2.3, -128 to 127.
     pub priority: i8,
@@ -58,16 +59,35 @@ pub struct AccountState {
     pub sessions: Vec<SessionEntry>,
     /// Its contacts.
     pub roster: Roster,
-    /// How many rows are kept in its queue; about, for the limit.
-    pub stored: usize,
-    /// Rows that a live session has and did not acknowledge yet.
-    pub(crate) in_flight: HashSet<u64>,
-    /// How many hand-overs of kept messages are under way.
-    pub(crate) flushing: usize,
-    /// Messages that became durable during a hand-over.
-    pub(crate) landed: Vec<(u64, Option<Envelope>)>,
-    /// Hand-overs that wait for room in their session's inbox: the session, and the row that it was given last.
-    pub(crate) paused: Vec<(u64, u64)>,
+    /// What is kept in its queue.
+    pub kept: Kept,
+    /// Which messages its sessions have.
+    pub(crate) ledger: Ledger,
+}
+
+/// How much is kept in an account's queue; about, for the limits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Kept {
+    items: usize,
+    bytes: usize,
+    max: SessionLimits,
+}
+
+impl Kept {
+    /// Whether there is no room for one more.
+    pub fn is_full(&self) -> bool {
+        self.items >= self.max.kept_items || self.bytes >= self.max.kept_bytes
+    }
+
+    pub(crate) fn add(&mut self, bytes: usize) {
+        self.items += 1;
+        self.bytes += bytes;
+    }
+
+    pub(crate) fn remove(&mut self, bytes: usize) {
+        self.items = self.items.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
 }
 
 impl AccountState {
@@ -102,9 +122,14 @@ pub struct Account {
     pub owner: Owner,
     state: Mutex<AccountState>,
     touched_ms: AtomicU64,
+    store: SharedStore,
 }
 
 impl Account {
+    pub(crate) fn store(&self) -> &SharedStore {
+        &self.store
+    }
+
     /// Locks it. Nothing may be awaited while the guard lives.
     pub fn lock(&self) -> MutexGuard<'_, AccountState> {
         self.state.lock()
@@ -125,7 +150,7 @@ pub struct Bound {
 }
 
 /// How much may wait for one session, and how many sessions an account may have.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionLimits {
     /// Stanzas in an inbox.
     pub inbox_items: usize,
@@ -133,11 +158,21 @@ pub struct SessionLimits {
     pub inbox_bytes: usize,
     /// Sessions of one account.
     pub per_account: usize,
+    /// Messages kept for one account.
+    pub kept_items: usize,
+    /// Bytes kept for one account.
+    pub kept_bytes: usize,
 }
 
 impl Default for SessionLimits {
     fn default() -> SessionLimits {
-        SessionLimits { inbox_items: 10_000, inbox_bytes: 4 << 20, per_account: 64 }
+        SessionLimits {
+            inbox_items: 10_000,
+            inbox_bytes: 4 << 20,
+            per_account: 64,
+            kept_items: 1000,
+            kept_bytes: 16 << 20,
+        }
     }
 }
 
@@ -154,15 +189,21 @@ pub struct Sessions {
     next: AtomicU64,
     hosts: Arc<Hosts>,
     store: SharedStore,
+    ids: Arc<IdSource>,
     clock: Arc<dyn Clock>,
     limits: SessionLimits,
 }
 
 impl Sessions {
     /// No accounts yet.
-    pub fn new(hosts: Arc<Hosts>, store: SharedStore, clock: Arc<dyn Clock>, limits: SessionLimits) -> Sessions {
+    pub fn new(
+        hosts: Arc<Hosts>,
+        (store, ids): (SharedStore, Arc<IdSource>),
+        clock: Arc<dyn Clock>,
+        limits: SessionLimits,
+    ) -> Sessions {
         let (shards, hasher) = (Default::default(), RandomState::new());
-        Sessions { shards, hasher, next: AtomicU64::new(1), hosts, store, clock, limits }
+        Sessions { shards, hasher, next: AtomicU64::new(1), hosts, store, ids, clock, limits }
     }
 
     /// The account if it is in memory.
@@ -200,7 +241,10 @@ impl Sessions {
 
     async fn read(&self, jid: &BareJid, owner: Owner) -> Result<Option<Arc<Account>>, StoreError> {
         let Some(principal) = self.hosts.principal(jid) else { return Ok(None) };
-        let mut state = AccountState::default();
+        let size = self.store.queue_size(&owner).await?;
+        let bytes = size.bytes as usize + size.rows as usize * 256;
+        let kept = Kept { items: size.rows as usize, bytes, max: self.limits };
+        let mut state = AccountState { kept, ..AccountState::default() };
         let mut after: Option<Box<str>> = None;
         loop {
             let rows = self.store.list(&owner, Table::Roster, after.as_deref(), 1000).await?;
@@ -208,9 +252,9 @@ impl Sessions {
             after = Some(last.clone());
             rows.iter().for_each(|(item, record)| state.roster.take_row(item, &record.value));
         }
-        state.stored = self.store.queue(&owner, 0, 1000).await?.len();
         let touched_ms = AtomicU64::new(self.clock.now_ms());
-        let fresh = Account { jid: jid.clone(), principal, owner, state: Mutex::new(state), touched_ms };
+        let (store, state) = (self.store.clone(), Mutex::new(state));
+        let fresh = Account { jid: jid.clone(), principal, owner, state, touched_ms, store };
         Ok(Some(self.admit(fresh)))
     }
 
@@ -224,12 +268,11 @@ impl Sessions {
         shard.entry(fresh.jid.clone()).or_insert_with(|| Arc::new(fresh)).clone()
     }
 
-    /// Gives a session a place in its account. A former session with the same resource is closed as replaced
-    /// (RFC 6120 §7.7.2.2). `None` if the account has too many sessions.
-    pub fn bind(&self, account: &Arc<Account>, jid: Jid) -> Option<Bound> {
-        let inbox = Arc::new(Inbox::new(self.limits.inbox_items, self.limits.inbox_bytes));
+    /// Gives a session a place in its account, which is locked; closes a former one with the same resource.
+    pub(crate) fn enter(&self, account: &Arc<Account>, state: &mut AccountState, jid: Jid) -> Option<Bound> {
+        let memory = backlog::Bound { items: self.limits.inbox_items, bytes: self.limits.inbox_bytes };
+        let inbox = Arc::new(Inbox::new(memory, self.ids.clone()));
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let mut state = account.lock();
         if let Some(former) = state.session_at(&jid) {
             former.inbox.close(Closed::Replaced);
         } else if state.sessions.len() >= self.limits.per_account {
@@ -285,7 +328,8 @@ impl Sessions {
         let state = account.lock();
         let mut sent = 0;
         for session in state.receivers() {
-            session.inbox.push(envelope.clone(), crate::mailbox::Overflow::Detach);
+            // Whoever does not read is cut off, and reads the last items when it comes back.
+            session.inbox.push_or_close(envelope.clone());
             sent += 1;
         }
         sent

@@ -26,6 +26,7 @@ pub type LastSave = Box<dyn FnOnce() -> Commit + Send>;
 pub struct Ticket {
     commits: SmallVec<[Commit; 2]>,
     last: Vec<LastSave>,
+    landings: SmallVec<[Deliver; 1]>,
     deliveries: SmallVec<[Deliver; 1]>,
     failed: Option<StoreError>,
 }
@@ -52,7 +53,13 @@ impl Ticket {
         self.last.push(save);
     }
 
-    /// Adds something to be done after all commits.
+    /// Adds something that is done as soon as all commits have landed, though other tickets of the same sender are
+    /// open before this one: what has its place in the receiver's order already. If it is dropped instead, it fails.
+    pub fn land(&mut self, landing: Deliver) {
+        self.landings.push(landing);
+    }
+
+    /// Adds something to be done after all commits, and after what the sender's earlier tickets deliver.
     pub fn then(&mut self, deliver: Deliver) {
         self.deliveries.push(deliver);
     }
@@ -61,6 +68,7 @@ impl Ticket {
     pub fn join(&mut self, other: Ticket) {
         self.commits.extend(other.commits);
         self.last.extend(other.last);
+        self.landings.extend(other.landings);
         self.deliveries.extend(other.deliveries);
         self.failed = self.failed.take().or(other.failed);
     }
@@ -81,6 +89,14 @@ impl Ticket {
         Poll::Ready(self.finish())
     }
 
+    /// Lets land what waits for nothing but commits that have landed.
+    fn poll_landings(&mut self, cx: &mut Context<'_>) {
+        let done = !self.landings.is_empty() && self.last.is_empty() && self.poll_commits(cx).is_ready();
+        if done && self.failed.is_none() {
+            self.landings.drain(..).for_each(|land| land());
+        }
+    }
+
     fn poll_commits(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let failed = &mut self.failed;
         self.commits.retain(|commit| match Pin::new(commit).poll(cx) {
@@ -97,10 +113,11 @@ impl Ticket {
 
     fn finish(&mut self) -> Result<(), StoreError> {
         if let Some(error) = self.failed.take() {
+            self.landings.clear();
             self.deliveries.clear();
             return Err(error);
         }
-        for deliver in self.deliveries.drain(..) {
+        for deliver in self.landings.drain(..).chain(self.deliveries.drain(..)) {
             deliver();
         }
         Ok(())
@@ -157,7 +174,10 @@ impl<A> TicketQueue<A> {
     /// The next ticket in order that is complete, with its result. `Ready(None)` if none is open.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<(A, Result<(), StoreError>)>> {
         let Some((ticket, ..)) = self.open.front_mut() else { return Poll::Ready(None) };
-        let Poll::Ready(result) = ticket.poll_done(cx) else { return Poll::Pending };
+        let Poll::Ready(result) = ticket.poll_done(cx) else {
+            self.open.iter_mut().skip(1).for_each(|(ticket, ..)| ticket.poll_landings(cx));
+            return Poll::Pending;
+        };
         let Some((_, ack, bytes)) = self.open.pop_front() else { return Poll::Ready(None) };
         self.bytes -= bytes;
         if self.open.is_empty() {
@@ -220,6 +240,25 @@ mod tests {
         assert_eq!(poll(&mut queue), Some((1, Ok(()))));
         assert_eq!(poll(&mut queue), Some((2, Ok(()))));
         assert_eq!(*log.lock(), ["first", "second"]);
+    }
+
+    #[test]
+    fn what_has_its_place_lands_with_its_own_commit() {
+        let log = Log::default();
+        let ((_slot, commit), (second_slot, second_commit)) = (Commit::pending(), Commit::pending());
+        let mut first = Ticket::done();
+        first.wait_for(commit);
+        let mut second = Ticket::done();
+        second.wait_for(second_commit);
+        second.land(says(&log, "landed"));
+        second.then(says(&log, "never"));
+        let mut queue = TicketQueue::default();
+        queue.push(first, 1, 10);
+        queue.push(second, 2, 10);
+        assert!(poll(&mut queue).is_none() && log.lock().is_empty());
+        second_slot.resolve(Ok(()));
+        assert!(poll(&mut queue).is_none(), "the first is open");
+        assert_eq!(*log.lock(), ["landed"]);
     }
 
     #[test]

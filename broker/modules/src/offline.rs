@@ -15,9 +15,6 @@ pub const DELAY: Xep = Xep { number: 203, name: "Delayed Delivery", version: "2.
 /// The hints `no-store` and `store`, and `no-copy` in carbons.
 pub const HINTS: Xep = Xep { number: 334, name: "Message Processing Hints", version: "0.4.0", module: "offline" };
 
-/// Messages that are kept for one account.
-pub const MAX_KEPT: usize = 1000;
-
 /// Registers it.
 pub fn register(registry: &mut Registry) {
     // XEP-0160 §4.
@@ -30,7 +27,7 @@ struct Offline;
 impl OnUndelivered for Offline {
     fn on_undelivered(&self, ev: &mut Ev<'_>) -> Flow {
         match verdict(ev.env) {
-            Verdict::Keep if ev.state.stored >= MAX_KEPT => {
+            Verdict::Keep if ev.state.kept.is_full() => {
                 // XEP-0160 §3: a full store answers as if there were none.
                 Flow::Refuse(
                     StanzaError::new(Condition::ServiceUnavailable).text("too many messages wait for this account"),
@@ -80,7 +77,7 @@ fn is_fleeting(namespace: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{MAX_KEPT, Verdict, verdict};
+    use super::{Verdict, verdict};
     use crate::tests::world::World;
     use tavi_xmpp_proto::Stanza;
 
@@ -112,6 +109,9 @@ mod tests {
             assert_eq!(verdict(&Stanza::parse(xml.as_bytes()).unwrap().into()), wanted, "{xml}");
         }
     }
+
+    /// By default.
+    const MAX_KEPT: usize = 1000;
 
     #[tokio::test]
     async fn a_full_store_is_answered() {

@@ -43,7 +43,7 @@ fn came(ev: &mut Ev<'_>, id: u64) -> Flow {
         Ok(priority) => priority,
         Err(error) => return Flow::Refuse(error),
     };
-    if ev.env.stanza.raw().len() > MAX_BYTES {
+    if size(ev.env) > MAX_BYTES {
         return Flow::Refuse(StanzaError::new(Condition::PolicyViolation).text("presence has at most 32 KiB"));
     }
     let Some(session) = ev.state.session(id) else { return Flow::Stop };
@@ -111,6 +111,12 @@ fn directed(ev: &mut Ev<'_>, id: u64, to: Jid) -> Flow {
         session.directed.push(to);
     }
     Flow::Continue
+}
+
+/// All that its sender chose of it: it is kept, and sent to each contact.
+fn size(env: &Envelope) -> usize {
+    let attribute = |text: &Option<Box<str>>| text.as_ref().map_or(0, |text| text.len());
+    env.stanza.raw().len() + attribute(&env.head().id) + attribute(&env.head().lang)
 }
 
 fn undirected(ev: &mut Ev<'_>, id: u64, to: &Jid) -> Flow {

@@ -32,7 +32,7 @@ impl<'a> Book<'a> {
         if !contact.added && contact.request.is_none() {
             self.state.roster.remove(jid);
         }
-        self.fx.save(self.account.owner.clone(), vec![op]);
+        self.fx.save_now(self.account, vec![op]);
         match self.item(jid) {
             Some(after) if before.as_ref() != Some(&after) => self.push(after),
             _ => {}
@@ -43,7 +43,7 @@ impl<'a> Book<'a> {
     pub(crate) fn remove(&mut self, jid: &BareJid) {
         let listed = self.item(jid).is_some();
         self.state.roster.remove(jid);
-        self.fx.save(self.account.owner.clone(), vec![Contact::delete(jid)]);
+        self.fx.save_now(self.account, vec![Contact::delete(jid)]);
         if listed {
             self.push(Element::new(ns::ROSTER, "item").attr("jid", jid.to_string()).attr("subscription", "remove"));
         }

@@ -309,9 +309,13 @@ pub const TEMPLATE: &str = r#"# Tavi's configuration. Every key is optional; wha
 #stanza_bytes = 262144
 #login_seconds = 30         # from connecting to being logged in
 #connections = 100000
-#unacknowledged = 1000      # stanzas, for clients with stream management
+#unacknowledged = 1000      # stanzas on their way to a client with stream management
+#unacknowledged_bytes = 4194304
+#acknowledge_seconds = 60   # for a client that gets nothing more before it acknowledges
 #inbox_stanzas = 10000      # waiting for one session
 #inbox_bytes = 4194304
+#kept_messages = 1000       # for one account that is away
+#kept_bytes = 16777216
 #sessions_per_account = 64
 
 [limits.mqtt]

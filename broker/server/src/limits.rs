@@ -23,9 +23,13 @@ struct Xmpp {
     login_seconds: Option<u64>,
     connections: Option<usize>,
     unacknowledged: Option<usize>,
+    unacknowledged_bytes: Option<usize>,
+    acknowledge_seconds: Option<u64>,
     inbox_stanzas: Option<usize>,
     inbox_bytes: Option<usize>,
     sessions_per_account: Option<usize>,
+    kept_messages: Option<usize>,
+    kept_bytes: Option<usize>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -63,6 +67,8 @@ impl Limits {
         set(&mut config.login_deadline, self.xmpp.login_seconds.map(Duration::from_secs));
         set(&mut config.max_connections, self.xmpp.connections);
         set(&mut config.unacknowledged, self.xmpp.unacknowledged);
+        set(&mut config.unacknowledged_bytes, self.xmpp.unacknowledged_bytes);
+        set(&mut config.acknowledge_deadline, self.xmpp.acknowledge_seconds.map(Duration::from_secs));
         config
     }
 
@@ -72,6 +78,8 @@ impl Limits {
         set(&mut limits.inbox_items, self.xmpp.inbox_stanzas);
         set(&mut limits.inbox_bytes, self.xmpp.inbox_bytes);
         set(&mut limits.per_account, self.xmpp.sessions_per_account);
+        set(&mut limits.kept_items, self.xmpp.kept_messages);
+        set(&mut limits.kept_bytes, self.xmpp.kept_bytes);
         limits
     }
 

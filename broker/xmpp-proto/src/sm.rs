@@ -14,7 +14,6 @@ pub struct StreamManagement<T> {
     /// Stanzas that the peer has acknowledged, modulo 2³².
     acknowledged: u32,
     unacknowledged: VecDeque<T>,
-    limit: usize,
     /// We asked and have no answer yet.
     asked: bool,
 }
@@ -32,11 +31,6 @@ pub enum SmRequest {
     Answer(u32),
 }
 
-/// More stanzas wait for an acknowledgement than the limit allows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("too many stanzas are not acknowledged")]
-pub struct TooManyUnacknowledged;
-
 impl SmRequest {
     /// Reads an element of stream management; `None` when it is none or has a wrong form.
     pub fn read(element: &Element) -> Option<SmRequest> {
@@ -53,10 +47,16 @@ impl SmRequest {
     }
 }
 
+impl<T> Default for StreamManagement<T> {
+    fn default() -> StreamManagement<T> {
+        StreamManagement::new()
+    }
+}
+
 impl<T> StreamManagement<T> {
-    /// Starts counting, at `<enable/>` (XEP-0198 §4). At most `limit` stanzas may wait for an acknowledgement.
-    pub fn new(limit: usize) -> StreamManagement<T> {
-        StreamManagement { handled: 0, acknowledged: 0, unacknowledged: VecDeque::new(), limit, asked: false }
+    /// Starts counting, at `<enable/>` (XEP-0198 §4).
+    pub fn new() -> StreamManagement<T> {
+        StreamManagement { handled: 0, acknowledged: 0, unacknowledged: VecDeque::new(), asked: false }
     }
 
     /// One more stanza of the peer is dealt with: what had to be durable is.
@@ -65,12 +65,8 @@ impl<T> StreamManagement<T> {
     }
 
     /// Notes a stanza that is being sent.
-    ///
-    /// # Errors
-    /// The peer reads but does not acknowledge; the stream is to be closed.
-    pub fn sent(&mut self, item: T) -> Result<(), TooManyUnacknowledged> {
+    pub fn sent(&mut self, item: T) {
         self.unacknowledged.push_back(item);
-        if self.unacknowledged.len() > self.limit { Err(TooManyUnacknowledged) } else { Ok(()) }
     }
 
     /// The peer has handled `h` stanzas; gives those that are new.
@@ -141,9 +137,9 @@ mod tests {
 
     #[test]
     fn what_is_sent_is_acknowledged_in_order() {
-        let mut sm = StreamManagement::new(10);
+        let mut sm = StreamManagement::new();
         for item in ["a", "b", "c"] {
-            sm.sent(item).unwrap();
+            sm.sent(item);
         }
         assert_eq!(text(|out| sm.ask(out)), "<r xmlns='urn:xmpp:sm:3'/>");
         assert_eq!(text(|out| sm.ask(out)), "", "one question at a time");
@@ -154,8 +150,8 @@ mod tests {
 
     #[test]
     fn acknowledging_what_was_not_sent_ends_the_stream() {
-        let mut sm = StreamManagement::new(10);
-        sm.sent(()).unwrap();
+        let mut sm = StreamManagement::new();
+        sm.sent(());
         assert!(sm.acknowledge(2).is_err());
         assert_eq!(sm.acknowledge(1).unwrap().count(), 1);
         assert!(sm.acknowledge(0).is_err(), "counts do not go back");
@@ -163,19 +159,12 @@ mod tests {
 
     #[test]
     fn counts_wrap_around() {
-        let mut sm = StreamManagement { handled: u32::MAX, acknowledged: u32::MAX, ..StreamManagement::new(10) };
+        let mut sm = StreamManagement { handled: u32::MAX, acknowledged: u32::MAX, ..StreamManagement::new() };
         sm.count_handled();
         assert_eq!(text(|out| sm.answer(out)), "<a xmlns='urn:xmpp:sm:3' h='0'/>");
-        sm.sent(1).unwrap();
-        sm.sent(2).unwrap();
+        sm.sent(1);
+        sm.sent(2);
         assert_eq!(sm.acknowledge(1).unwrap().collect::<Vec<_>>(), [1, 2]);
-    }
-
-    #[test]
-    fn the_queue_is_bounded() {
-        let mut sm = StreamManagement::new(1);
-        assert_eq!(sm.sent(()), Ok(()));
-        assert_eq!(sm.sent(()), Err(TooManyUnacknowledged));
     }
 
     #[test]

@@ -15,8 +15,13 @@ pub struct Config {
     pub max_connections: usize,
     /// Of stanzas after login (RFC 6120 §13.12); 256 KiB, 100 levels, 64 attributes by default.
     pub stanza: Limits,
-    /// Stanzas that a client with stream management may leave unacknowledged; 1,000 by default.
+    /// Stanzas that may be on their way to a client with stream management, unacknowledged; 1,000 by default. It gets
+    /// more when it acknowledges.
     pub unacknowledged: usize,
+    /// The same in bytes; 4 MiB by default.
+    pub unacknowledged_bytes: usize,
+    /// How long a client that gets nothing more may take to acknowledge; 60 s by default.
+    pub acknowledge_deadline: Duration,
     /// Silence after which TCP itself asks whether the peer is alive; 120 s by default.
     pub tcp_keepalive: Duration,
 }
@@ -29,6 +34,8 @@ impl Default for Config {
             max_connections: 100_000,
             stanza: Limits::default(),
             unacknowledged: 1_000,
+            unacknowledged_bytes: 4 << 20,
+            acknowledge_deadline: Duration::from_secs(60),
             tcp_keepalive: Duration::from_secs(120),
         }
     }

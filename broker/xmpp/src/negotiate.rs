@@ -324,7 +324,7 @@ async fn place(node: &Node, wanted: &BindWanted) -> Result<(Bound, Attached), St
     // It was removed between login and binding.
     let account = account.ok_or(Condition::NotAuthorized)?;
     let attached = node.attach(&account.principal);
-    let bound = node.parts.sessions.bind(&account, wanted.jid().clone());
+    let bound = node.router.bind(&account, wanted.jid().clone());
     // RFC 6120 §7.6.2.1.
     let full = || StanzaError::new(Condition::ResourceConstraint).text("this account has too many sessions");
     Ok((bound.ok_or_else(full)?, attached))

@@ -4,20 +4,22 @@
 //! connections share, output exists only until it is written, and whatever is rare is boxed.
 
 use std::collections::VecDeque;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use tavi_core::metrics::{Outcome, Protocol};
+use tavi_core::metrics::{Metrics, Outcome, Protocol};
 use tavi_core::node::Attached;
 use tavi_core::sessions::Bound;
-use tavi_core::{Closed, Envelope, Origin, Ticket, TicketQueue};
+use tavi_core::{Bound as Room, Closed, Envelope, Origin, Ticket, TicketQueue};
 use tavi_store::StoreError;
 use tavi_xmpp_proto::ingress::{Incoming, Ingress};
 use tavi_xmpp_proto::sm::{self, SmRequest, StreamManagement};
 use tavi_xmpp_proto::stream::{self, c2s};
 use tavi_xmpp_proto::{Condition, Element, Stanza, StreamCondition, StreamError, ns};
+use tokio::time::Sleep;
 
 use crate::listener::{Entered, Shared};
 use crate::negotiate::Negotiated;
@@ -25,6 +27,9 @@ use crate::wire::Wire;
 
 /// With this much output waiting a session reads nothing, neither from its client nor from its inbox.
 const HIGH_WATER: usize = 64 * 1024;
+
+/// With this much read and not routed a session reads no more. Acknowledgements among it are heeded at once.
+const READ_AHEAD: usize = 128 * 1024;
 
 /// What is owed to the client when a ticket completes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,8 +59,12 @@ impl From<StreamError> for End {
     }
 }
 
-/// A stanza that a client with stream management has not acknowledged; None for what is not sent again.
-type Unacknowledged = Option<Box<Envelope>>;
+/// A stanza that is being routed, its size, and what it is owed.
+struct Routing {
+    route: Pin<Box<dyn Future<Output = Ticket> + Send>>,
+    size: usize,
+    due: Due,
+}
 
 /// The session of one connection.
 pub(crate) struct Session {
@@ -68,15 +77,61 @@ pub(crate) struct Session {
     /// The default language of the client's stream (RFC 6120 §4.7.4).
     lang: Option<Box<str>>,
     tickets: TicketQueue<Due>,
+    /// One stanza at a time is with the core; writes, acknowledgements and the inbox do not wait for it.
+    routing: Option<Routing>,
     /// Read, but not dealt with yet.
-    pending: VecDeque<Incoming>,
+    pending: Pending,
     /// The end that comes behind what is pending.
     ending: Option<End>,
     out: Vec<u8>,
     written: usize,
-    /// Messages in `out`, when there is no stream management to say that they arrived.
-    writing: Vec<Envelope>,
-    management: Option<Box<StreamManagement<Unacknowledged>>>,
+    /// Places of the messages in `out`, when there is no stream management to say that they arrived.
+    writing: Vec<u64>,
+    /// The places of what the client has not acknowledged.
+    management: Option<Box<StreamManagement<u64>>>,
+    /// Runs while the client has to acknowledge before it gets more.
+    deadline: Option<Pin<Box<Sleep>>>,
+}
+
+/// What was read and is not dealt with.
+#[derive(Default)]
+struct Pending {
+    items: VecDeque<Incoming>,
+    bytes: usize,
+    /// `h` of the client's last acknowledgement.
+    acknowledged: Option<u32>,
+}
+
+impl Pending {
+    fn push(&mut self, incoming: Incoming) {
+        if let Incoming::Element(element) = &incoming
+            && let Some(SmRequest::Answer(h)) = SmRequest::read(element)
+        {
+            // It says nothing of what stands before it; who waits for it need not wait for that.
+            self.acknowledged = Some(h);
+            return;
+        }
+        self.bytes += size(&incoming);
+        self.items.push_back(incoming);
+    }
+
+    fn pop(&mut self) -> Option<Incoming> {
+        let incoming = self.items.pop_front()?;
+        self.bytes -= size(&incoming);
+        if self.items.is_empty() {
+            // An idle session keeps no memory for this.
+            self.items = VecDeque::new();
+        }
+        Some(incoming)
+    }
+}
+
+/// About how much something that was read holds.
+fn size(incoming: &Incoming) -> usize {
+    match incoming {
+        Incoming::Stanza(stanza) => stanza.raw().len() + 128,
+        _ => 128,
+    }
 }
 
 impl Session {
@@ -92,12 +147,14 @@ impl Session {
             _attached: attached,
             lang,
             tickets: TicketQueue::default(),
-            pending: VecDeque::new(),
+            routing: None,
+            pending: Pending::default(),
             ending: None,
             out,
             written: 0,
             writing: Vec::new(),
             management: None,
+            deadline: None,
         };
         session.take_bytes(&rest);
         session
@@ -105,45 +162,41 @@ impl Session {
 
     /// Lives until the stream ends.
     pub async fn run(mut self) {
-        let end = loop {
-            match poll_fn(|cx| self.poll_turn(cx)).await {
-                Ok(()) => {}
-                Err(end) => break end,
-            }
-            if let Err(end) = Box::pin(self.work_off()).await {
-                break end;
-            }
-        };
+        let end = poll_fn(|cx| self.poll(cx)).await;
         Box::pin(self.end(end)).await;
     }
 
-    /// Does everything that can be done without waiting; ready when stanzas are to be routed or the session ends.
-    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         loop {
-            self.poll_tickets(cx)?;
-            let stuck = self.poll_write(cx)?;
-            if self.can_work() {
-                return Poll::Ready(Ok(()));
-            }
-            if self.pending.is_empty()
-                && let Some(end) = self.ending.take()
-            {
-                return Poll::Ready(Err(end));
-            }
-            let moved = if stuck { self.poll_only_close(cx)? } else { self.poll_inbox(cx)? };
-            let read = self.can_read() && self.poll_read(cx)?;
-            if !moved && !read {
-                return Poll::Pending;
+            match self.turn(cx) {
+                Ok(true) => {}
+                Ok(false) => return Poll::Pending,
+                Err(end) => return Poll::Ready(end),
             }
         }
     }
 
-    fn can_work(&self) -> bool {
-        !self.pending.is_empty() && !self.tickets.is_full()
+    /// Does everything that can be done without waiting, once; true if something was done.
+    fn turn(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        self.poll_tickets(cx)?;
+        let stuck = self.poll_write(cx)?;
+        let mut moved = self.heed()?;
+        moved |= self.poll_routing(cx);
+        moved |= self.work_off(cx)?;
+        if self.pending.items.is_empty()
+            && self.routing.is_none()
+            && let Some(end) = self.ending.take()
+        {
+            return Err(end);
+        }
+        moved |= if stuck { self.poll_only_close(cx)? } else { self.poll_inbox(cx)? };
+        self.poll_deadline(cx)?;
+        moved |= self.can_read() && self.poll_read(cx)?;
+        Ok(moved)
     }
 
     fn can_read(&self) -> bool {
-        self.pending.is_empty() && self.ending.is_none() && !self.tickets.is_full() && self.out.len() < HIGH_WATER
+        self.pending.bytes < READ_AHEAD && self.ending.is_none() && self.out.len() < HIGH_WATER
     }
 
     /// Acknowledges and delivers what has become durable, in order.
@@ -154,10 +207,12 @@ impl Session {
         Ok(())
     }
 
-    /// Ready when no ticket is open, or when the store has failed.
+    /// Ready when nothing is being routed and no ticket is open, or when the store has failed.
     fn poll_settled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.poll_routing(cx);
         let failed = self.poll_tickets(cx).is_err();
-        if failed || self.tickets.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+        let settled = self.tickets.is_empty() && self.routing.is_none();
+        if failed || settled { Poll::Ready(()) } else { Poll::Pending }
     }
 
     fn complete(&mut self, due: Due, result: Result<(), StoreError>) -> Result<(), End> {
@@ -194,19 +249,18 @@ impl Session {
         if self.writing.is_empty() {
             return;
         }
-        let ids: Vec<u64> = self.writing.drain(..).filter_map(|envelope| envelope.meta.queued).collect();
-        self.writing = Vec::new();
+        let ids = std::mem::take(&mut self.writing);
         self.shared.node.router.acknowledge(&self.bound.account, &ids);
     }
 
-    /// Takes everything that waits in the inbox and makes one write of it.
+    /// Takes what waits in the inbox and makes one write of it.
     fn poll_inbox(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
-        let mut envelopes = Vec::new();
-        match self.bound.inbox.poll_drain(cx, &mut envelopes) {
+        let mut taken = Vec::new();
+        match self.bound.inbox.poll_take(cx, HIGH_WATER, &mut taken) {
             Poll::Pending => Ok(false),
             Poll::Ready(Err(why)) => Err(closed(why)),
             Poll::Ready(Ok(())) => {
-                self.deliver(envelopes)?;
+                self.deliver(taken);
                 Ok(true)
             }
         }
@@ -220,23 +274,38 @@ impl Session {
         }
     }
 
-    fn deliver(&mut self, envelopes: Vec<Envelope>) -> Result<(), End> {
+    fn deliver(&mut self, taken: Vec<(u64, Envelope)>) {
         let delivered = self.shared.node.parts.metrics.messages(Protocol::Xmpp, Outcome::Delivered);
-        let mut fits = Ok(());
-        for envelope in envelopes {
-            let is_message = envelope.stanza.kind() == tavi_xmpp_proto::Kind::Message;
-            delivered.add(u64::from(is_message));
+        for (place, envelope) in taken {
+            delivered.add(u64::from(envelope.stanza.kind() == tavi_xmpp_proto::Kind::Message));
             envelope.write(&mut self.out);
             match &mut self.management {
-                Some(management) => fits = fits.and(management.sent(is_message.then(|| Box::new(envelope)))),
-                None if is_message => self.writing.push(envelope),
+                Some(management) => management.sent(place),
+                None if envelope.is_lasting() => self.writing.push(place),
                 None => {}
             }
         }
         if let Some(management) = &mut self.management {
             management.ask(&mut self.out);
         }
-        fits.map_err(|error| StreamError::new(StreamCondition::ResourceConstraint).text(error.to_string()).into())
+        self.shared.node.router.feed_soon(&self.bound.account, self.bound.id, &self.bound.inbox);
+    }
+
+    /// Who has to acknowledge before it gets more has so much time for it. It loses nothing.
+    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+        if self.management.is_none() || !self.bound.inbox.is_held_up() {
+            self.deadline = None;
+            return Ok(());
+        }
+        let after = self.shared.config.acknowledge_deadline;
+        let deadline = self.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(after)));
+        match deadline.as_mut().poll(cx) {
+            Poll::Pending => Ok(()),
+            Poll::Ready(()) => {
+                let text = "what was sent is not acknowledged";
+                Err(StreamError::new(StreamCondition::ConnectionTimeout).text(text).into())
+            }
+        }
     }
 
     /// Reads once; true when something came.
@@ -254,12 +323,25 @@ impl Session {
         read_all(bytes, &mut self.ingress, &mut self.pending, &mut self.ending);
     }
 
-    /// Routes what was read, as far as the window allows. The only place that waits for the core.
-    async fn work_off(&mut self) -> Result<(), End> {
-        while self.can_work() {
-            let Some(incoming) = self.pending.pop_front() else { break };
+    /// The stanza that is with the core; true when it is routed.
+    fn poll_routing(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(routing) = &mut self.routing else { return false };
+        let Poll::Ready(ticket) = routing.route.as_mut().poll(cx) else { return false };
+        let (due, size) = (routing.due, routing.size);
+        self.routing = None;
+        self.tickets.push(ticket, due, size);
+        true
+    }
+
+    /// Deals with what was read, as far as the window allows and there is room for the answers.
+    fn work_off(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        let mut moved = false;
+        while self.can_work(cx)
+            && let Some(incoming) = self.pending.pop()
+        {
+            moved = true;
             match incoming {
-                Incoming::Stanza(stanza) => self.stanza(stanza).await?,
+                Incoming::Stanza(stanza) => self.stanza(stanza)?,
                 Incoming::Refused(refused) => self.answer(refused.reply()),
                 // RFC 6120 §4.9.1.1: an error ends the stream, and is not answered with another.
                 Incoming::Element(element) if element.is(ns::STREAM, "error") => return Err(End::Closed),
@@ -267,15 +349,19 @@ impl Session {
                 Incoming::Close => return Err(End::Closed),
                 Incoming::Header(_) => return Err(StreamError::from(StreamCondition::NotWellFormed).into()),
             }
+            self.poll_routing(cx);
         }
-        if self.pending.is_empty() {
-            // An idle session keeps no memory for this.
-            self.pending = VecDeque::new();
-        }
-        Ok(())
+        Ok(moved)
     }
 
-    async fn stanza(&mut self, mut stanza: Stanza) -> Result<(), End> {
+    fn can_work(&self, cx: &mut Context<'_>) -> bool {
+        !self.pending.items.is_empty()
+            && self.routing.is_none()
+            && !self.tickets.is_full()
+            && self.bound.inbox.poll_room(cx).is_ready()
+    }
+
+    fn stanza(&mut self, mut stanza: Stanza) -> Result<(), End> {
         c2s::stamp(&mut stanza.head, (&self.bound.jid, self.lang.as_deref()))?;
         if let Some(reply) = c2s::session_reply(&stanza) {
             self.answer(Some(reply));
@@ -286,9 +372,11 @@ impl Session {
             parts.metrics.messages(Protocol::Xmpp, Outcome::Received).add(1);
         }
         let origin = if self.management.is_some() { Origin::Managed } else { Origin::Plain };
-        let size = stanza.raw().len() + 128;
-        let ticket = self.shared.node.route(Envelope::received(stanza, origin, parts.clock.now_ms())).await;
-        self.tickets.push(ticket, self.due(), size);
+        let (size, due) = (stanza.raw().len() + 128, self.due());
+        let mut envelope = Envelope::received(stanza, origin, parts.clock.now_ms());
+        envelope.meta.sender = self.bound.id;
+        let router = self.shared.node.router.clone();
+        self.routing = Some(Routing { route: Box::pin(async move { router.route(envelope).await }), size, due });
         Ok(())
     }
 
@@ -302,7 +390,7 @@ impl Session {
         self.tickets.push(Ticket::done(), self.due(), 0);
         if let Some(mut reply) = reply {
             reply.head.to = Some(self.bound.jid.clone());
-            self.bound.inbox.push(reply.into(), tavi_core::Overflow::Detach);
+            self.bound.inbox.push_or_close(reply.into());
         }
     }
 
@@ -314,7 +402,8 @@ impl Session {
             Some(SmRequest::Ask) if self.management.is_some() => self.tickets.push(Ticket::done(), Due::Answer, 0),
             // XEP-0198 §3: nothing is counted before it is enabled.
             Some(SmRequest::Ask) => sm::write_failed(&mut self.out, Condition::UnexpectedRequest),
-            Some(SmRequest::Answer(h)) => self.acknowledged(h)?,
+            // Heeded when it was read.
+            Some(SmRequest::Answer(_)) => {}
             None if element.ns() == ns::CSI => {}
             _ => return Err(StreamError::from(StreamCondition::UnsupportedStanzaType).into()),
         }
@@ -325,35 +414,49 @@ impl Session {
         if self.management.is_some() {
             return sm::write_failed(&mut self.out, Condition::UnexpectedRequest);
         }
-        self.management = Some(Box::new(StreamManagement::new(self.shared.config.unacknowledged)));
+        // XEP-0198 §4: what was sent before is not counted. The client has read it when it reads the answer.
+        self.all_written();
+        let config = &self.shared.config;
+        let window = Room { items: config.unacknowledged, bytes: config.unacknowledged_bytes };
+        self.bound.inbox.manage(window);
+        self.management = Some(Box::default());
         if let Some(session) = self.bound.account.lock().session(self.bound.id) {
             session.managed = true;
         }
         sm::write_enabled(&mut self.out);
     }
 
-    fn acknowledged(&mut self, h: u32) -> Result<(), End> {
-        let Some(management) = &mut self.management else { return Ok(()) };
-        let ids: Vec<u64> = management.acknowledge(h)?.flatten().filter_map(|envelope| envelope.meta.queued).collect();
+    /// Heeds the client's last acknowledgement, wherever it stands in what was read; true if there was one.
+    fn heed(&mut self) -> Result<bool, End> {
+        let Some(h) = self.pending.acknowledged.take() else { return Ok(false) };
+        let Some(management) = &mut self.management else { return Ok(true) };
+        let places: Vec<u64> = management.acknowledge(h)?.collect();
+        if !places.is_empty() {
+            self.deadline = None;
+        }
+        let had = places.into_iter().filter_map(|place| self.bound.inbox.acknowledge(place));
+        let ids: Vec<u64> = had.filter(Envelope::is_lasting).map(|envelope| envelope.meta.place).collect();
         self.shared.node.router.acknowledge(&self.bound.account, &ids);
-        Ok(())
+        if self.bound.inbox.is_held_up() {
+            management.ask(&mut self.out);
+        }
+        self.shared.node.router.feed_soon(&self.bound.account, self.bound.id, &self.bound.inbox);
+        Ok(true)
     }
 
     /// Says goodbye, lets the open tickets complete, and gives back what the client did not get.
     async fn end(mut self, end: End) {
         note(&end, &self.bound, &self.shared);
         let deadline = self.shared.config.farewell_deadline;
+        // What is still being routed waits for no room from here on.
+        self.bound.inbox.close(Closed::Gone);
         // A client that does not read its last words loses them.
         if let Ok(true) = tokio::time::timeout(deadline, self.farewell(&end)).await {
             self.all_written();
         }
-        let Session { shared, mut wire, bound, entered, tickets, writing, management, .. } = self;
-        tickets.drain(shared.node.parts.metrics.clone());
-        let unacknowledged = match management {
-            Some(management) => management.into_unacknowledged().flatten().map(|envelope| *envelope).collect(),
-            None => writing,
-        };
-        if let Err(error) = shared.node.router.end(&bound, unacknowledged).await.complete().await {
+        let Session { shared, mut wire, bound, entered, tickets, routing, .. } = self;
+        drain(tickets, routing, shared.node.parts.metrics.clone());
+        if let Err(error) = shared.node.router.end(&bound, Vec::new()).await.complete().await {
             tracing::error!(%error, jid = %bound.jid, "what a session left could not be kept");
         }
         drop(entered);
@@ -380,12 +483,26 @@ impl Session {
     }
 }
 
+/// Completes what is open, in order, in a task of its own.
+fn drain(mut tickets: TicketQueue<Due>, routing: Option<Routing>, metrics: Arc<Metrics>) {
+    let Some(mut routing) = routing else { return tickets.drain(metrics) };
+    tokio::spawn(async move {
+        let routed = |cx: &mut Context<'_>| {
+            while let Poll::Ready(Some(_)) = tickets.poll_next(cx) {}
+            routing.route.as_mut().poll(cx)
+        };
+        let ticket = poll_fn(routed).await;
+        tickets.push(ticket, routing.due, routing.size);
+        tickets.drain(metrics);
+    });
+}
+
 /// Reads everything that is complete.
-fn read_all(bytes: &[u8], ingress: &mut Ingress, pending: &mut VecDeque<Incoming>, ending: &mut Option<End>) {
+fn read_all(bytes: &[u8], ingress: &mut Ingress, pending: &mut Pending, ending: &mut Option<End>) {
     let mut input = bytes;
     while ending.is_none() {
         match ingress.next(&mut input) {
-            Ok(Some(incoming)) => pending.push_back(incoming),
+            Ok(Some(incoming)) => pending.push(incoming),
             Ok(None) => return,
             Err(error) => *ending = Some(End::Error(error)),
         }

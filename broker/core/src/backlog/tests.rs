@@ -73,6 +73,9 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// Rows, the last id that was looked at, and whether there was none behind it.
+type Page = (Vec<(u64, Item)>, u64, bool);
+
 struct World {
     backlog: Backlog<Item>,
     window: Bound,
@@ -84,7 +87,7 @@ struct World {
     landed: Vec<Item>,
     /// What must arrive, unless it is acknowledged.
     owed: BTreeMap<u64, Item>,
-    page: Option<(Vec<(u64, Item)>, u64, bool)>,
+    page: Option<Page>,
     flight: Vec<u64>,
     deleting: Vec<u64>,
     /// Given since the last restart.
@@ -152,11 +155,7 @@ impl World {
                     self.backlog.page(rows, upto, end);
                 }
             }
-            Step::PageFailed => {
-                if self.page.take().is_some() {
-                    self.backlog.page_failed();
-                }
-            }
+            Step::PageFailed if self.page.take().is_some() => self.backlog.page_failed(),
             Step::Next(count) => (0..count).for_each(|_| self.next()),
             Step::Acknowledge(at) if at < self.flight.len() => {
                 let id = self.flight.remove(at);
@@ -257,7 +256,8 @@ impl World {
             self.step(Step::Hear(0));
         }
         for _ in 0..2_000 {
-            if self.owed.is_empty() && self.deleting.is_empty() && !self.backlog.is_behind() {
+            let idle = self.backlog.is_empty() && !self.backlog.is_behind() && self.flight.is_empty();
+            if idle && self.deleting.is_empty() {
                 break;
             }
             self.step(Step::Page);

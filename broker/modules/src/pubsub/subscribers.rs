@@ -7,8 +7,8 @@ use std::{
     sync::Arc,
 };
 use tavi_core::{
-    Action, Effect, Envelope, Hosts, Overflow, Parts, Permit, Principal, Publication, Qos, Refusal, Sessions,
-    SubOptions, Subscriber, Topics,
+    Action, Effect, Envelope, Hosts, Parts, Permit, Principal, Publication, Qos, Refusal, Sessions, SubOptions,
+    Subscriber, Topics,
     accounts::Accounts,
     hooks::{OnSession, Place, SessionEvent},
     principal::Host,
@@ -288,7 +288,7 @@ fn tell(sessions: &Sessions, jid: &Jid, notice: &Envelope) {
     let inbox = account.lock().session_at(jid).map(|session| session.inbox.clone());
     if let Some(inbox) = inbox {
         // Whoever does not read is cut off, and reads the last items when it comes back.
-        drop(inbox.push(notice.clone(), Overflow::Detach));
+        inbox.push_or_close(notice.clone());
     }
 }
 

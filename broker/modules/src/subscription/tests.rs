@@ -179,8 +179,8 @@ async fn removing_a_contact_ends_both_subscriptions() {
     juliet.sees_push("<item jid='romeo@localhost' subscription='none'/>");
     juliet.sees("<presence from='romeo@localhost/orchard' type='unavailable'/>");
     juliet.sees_nothing();
-    romeo.sees("<presence from='juliet@localhost/balcony' type='unavailable'/>");
     romeo.sees_push("<item jid='juliet@localhost' subscription='remove'/>");
+    romeo.sees("<presence from='juliet@localhost/balcony' type='unavailable'/>");
     romeo.sees("<iq type='result' id='r'/>");
 }
 

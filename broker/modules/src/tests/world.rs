@@ -70,7 +70,7 @@ impl World {
             self.account(local).await;
         }
         let account = self.node.parts.sessions.account(&jid).await.unwrap().unwrap();
-        let bound = self.node.parts.sessions.bind(&account, jid.with_resource(resource).unwrap()).unwrap();
+        let bound = self.node.router.bind(&account, jid.with_resource(resource).unwrap()).unwrap();
         Person {
             node: self.node.clone(),
             bound,
@@ -94,7 +94,7 @@ impl World {
     pub(crate) async fn bot(&self, name: &str) -> Person {
         let jid = BareJid::new(name, "bots.localhost").unwrap();
         let account = self.node.parts.sessions.seat(&jid).await.unwrap().unwrap();
-        let bound = self.node.parts.sessions.bind(&account, jid.with_resource("bot").unwrap()).unwrap();
+        let bound = self.node.router.bind(&account, jid.with_resource("bot").unwrap()).unwrap();
         self.node.router.open(&bound).await.complete().await.unwrap();
         let mut bot = Person {
             node: self.node.clone(),
@@ -231,7 +231,8 @@ impl Person {
 
     /// Acknowledges what it has seen (XEP-0198).
     pub(crate) fn acks(&mut self) {
-        let ids: Vec<u64> = self.unacknowledged.drain(..).filter_map(|env| env.meta.queued).collect();
+        let ids: Vec<u64> =
+            self.unacknowledged.drain(..).filter(Envelope::is_lasting).map(|env| env.meta.place).collect();
         self.node.router.acknowledge(&self.bound.account, &ids);
     }
 

@@ -1,0 +1,487 @@
+//! What an account's sessions are owed: from the choice of sessions to the acknowledgement, over their ends.
+//!
+//! A message has its place, drawn under the account's lock, in the backlog of each session that was chosen for it; it
+//! leaves when it is durable, if it has to be. The ledger knows who has it. What a session did not acknowledge goes, in
+//! order, to another one or stays in the store; what does not fit into a session's memory is stored and read again.
+
+use crate::{
+    effects::{Effect, Effects},
+    envelope::{Envelope, Origin, Reach},
+    hooks::SessionEvent,
+    mailbox::{Closed, Weigh},
+    router::{Chosen, Router, Run},
+    sessions::{Account, AccountState, Bound, Inbox},
+    ticket::Ticket,
+};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    task::{Context, Waker},
+};
+use tavi_store::{Commit, Op, PageBound, QueuePage, QueueRow, StoreError, id::time_of};
+use tavi_xmpp_proto::{
+    error::{Condition, StanzaError},
+    jid::Jid,
+    ns,
+    stanza::{Stanza, StanzaType},
+};
+
+/// What is read of a queue at once: little, since a read blocks the thread.
+const PAGE: PageBound = PageBound { rows: 256, bytes: 256 * 1024 };
+
+impl Router {
+    /// Gives a session a place in its account. A former session with the same resource is closed as replaced (RFC 6120
+    /// §7.7.2.2), and what it did not acknowledge comes first. `None` if the account has too many sessions.
+    pub fn bind(self: &Arc<Self>, account: &Arc<Account>, jid: Jid) -> Option<Bound> {
+        let (mut run, mut fx) = (Run::default(), Effects::default());
+        let bound = {
+            let mut state = account.lock();
+            let bound = self.parts.sessions.enter(account, &mut state, jid)?;
+            let same = state.sessions.iter().filter(|other| other.jid == bound.jid && other.id != bound.id);
+            let former: Vec<_> = same.map(|other| (other.id, other.inbox.clone())).collect();
+            for (id, inbox) in former {
+                self.disown(account, &mut state, (id, &inbox, Vec::new()), &mut fx, &mut run);
+            }
+            bound
+        };
+        run.take(fx);
+        self.finish_soon(run);
+        Some(bound)
+    }
+
+    /// A session may take messages for the account from now on. For bots; people's sessions get there by presence.
+    pub async fn open(self: &Arc<Self>, bound: &Bound) -> Ticket {
+        if let Some(session) = bound.account.lock().session(bound.id) {
+            session.available = true;
+        }
+        let mut run = Run::default();
+        run.take(self.hear(&bound.account, bound.id, SessionEvent::Available));
+        run.fresh.push(Effect::Flush { account: bound.account.clone(), session: bound.id });
+        self.finish(run).await
+    }
+
+    /// A message that these sessions were chosen for. From a sender with stream management it gets a row before it
+    /// counts as handled (semantics.md).
+    pub(crate) fn owe(
+        self: &Arc<Self>,
+        mut env: Envelope,
+        chosen: Chosen,
+        (account, state): (&Arc<Account>, &mut AccountState),
+        run: &mut Run,
+    ) {
+        let (id, size) = (env.meta.place, env.weight());
+        if wants_row(&env) {
+            if state.kept.is_full() && chosen.iter().all(|(_, inbox)| inbox.is_behind()) {
+                return run.reply(env.refuse(&full()));
+            }
+            run.ticket.wait_for(store(account, state, &mut env));
+        }
+        let holders: Vec<u64> = chosen.iter().map(|(session, _)| *session).collect();
+        let coming = !run.ticket.is_ready();
+        state.ledger.owe(id, &holders, env.meta.queued.map(|_| size), coming);
+        if coming {
+            chosen.iter().for_each(|(_, inbox)| {
+                inbox.coming(id);
+            });
+            run.ticket.land(Landing::new(self, account, env).into_landing());
+        } else {
+            self.give(&chosen, env, (account, state));
+        }
+    }
+
+    /// It has landed, or needs not to: it is in the backlogs from now on.
+    fn give(self: &Arc<Self>, chosen: &Chosen, env: Envelope, (account, state): (&Arc<Account>, &mut AccountState)) {
+        for (session, inbox) in chosen {
+            if let Err(env) = inbox.landed(env.meta.place, env.clone()) {
+                self.turn_away((*session, inbox), *env, (account, state));
+            }
+        }
+    }
+
+    /// A session has no room in memory for a message without a row, so it gets one; or the session is closed.
+    fn turn_away(
+        self: &Arc<Self>,
+        (session, inbox): (u64, &Arc<Inbox>),
+        mut env: Envelope,
+        (account, state): (&Arc<Account>, &mut AccountState),
+    ) {
+        let mut run = Run::default();
+        let (id, size) = (env.meta.place, env.weight());
+        let open = inbox.closed().is_none();
+        if open && !env.has(ns::HINTS, "no-store") && !state.kept.is_full() {
+            run.ticket.wait_for(store(account, state, &mut env));
+            state.ledger.store(id, size);
+            inbox.coming(id);
+            run.ticket.land(Landing::new(self, account, env).into_landing());
+        } else if open {
+            // Nothing is lost silently: the sender hears that there was no room.
+            state.ledger.release_one(id, session);
+            run.reply(env.refuse(&full()));
+        } else if state.ledger.release_one(id, session) {
+            let mut fx = Effects::default();
+            self.again(env, (account, state), &mut fx, &mut run);
+            run.take(fx);
+        }
+        self.finish_soon(run);
+    }
+
+    /// A session ended between choice and delivery: choose again, at once, so that the order stays.
+    pub(crate) fn bounce(self: &Arc<Self>, env: Envelope) {
+        let Some(account) = env.to().and_then(|to| self.parts.sessions.known(&to.to_bare())) else { return };
+        let (mut run, mut fx) = (Run::default(), Effects::default());
+        self.again(env, (&account, &mut account.lock()), &mut fx, &mut run);
+        run.take(fx);
+        self.finish_soon(run);
+    }
+
+    /// Completes what nobody waits for.
+    fn finish_soon(self: &Arc<Self>, mut run: Run) {
+        if run.fresh.is_empty() && run.ticket.is_ready() {
+            // With nothing to wait for, the first poll delivers.
+            let _ = run.ticket.poll_done(&mut Context::from_waker(Waker::noop()));
+            return;
+        }
+        let router = self.clone();
+        tokio::spawn(async move {
+            if let Err(error) = router.finish(run).await.complete().await {
+                tracing::error!(%error, "a message for a session that went away could not be kept");
+            }
+        });
+    }
+
+    /// What a session did not take goes to another session, is kept or is answered. The hooks have seen it.
+    pub(crate) fn again(
+        self: &Arc<Self>,
+        mut env: Envelope,
+        (account, state): (&Arc<Account>, &mut AccountState),
+        fx: &mut Effects,
+        run: &mut Run,
+    ) {
+        let Some(to) = env.to().cloned() else { return };
+        env.meta.own = false;
+        match env.head().type_ {
+            // RFC 6121 §8.5.3.2.3: the resource is gone.
+            StanzaType::Iq(_) => run.reply(env.refuse(&Condition::ServiceUnavailable.into())),
+            StanzaType::Presence(_) => {}
+            StanzaType::Message(_) if env.meta.reach == Reach::Copy => {}
+            StanzaType::Message(_) => self.choose(env, &to, (account, state), fx, run),
+        }
+    }
+
+    /// Keeps what the hooks want kept, still under the lock under which that was decided.
+    pub(crate) fn keep_all(
+        self: &Arc<Self>,
+        account: &Arc<Account>,
+        state: &mut AccountState,
+        fx: &mut Effects,
+        run: &mut Run,
+    ) {
+        for effect in std::mem::take(&mut fx.list) {
+            match effect {
+                Effect::Keep { account: of, envelope } if Arc::ptr_eq(&of, account) => {
+                    self.keep(account, state, envelope, run);
+                }
+                other => fx.list.push(other),
+            }
+        }
+    }
+
+    /// Keeps a message for an account that is away (XEP-0160). If somebody comes meanwhile it is for him.
+    pub(crate) fn keep(
+        self: &Arc<Self>,
+        account: &Arc<Account>,
+        state: &mut AccountState,
+        mut env: Envelope,
+        run: &mut Run,
+    ) {
+        if env.meta.place == 0 {
+            env.meta.place = self.parts.ids.next(self.parts.clock.now_ms());
+        }
+        let size = env.weight();
+        run.ticket.wait_for(store(account, state, &mut env));
+        state.ledger.owe(env.meta.place, &[], Some(size), true);
+        run.ticket.land(Landing::new(self, account, env).into_landing());
+    }
+
+    /// The account's queue is for this session, from its first row on; newer messages come behind.
+    pub(crate) async fn flush(self: &Arc<Self>, account: Arc<Account>, session: u64, run: &mut Run) {
+        {
+            let mut state = account.lock();
+            let Some(entry) = state.session(session).filter(|entry| entry.available && entry.priority >= 0) else {
+                return;
+            };
+            entry.receiving = true;
+            let inbox = entry.inbox.clone();
+            inbox.hand_over(0);
+            for id in state.ledger.take_coming(session) {
+                inbox.coming(id);
+            }
+        }
+        if let Err(error) = self.feed(&account, session).await {
+            run.ticket.join(Ticket::failed(error));
+        }
+    }
+
+    /// Reads the rows that a session has room for.
+    async fn feed(self: &Arc<Self>, account: &Arc<Account>, session: u64) -> Result<(), StoreError> {
+        loop {
+            let Some((inbox, after)) = next_read(account, session) else { return Ok(()) };
+            let page = self.parts.store.queue_page(&account.owner, after, PAGE).await;
+            self.take_page(account, (session, &inbox), after, page)?;
+            // Nobody else on this thread waits for the whole of it.
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// A page that was read behind `after`.
+    fn take_page(
+        &self,
+        account: &Account,
+        (session, inbox): (u64, &Inbox),
+        after: u64,
+        page: Result<QueuePage, StoreError>,
+    ) -> Result<(), StoreError> {
+        let mut state = account.lock();
+        state.ledger.end_read();
+        let page = page.inspect_err(|_| inbox.page_failed())?;
+        let upto = page.rows.last().map_or(after, |row| row.id);
+        let rows = page.rows.into_iter().filter_map(|row| self.kept_envelope(row, session, &mut state)).collect();
+        inbox.page(rows, upto, page.end);
+        Ok(())
+    }
+
+    /// A session has room again: more is read for it, if there is more.
+    pub fn feed_soon(self: &Arc<Self>, account: &Arc<Account>, session: u64, inbox: &Inbox) {
+        if !inbox.is_behind() {
+            return;
+        }
+        let (router, account) = (self.clone(), account.clone());
+        tokio::spawn(async move {
+            if let Err(error) = router.feed(&account, session).await {
+                tracing::error!(%error, account = %account.jid, "kept messages could not be read");
+            }
+        });
+    }
+
+    /// A row as it goes to this session, unless another one has it.
+    fn kept_envelope(&self, row: QueueRow, session: u64, state: &mut AccountState) -> Option<(u64, Envelope)> {
+        if !state.ledger.take_row(row.id, session, row.value.len() + 256) {
+            return None;
+        }
+        let Ok(stanza) = Stanza::parse(&row.value) else {
+            tracing::error!(id = row.id, "a kept message is damaged");
+            return None;
+        };
+        let mut env: Envelope = stanza.into();
+        (env.meta.place, env.meta.queued) = (row.id, Some(row.id));
+        self.add_delay(&mut env);
+        Some((row.id, env))
+    }
+
+    /// XEP-0198 §4, XEP-0203: what does not come at once carries its time.
+    fn add_delay(&self, env: &mut Envelope) {
+        if !env.has(ns::DELAY, "delay") && !env.was_delayed() {
+            env.add_delay(self.parts.sessions.domain(), time_of(env.meta.place));
+        }
+    }
+
+    /// The recipient has these messages for good: their rows are deleted.
+    pub fn acknowledge(self: &Arc<Self>, account: &Arc<Account>, ids: &[u64]) {
+        if ids.is_empty() {
+            return;
+        }
+        let mut state = account.lock();
+        let (rows, holders) = settle(&mut state, ids);
+        if !rows.is_empty() {
+            let ops = rows.iter().map(|id| Op::QueueDelete { id: *id }).collect();
+            // Nobody waits for this: if it is lost with the power, the message is delivered once more.
+            let commit = self.parts.store.commit(&account.owner, ops);
+            state.ledger.deleting(rows, commit);
+        }
+        drop(state);
+        holders.iter().for_each(|(session, inbox)| self.feed_soon(account, *session, inbox));
+    }
+
+    /// The same for a recipient who has deleted the rows in a commit of its own (bots).
+    pub fn settle(self: &Arc<Self>, account: &Arc<Account>, ids: &[u64]) {
+        let mut state = account.lock();
+        let (rows, holders) = settle(&mut state, ids);
+        state.ledger.deleting(rows, Commit::ready(Ok(())));
+        drop(state);
+        holders.iter().for_each(|(session, inbox)| self.feed_soon(account, *session, inbox));
+    }
+
+    /// A session ended. What it did not acknowledge and what still waits go, in order, to another session or are kept;
+    /// `left` is what it took without having to acknowledge it and did not deal with.
+    pub async fn end(self: &Arc<Self>, bound: &Bound, left: Vec<Envelope>) -> Ticket {
+        bound.inbox.close(Closed::Gone);
+        let (mut run, mut fx) = (Run::default(), Effects::default());
+        {
+            let mut state = bound.account.lock();
+            if state.session(bound.id).is_some() {
+                for hook in &self.registry.on_session {
+                    let mut place = self.place(&bound.account, &mut state, &mut fx);
+                    hook.on_session(SessionEvent::Ended, bound.id, &mut place);
+                }
+                state.sessions.retain(|session| session.id != bound.id);
+            }
+            self.disown(&bound.account, &mut state, (bound.id, &bound.inbox, left), &mut fx, &mut run);
+        }
+        run.take(fx);
+        self.finish(run).await
+    }
+
+    /// What a session was owed is owed to others from now on.
+    fn disown(
+        self: &Arc<Self>,
+        account: &Arc<Account>,
+        state: &mut AccountState,
+        (session, inbox, left): (u64, &Arc<Inbox>, Vec<Envelope>),
+        fx: &mut Effects,
+        run: &mut Run,
+    ) {
+        let free = state.ledger.release(session);
+        let items = inbox.end().into_iter().map(|(_, env)| env);
+        // Nothing is kept anew for an account that was removed.
+        if inbox.closed() == Some(Closed::Revoked) {
+            return;
+        }
+        let mut owed = BTreeMap::new();
+        for env in items.chain(left) {
+            if env.is_lasting() {
+                owed.insert(env.meta.place, env);
+            } else {
+                self.again(env, (account, state), fx, run);
+            }
+        }
+        let mut unread = None;
+        for (id, row, coming) in free {
+            match owed.remove(&id) {
+                Some(mut env) => {
+                    self.add_delay(&mut env);
+                    self.again(env, (account, state), fx, run);
+                }
+                None if coming => pass_on(state, id),
+                None => unread = unread.or(row.map(|_| id)),
+            }
+        }
+        if let Some(first) = unread {
+            self.read_again(account, state, first);
+        }
+    }
+
+    /// Rows from `first` on were a session's that is gone, and lie in the store only: another one reads them.
+    fn read_again(self: &Arc<Self>, account: &Arc<Account>, state: &AccountState, first: u64) {
+        if let Some(heir) = state.receivers().next() {
+            heir.inbox.hand_over(first - 1);
+            self.feed_soon(account, heir.id, &heir.inbox);
+        }
+    }
+}
+
+/// A message whose commit, or that of what goes before it, has not landed. Dropped, it has failed.
+struct Landing {
+    router: Arc<Router>,
+    account: Arc<Account>,
+    envelope: Option<Envelope>,
+    place: u64,
+}
+
+impl Landing {
+    fn new(router: &Arc<Router>, account: &Arc<Account>, envelope: Envelope) -> Landing {
+        let place = envelope.meta.place;
+        Landing { router: router.clone(), account: account.clone(), envelope: Some(envelope), place }
+    }
+
+    fn into_landing(self) -> crate::ticket::Deliver {
+        Box::new(move || self.land())
+    }
+
+    /// Whoever it is owed to by now gets it. A stored one that is nobody's waits in the store.
+    fn land(mut self) {
+        let Some(env) = self.envelope.take() else { return };
+        let mut state = self.account.lock();
+        let holders = state.ledger.landed(self.place);
+        let chosen: Chosen =
+            holders.iter().filter_map(|id| state.session(*id).map(|s| (*id, s.inbox.clone()))).collect();
+        if !holders.is_empty() {
+            return self.router.give(&chosen, env, (&self.account, &mut state));
+        }
+        drop(state);
+        if env.meta.queued.is_none() {
+            self.router.bounce(env);
+        }
+    }
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        if self.envelope.is_none() {
+            return;
+        }
+        let mut state = self.account.lock();
+        let Some(settled) = state.ledger.settle(self.place) else { return };
+        settled.row.iter().for_each(|size| state.kept.remove(*size));
+        for holder in settled.holders {
+            if let Some(session) = state.session(holder) {
+                session.inbox.failed(self.place);
+            }
+        }
+    }
+}
+
+/// The commit of a message's row. It is counted from now on.
+fn store(account: &Account, state: &mut AccountState, env: &mut Envelope) -> Commit {
+    let id = env.meta.place;
+    env.meta.queued = Some(id);
+    state.kept.add(env.weight());
+    account.store().commit(&account.owner, vec![Op::QueuePush { id, value: env.to_bytes() }])
+}
+
+/// The seat of a session that has room for a page, and behind which row the page begins.
+fn next_read(account: &Account, session: u64) -> Option<(Arc<Inbox>, u64)> {
+    let mut state = account.lock();
+    let inbox = state.session(session)?.inbox.clone();
+    let after = inbox.wants()?;
+    state.ledger.begin_read();
+    Some((inbox, after))
+}
+
+/// What is coming and nobody's is for those who take messages now; if there are none, it will wait in the store.
+fn pass_on(state: &mut AccountState, id: u64) {
+    let heirs: Vec<(u64, Arc<Inbox>)> = state.receivers().map(|s| (s.id, s.inbox.clone())).collect();
+    for (session, inbox) in heirs {
+        if inbox.coming(id) {
+            state.ledger.add_holder(id, session);
+        }
+    }
+}
+
+/// Notes that messages were acknowledged: which of them have rows, and whose backlogs have room by that.
+fn settle(state: &mut AccountState, ids: &[u64]) -> (Vec<u64>, Chosen) {
+    let (mut rows, mut with_room) = (Vec::new(), Chosen::new());
+    for id in ids {
+        let Some(settled) = state.ledger.settle(*id) else { continue };
+        if let Some(size) = settled.row {
+            state.kept.remove(size);
+            rows.push(*id);
+        }
+        for holder in settled.holders {
+            let Some(session) = state.session(holder) else { continue };
+            session.inbox.acknowledge(*id);
+            if !with_room.iter().any(|(id, _)| *id == holder) {
+                with_room.push((holder, session.inbox.clone()));
+            }
+        }
+    }
+    (rows, with_room)
+}
+
+fn wants_row(env: &Envelope) -> bool {
+    env.meta.origin == Origin::Managed && env.meta.queued.is_none() && !env.has(ns::HINTS, "no-store")
+}
+
+/// XEP-0160 §3: a full store answers as if there were none.
+fn full() -> StanzaError {
+    StanzaError::new(Condition::ServiceUnavailable).text("too many messages wait for this account")
+}

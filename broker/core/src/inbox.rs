@@ -1,0 +1,295 @@
+//! The seat of one XMPP session or bot, as senders and its connection see it: a [`Backlog`] behind a lock, with wakers.
+
+use crate::{
+    backlog::{Backlog, Bound},
+    envelope::Envelope,
+    mailbox::Closed,
+};
+use parking_lot::Mutex;
+use std::{
+    future::poll_fn,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
+use tavi_store::IdSource;
+
+/// What is owed to one session or bot. No sender ever waits.
+pub struct Inbox {
+    state: Mutex<State>,
+    ids: Arc<IdSource>,
+    memory: Bound,
+}
+
+struct State {
+    backlog: Backlog<Envelope>,
+    /// Everything taken is in flight until acknowledged (XEP-0198); else only messages.
+    managed: bool,
+    closed: Option<Closed>,
+    waker: Option<Waker>,
+    /// The receiver, when it waits for nothing but the end.
+    closer: Option<Waker>,
+    /// Its own sender, when it waits for room.
+    maker: Option<Waker>,
+}
+
+/// Without acknowledgements the receiver itself is the window: it takes what it can write.
+const OPEN: Bound = Bound { items: usize::MAX, bytes: usize::MAX };
+
+impl Inbox {
+    /// An empty one, with so much room in memory. `ids` draws places for what has none.
+    pub fn new(memory: Bound, ids: Arc<IdSource>) -> Inbox {
+        let state = State {
+            backlog: Backlog::new(memory, OPEN),
+            managed: false,
+            closed: None,
+            waker: None,
+            closer: None,
+            maker: None,
+        };
+        Inbox { state: Mutex::new(state), ids, memory }
+    }
+
+    /// From now on what is taken stays in flight until it is acknowledged, and so much may be in flight.
+    pub fn manage(&self, window: Bound) {
+        let mut state = self.state.lock();
+        state.managed = true;
+        state.backlog.attach(window);
+    }
+
+    /// Puts an envelope at the end.
+    ///
+    /// # Errors
+    /// The envelope, if the seat is closed or has no room and it is not stored.
+    pub fn push(&self, envelope: Envelope) -> Result<(), Box<Envelope>> {
+        let mut state = self.state.lock();
+        let id = self.place(&envelope);
+        self.put(&mut state, id, envelope)
+    }
+
+    /// The same; who has no room is cut off. For what is not worth keeping.
+    pub fn push_or_close(&self, envelope: Envelope) {
+        if self.push(envelope).is_err() {
+            self.close(Closed::Overflow);
+        }
+    }
+
+    /// Notes that something is coming under `id`; nothing behind it leaves before. False if the seat is closed.
+    pub(crate) fn coming(&self, id: u64) -> bool {
+        let mut state = self.state.lock();
+        if state.closed.is_none() {
+            state.backlog.coming(id);
+        }
+        state.closed.is_none()
+    }
+
+    /// Draws the next place and notes that something is coming under it; `None` if the seat is closed.
+    pub(crate) fn reserve(&self) -> Option<u64> {
+        let mut state = self.state.lock();
+        if state.closed.is_some() {
+            return None;
+        }
+        let id = self.ids.next(0);
+        state.backlog.coming(id);
+        Some(id)
+    }
+
+    /// What was coming is there; gives it back like [`push`](Self::push).
+    pub(crate) fn landed(&self, id: u64, envelope: Envelope) -> Result<(), Box<Envelope>> {
+        self.put(&mut self.state.lock(), id, envelope)
+    }
+
+    /// What was coming will not come.
+    pub(crate) fn failed(&self, id: u64) {
+        let mut state = self.state.lock();
+        state.backlog.failed(id);
+        state.wake_receiver();
+    }
+
+    fn place(&self, envelope: &Envelope) -> u64 {
+        match envelope.meta.place {
+            place if place != 0 && envelope.is_lasting() => place,
+            _ => self.ids.next(0),
+        }
+    }
+
+    fn put(&self, state: &mut State, id: u64, envelope: Envelope) -> Result<(), Box<Envelope>> {
+        if state.closed.is_some() {
+            return Err(Box::new(envelope));
+        }
+        let result = state.backlog.landed(id, envelope).map_err(Box::new);
+        // What was behind it may go even if it itself did not stay.
+        state.wake_receiver();
+        result
+    }
+
+    /// The rows behind `after` are for this seat.
+    pub(crate) fn hand_over(&self, after: u64) {
+        self.state.lock().backlog.hand_over(after);
+    }
+
+    /// See [`Backlog::wants`].
+    pub(crate) fn wants(&self) -> Option<u64> {
+        let mut state = self.state.lock();
+        if state.closed.is_some() { None } else { state.backlog.wants() }
+    }
+
+    /// Whether rows have to be read for it, now or when there is room.
+    pub fn is_behind(&self) -> bool {
+        self.state.lock().backlog.is_behind()
+    }
+
+    /// See [`Backlog::page`].
+    pub(crate) fn page(&self, rows: Vec<(u64, Envelope)>, upto: u64, end: bool) {
+        let mut state = self.state.lock();
+        state.backlog.page(rows, upto, end);
+        state.wake_receiver();
+    }
+
+    /// See [`Backlog::page_failed`].
+    pub(crate) fn page_failed(&self) {
+        self.state.lock().backlog.page_failed();
+    }
+
+    /// The receiver has this one for good.
+    pub fn acknowledge(&self, id: u64) -> Option<Envelope> {
+        let mut state = self.state.lock();
+        let envelope = state.backlog.acknowledge(id);
+        // The account remembers what is being deleted.
+        state.backlog.deleted(id);
+        state.wake_receiver();
+        envelope
+    }
+
+    /// Closes it for senders. What waits can still be received. The first reason stands.
+    pub fn close(&self, why: Closed) {
+        let mut state = self.state.lock();
+        state.closed.get_or_insert(why);
+        state.wake_all();
+    }
+
+    /// Why it is closed, if it is.
+    pub fn closed(&self) -> Option<Closed> {
+        self.state.lock().closed
+    }
+
+    /// The end of the seat: all that is owed and in memory, with its places.
+    pub(crate) fn end(&self) -> Vec<(u64, Envelope)> {
+        self.state.lock().backlog.end()
+    }
+
+    /// Moves what may leave into `out`, with its places, as far as about `bytes`. Ready with `Err` once it is closed
+    /// and empty; pending when nothing may leave.
+    pub fn poll_take(
+        &self,
+        cx: &mut Context<'_>,
+        bytes: usize,
+        out: &mut Vec<(u64, Envelope)>,
+    ) -> Poll<Result<(), Closed>> {
+        let mut state = self.state.lock();
+        if state.take(bytes, out) {
+            return Poll::Ready(Ok(()));
+        }
+        if let Some(why) = state.closed {
+            return Poll::Ready(Err(why));
+        }
+        keep(&mut state.waker, cx);
+        Poll::Pending
+    }
+
+    /// Ready with the reason once it is closed, whatever still waits in it. For a receiver that can not take anything
+    /// just now: items do not wake it, the end does.
+    pub fn poll_closed(&self, cx: &mut Context<'_>) -> Poll<Closed> {
+        let mut state = self.state.lock();
+        if let Some(why) = state.closed {
+            return Poll::Ready(why);
+        }
+        keep(&mut state.closer, cx);
+        Poll::Pending
+    }
+
+    /// Waits for envelopes and moves all that may leave into `out`.
+    ///
+    /// # Errors
+    /// The reason, once it is closed and nothing may leave.
+    pub async fn drain(&self, out: &mut Vec<Envelope>) -> Result<(), Closed> {
+        let mut taken = Vec::new();
+        poll_fn(|cx| self.poll_take(cx, usize::MAX, &mut taken)).await?;
+        out.extend(taken.into_iter().map(|(_, envelope)| envelope));
+        Ok(())
+    }
+
+    /// Takes what may leave, without waiting.
+    pub fn take(&self) -> Vec<Envelope> {
+        let mut taken = Vec::new();
+        self.state.lock().take(usize::MAX, &mut taken);
+        taken.into_iter().map(|(_, envelope)| envelope).collect()
+    }
+
+    /// Whether its own session may make more for it: less than half the room in memory is taken, it is closed, or
+    /// what takes the room cannot leave yet.
+    pub fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.state.lock();
+        let backlog = &state.backlog;
+        let full = backlog.len() * 2 >= self.memory.items.max(2) || backlog.bytes() * 2 >= self.memory.bytes;
+        if !full || state.closed.is_some() || !backlog.is_ready() {
+            return Poll::Ready(());
+        }
+        keep(&mut state.maker, cx);
+        Poll::Pending
+    }
+
+    /// Whether the receiver has to acknowledge before it gets more.
+    pub fn is_held_up(&self) -> bool {
+        self.state.lock().backlog.is_held_up()
+    }
+
+    /// How many envelopes wait in memory.
+    pub fn len(&self) -> usize {
+        self.state.lock().backlog.len()
+    }
+
+    /// Whether nothing waits in memory.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl State {
+    /// True if something left.
+    fn take(&mut self, bytes: usize, out: &mut Vec<(u64, Envelope)>) -> bool {
+        use crate::mailbox::Weigh;
+        let (before, mut taken) = (out.len(), 0);
+        while taken < bytes
+            && let Some(given) = self.backlog.next()
+        {
+            taken += given.item.weight();
+            if !self.managed && !given.item.is_lasting() {
+                self.backlog.acknowledge(given.id);
+            }
+            out.push((given.id, given.item));
+        }
+        if let Some(maker) = self.maker.take() {
+            maker.wake();
+        }
+        out.len() > before
+    }
+
+    fn wake_receiver(&mut self) {
+        if self.backlog.is_ready()
+            && let Some(waker) = self.waker.take()
+        {
+            waker.wake();
+        }
+    }
+
+    fn wake_all(&mut self) {
+        let wakers = [self.waker.take(), self.closer.take(), self.maker.take()];
+        wakers.into_iter().flatten().for_each(Waker::wake);
+    }
+}
+
+fn keep(slot: &mut Option<Waker>, cx: &Context<'_>) {
+    if !slot.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+        *slot = Some(cx.waker().clone());
+    }
+}

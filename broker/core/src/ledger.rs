@@ -1,0 +1,160 @@
+//! Which of an account's messages are owed to which of its sessions: each goes to another session, or is kept, only
+//! when the last one that had it is gone and none has acknowledged it.
+
+use smallvec::SmallVec;
+use std::{
+    collections::{BTreeMap, HashSet, VecDeque},
+    pin::Pin,
+    task::{Context, Poll, Waker},
+};
+use tavi_store::Commit;
+
+/// One message.
+#[derive(Debug, Default)]
+struct Entry {
+    /// The numbers of the sessions that it is owed to.
+    holders: SmallVec<[u64; 2]>,
+    /// Its row's size, if it has or gets one.
+    row: Option<usize>,
+    /// Its commit has not landed.
+    coming: bool,
+}
+
+/// The messages of one account that somebody has, and the rows that are about to go.
+#[derive(Default)]
+pub(crate) struct Ledger {
+    owed: BTreeMap<u64, Entry>,
+    deleting: VecDeque<(Commit, Vec<u64>)>,
+    /// Rows that a page which is being read may still have.
+    gone: HashSet<u64>,
+    /// Pages that are being read.
+    reads: usize,
+}
+
+/// What was settled: whether there is a row to be deleted, of which size, and who had it.
+pub(crate) struct Settled {
+    pub(crate) holders: SmallVec<[u64; 2]>,
+    pub(crate) row: Option<usize>,
+}
+
+impl Ledger {
+    /// Notes a message and to whom it is owed. `coming`: its commit has not landed.
+    pub(crate) fn owe(&mut self, id: u64, holders: &[u64], row: Option<usize>, coming: bool) {
+        self.owed.insert(id, Entry { holders: holders.into(), row, coming });
+    }
+
+    /// It was decided to store a message that somebody has.
+    pub(crate) fn store(&mut self, id: u64, row: usize) {
+        if let Some(entry) = self.owed.get_mut(&id) {
+            (entry.row, entry.coming) = (Some(row), true);
+        }
+    }
+
+    /// The commit of a message has landed: whose it is. One that is nobody's stays in the store and is forgotten here.
+    pub(crate) fn landed(&mut self, id: u64) -> SmallVec<[u64; 2]> {
+        let Some(entry) = self.owed.get_mut(&id) else { return SmallVec::new() };
+        entry.coming = false;
+        let holders = entry.holders.clone();
+        if holders.is_empty() {
+            self.owed.remove(&id);
+        }
+        holders
+    }
+
+    /// It is settled, in whatever way.
+    pub(crate) fn settle(&mut self, id: u64) -> Option<Settled> {
+        self.owed.remove(&id).map(|entry| Settled { holders: entry.holders, row: entry.row })
+    }
+
+    /// Messages that will be stored and are nobody's yet: now they are this session's.
+    pub(crate) fn take_coming(&mut self, session: u64) -> Vec<u64> {
+        let mut taken = Vec::new();
+        for (id, entry) in self.owed.iter_mut().filter(|(_, entry)| entry.coming && entry.holders.is_empty()) {
+            entry.holders.push(session);
+            taken.push(*id);
+        }
+        taken
+    }
+
+    /// A stored row that was read for a session: whether it may have it.
+    pub(crate) fn take_row(&mut self, id: u64, session: u64, size: usize) -> bool {
+        if self.gone.contains(&id) {
+            return false;
+        }
+        match self.owed.get(&id) {
+            Some(entry) => entry.holders.contains(&session),
+            None => {
+                self.owe(id, &[session], Some(size), false);
+                true
+            }
+        }
+    }
+
+    /// A session gives up one message; whether nobody has it any more.
+    pub(crate) fn release_one(&mut self, id: u64, session: u64) -> bool {
+        let Some(entry) = self.owed.get_mut(&id) else { return false };
+        entry.holders.retain(|holder| *holder != session);
+        let last = entry.holders.is_empty();
+        if last {
+            self.owed.remove(&id);
+        }
+        last
+    }
+
+    /// A message is owed to one more session.
+    pub(crate) fn add_holder(&mut self, id: u64, session: u64) {
+        if let Some(entry) = self.owed.get_mut(&id) {
+            entry.holders.push(session);
+        }
+    }
+
+    /// A session is gone: the messages that nobody has any more, and whether each has a row and is still coming.
+    pub(crate) fn release(&mut self, session: u64) -> Vec<(u64, Option<usize>, bool)> {
+        let mut free = Vec::new();
+        for (id, entry) in &mut self.owed {
+            let before = entry.holders.len();
+            entry.holders.retain(|holder| *holder != session);
+            if before > 0 && entry.holders.is_empty() {
+                free.push((*id, entry.row, entry.coming));
+            }
+        }
+        // One that is coming is found when it lands.
+        self.owed.retain(|_, entry| entry.coming || !entry.holders.is_empty());
+        free
+    }
+
+    /// Rows that are being deleted; `commit` is that of the deletion.
+    pub(crate) fn deleting(&mut self, ids: Vec<u64>, commit: Commit) {
+        self.gone.extend(&ids);
+        self.deleting.push_back((commit, ids));
+        self.tidy();
+    }
+
+    /// A page is about to be read.
+    pub(crate) fn begin_read(&mut self) {
+        self.tidy();
+        self.reads += 1;
+    }
+
+    /// It was read, and looked through.
+    pub(crate) fn end_read(&mut self) {
+        self.reads -= 1;
+    }
+
+    /// Forgets what is deleted: a page that is read from now on does not have it.
+    fn tidy(&mut self) {
+        let mut cx = Context::from_waker(Waker::noop());
+        while self.reads == 0
+            && let Some((commit, _)) = self.deleting.front_mut()
+            && let Poll::Ready(_) = Pin::new(commit).poll(&mut cx)
+        {
+            let Some((_, ids)) = self.deleting.pop_front() else { break };
+            for id in ids {
+                self.gone.remove(&id);
+            }
+        }
+        if self.gone.is_empty() && self.deleting.is_empty() {
+            (self.gone, self.deleting) = (HashSet::new(), VecDeque::new());
+        }
+    }
+}
