@@ -116,9 +116,16 @@ impl Publication {
         self.item.as_deref().map_or_else(|| self.id.to_string(), str::to_owned)
     }
 
-    /// About how many bytes it holds.
+    /// About how many bytes it holds, without its shared encoded forms.
     pub fn weight(&self) -> usize {
         self.payload.len() + self.topic.len() + 128
+    }
+
+    /// About how many bytes it takes in memory as it is now.
+    pub fn resident(&self) -> usize {
+        let Rendered { mqtt, event, coap, stored, .. } = &self.rendered;
+        let forms = [mqtt, event, coap, stored].into_iter().filter_map(OnceLock::get);
+        size_of::<Publication>() + 64 + self.payload.len() + self.topic.len() + forms.map(Bytes::len).sum::<usize>()
     }
 
     /// Whether it has expired at `now_ms` (MQTT 5 §3.3.2.3.3).

@@ -19,7 +19,7 @@ pub fn body(publication: &Publication) -> &Bytes {
 /// The seconds that a publication has left at `now_ms`, if it expires at all (MQTT 5.0 §3.3.2.3.3).
 pub fn expiry(publication: &Publication, now_ms: u64) -> Option<u32> {
     let at = publication.properties.as_ref()?.expires_ms?;
-    Some(at.saturating_sub(now_ms).div_ceil(1000).min(u64::from(u32::MAX)) as u32)
+    Some((at.saturating_sub(now_ms) / 1000).min(u64::from(u32::MAX)) as u32)
 }
 
 fn wire_properties(publication: &Publication) -> PublishProperties {

@@ -16,8 +16,10 @@ use std::{
 
 /// Background threads for flushes and compactions (storage.md: one or two).
 const WORKERS: usize = 2;
-/// The journals are flushed to tables when they pass this size.
-const MAX_JOURNAL: u64 = 128 << 20;
+/// The journals are flushed to tables when they pass this size; what they hold is in memory too.
+const MAX_JOURNAL: u64 = 64 << 20;
+/// What one family holds in memory before it is flushed to a table: a dozen of them share the memory.
+const MEMTABLE: u64 = 8 << 20;
 
 /// An open fjall.
 pub(crate) struct Fjall {
@@ -33,7 +35,8 @@ impl Fjall {
         // It meets some damage with a panic; to us that is an error like the others.
         let opened = panic::catch_unwind(AssertUnwindSafe(|| builder.open()));
         let db = opened.map_err(|_| StoreError::Corrupt("fjall panicked while it opened".into()))?.map_err(fault)?;
-        let keyspaces = Family::ALL.iter().map(|family| db.keyspace(family.name(), KeyspaceCreateOptions::default));
+        let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE);
+        let keyspaces = Family::ALL.iter().map(|family| db.keyspace(family.name(), options));
         let keyspaces = keyspaces.collect::<Result<_, _>>().map_err(fault)?;
         Ok(Fjall { keyspaces, db })
     }

@@ -207,6 +207,10 @@ impl Topics {
 pub(super) fn retained_op(publication: &Publication) -> Op {
     let (table, item, id) = (Table::Retained, Box::from(""), publication.id);
     match publication.change {
+        // What nobody else needs is not kept with the value.
+        Change::Value if !publication.rendered.is_shared => {
+            Op::PutNewer { table, item, id, value: publication.encode() }
+        }
         Change::Value => Op::PutNewer { table, item, id, value: publication.stored().clone() },
         Change::Clear => Op::DeleteOlder { table, item, id },
     }

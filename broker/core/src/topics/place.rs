@@ -16,7 +16,7 @@ use std::{
 
 const SHARDS: usize = 16;
 /// Bytes of all places together, about; beyond it those go that were not used of late.
-const MAX_BYTES: usize = 48 << 20;
+const MAX_BYTES: usize = 24 << 20;
 
 /// A topic's place: its lock is the one under which ids are drawn and values change.
 #[derive(Default)]
@@ -54,10 +54,10 @@ pub(super) struct State {
 
 impl State {
     fn weight(&self, topic: usize) -> usize {
-        let latest = self.latest.as_ref().map_or(0, |p| p.weight());
+        let latest = self.latest.as_ref().map_or(0, |p| p.resident());
         let kept = match (&self.kept, &self.latest) {
             (Kept::Here(kept), Some(latest)) if Arc::ptr_eq(kept, latest) => 0,
-            (Kept::Here(kept), _) => kept.weight(),
+            (Kept::Here(kept), _) => kept.resident(),
             _ => 0,
         };
         EMPTY + topic + latest + kept + self.found.as_ref().map_or(0, Found::weight)
