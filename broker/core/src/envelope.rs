@@ -131,6 +131,16 @@ impl Envelope {
         }
     }
 
+    /// Marks as dropped those children that `which` picks and whose content `condemned` does not like.
+    pub fn drop_elements(&mut self, which: impl Fn(&Child) -> bool, condemned: impl Fn(&Element) -> bool) {
+        let is_bad = |child: &Child| {
+            which(child) && Element::parse(self.stanza.child_bytes(child), ns::CLIENT).is_ok_and(|e| condemned(&e))
+        };
+        let bad: Vec<u16> =
+            (0u16..).zip(self.stanza.children()).filter(|(_, child)| is_bad(child)).map(|(at, _)| at).collect();
+        self.meta.dropped.extend(bad);
+    }
+
     /// Adds a child behind the others.
     pub fn add(&mut self, element: &Element) {
         let mut fragment = Vec::new();

@@ -168,8 +168,7 @@ impl Router {
                 }
                 None if is_request && answers(host) => self.ask(env, run).await,
                 None if is_request => run.reply(env.refuse(&Condition::ServiceUnavailable.into())),
-                // A host is no recipient of messages and presence.
-                None => {}
+                None => run.reply(nobody_at(&env)),
             },
         }
     }
@@ -267,6 +266,10 @@ impl Router {
             (None, StanzaType::Presence(_)) if to.is_bare() => state.available().map(seat).collect(),
             // RFC 6121 §8.5.3.2.1: one for a session that went away is ignored.
             (None, StanzaType::Message(MessageType::Headline)) if to.is_bare() => state.receivers().map(seat).collect(),
+            // RFC 6121 §8.5.3.2.1: a normal one was for that session only.
+            (None, StanzaType::Message(MessageType::Normal)) if !to.is_bare() => {
+                return run.reply(env.refuse(&Condition::ServiceUnavailable.into()));
+            }
             (None, StanzaType::Message(MessageType::Chat | MessageType::Normal)) => {
                 let chosen: Chosen = state.receivers().map(seat).collect();
                 if chosen.is_empty() {
@@ -402,6 +405,15 @@ impl Router {
 /// The hosts for which the server itself answers requests; the others belong to services, if there are any.
 fn answers(host: Host) -> bool {
     matches!(host, Host::Main | Host::Things | Host::Bots)
+}
+
+/// RFC 6120 §8.3, §10.5: a message to a host, or to what is not there on one, is answered; so is a presence that asks to
+/// be let in, as into a room (XEP-0045 §7.2.2).
+fn nobody_at(env: &Envelope) -> Option<Envelope> {
+    let is_entry = env.head().type_ == StanzaType::Presence(PresenceType::Available)
+        && env.to().is_some_and(|to| to.local().is_some());
+    let is_message = env.stanza.kind() == Kind::Message;
+    (is_entry || is_message).then(|| env.refuse(&Condition::ServiceUnavailable.into())).flatten()
 }
 
 fn seat(session: &SessionEntry) -> (u64, Arc<Inbox>) {

@@ -86,14 +86,14 @@ fn switch<T>(iq: &Iq<T>, copies: Copies) -> Result<Reply, StanzaError> {
 
 impl OnSent for Carbons {
     fn on_sent(&self, ev: &mut Ev<'_>) -> Flow {
-        if wanted(ev.state) && eligible(ev.env) {
+        if wanted(ev.state) && eligible(ev.env, Side::Sent) {
             let own: Jid = (&ev.account.jid).into();
             // RFC 6120 §10.3.1: without a recipient, one's own account is meant.
             let to = Some(ev.env.to().cloned().unwrap_or_else(|| own.clone()));
             let to_self = to.as_ref().is_some_and(|to| to.bare() == own.bare());
-            let from = ev.env.from().cloned();
+            let (from, ev_type) = (ev.env.from().cloned(), ev.env.head().type_);
             let others = |jid: &Jid, state: &AccountState| {
-                Some(jid) != from.as_ref() && !(to_self && gets_it(jid, to.as_ref(), state))
+                Some(jid) != from.as_ref() && !(to_self && gets_it(jid, (ev_type, to.as_ref()), state))
             };
             copy_to("sent", ev, others);
         }
@@ -105,10 +105,13 @@ impl OnReceived for Carbons {
     fn on_received(&self, ev: &mut Ev<'_>) -> Flow {
         let own = ev.env.from().is_some_and(|from| from.bare() == ev.account.jid.as_str());
         // XEP-0280 §7: what one sends to oneself was copied as sent already.
-        if !own && wanted(ev.state) && eligible(ev.env) {
-            let to = ev.env.to().cloned();
-            let others = |jid: &Jid, state: &AccountState| !gets_it(jid, to.as_ref(), state);
-            copy_to("received", ev, others);
+        if !own && wanted(ev.state) && eligible(ev.env, Side::Received) {
+            let (to, type_) = (ev.env.to().cloned(), ev.env.head().type_);
+            let gets = |jid: &Jid, state: &AccountState| gets_it(jid, (type_, to.as_ref()), state);
+            // What nobody gets now is kept for all, or refused: a copy would be the second or a lie.
+            if ev.state.sessions.iter().any(|session| gets(&session.jid, ev.state)) {
+                copy_to("received", ev, |jid, state| !gets(jid, state));
+            }
         }
         // XEP-0280 §9: the mark is between the sender and the servers.
         ev.env.drop_children(|child| child.is(ns::CARBONS, "private"));
@@ -121,30 +124,48 @@ fn wanted(state: &AccountState) -> bool {
     state.sessions.iter().any(|session| session.carbons)
 }
 
-/// Whether the router gives the message itself to the session at `jid`.
-fn gets_it(jid: &Jid, to: Option<&Jid>, state: &AccountState) -> bool {
-    let exact = state.sessions.iter().any(|s| Some(&s.jid) == to && s.inbox.closed().is_none());
-    if exact { Some(jid) == to } else { state.receivers().any(|session| session.jid == *jid) }
+/// Whether the router gives the message itself to the session at `jid` (RFC 6121 §8.5.2, §8.5.3).
+fn gets_it(jid: &Jid, (type_, to): (StanzaType, Option<&Jid>), state: &AccountState) -> bool {
+    if state.sessions.iter().any(|s| Some(&s.jid) == to && s.inbox.closed().is_none()) {
+        return Some(jid) == to;
+    }
+    let for_all = match type_ {
+        StanzaType::Message(MessageType::Chat) => true,
+        StanzaType::Message(MessageType::Normal | MessageType::Headline) => to.is_none_or(Jid::is_bare),
+        _ => false,
+    };
+    for_all && state.receivers().any(|session| session.jid == *jid)
+}
+
+/// Which way a message goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Sent,
+    Received,
 }
 
 /// XEP-0280 §6.1: what is copied.
-fn eligible(env: &Envelope) -> bool {
+fn eligible(env: &Envelope, side: Side) -> bool {
     let StanzaType::Message(type_) = env.head().type_ else { return false };
     let private = env.has(ns::CARBONS, "private") || env.has(ns::HINTS, "no-copy");
     let copy = env.has(ns::CARBONS, "sent") || env.has(ns::CARBONS, "received");
-    // A private message of a room belongs to the session that is in the room.
-    let room = env.has(ns::MUC_USER, "x");
-    !private && !copy && !room && matters(env, type_)
+    // A room gives its private messages to each session that is in it by itself; an invitation is for the person.
+    let room = env.element(ns::MUC_USER, "x").is_some_and(|x| x.get_child(ns::MUC_USER, "invite").is_none());
+    !private && !copy && !(room && side == Side::Received) && matters(env, type_)
 }
 
 fn matters(env: &Envelope, type_: MessageType) -> bool {
-    const CONTENT: [&str; 4] = [ns::RECEIPTS, ns::MARKERS, ns::CHAT_STATES, ns::OMEMO];
+    /// What clients say to each other without a body, invitations into rooms too (XEP-0249, XEP-0045 §7.8.2).
+    const TALK: [&str; 6] =
+        [ns::RECEIPTS, ns::MARKERS, ns::CHAT_STATES, ns::OMEMO, "jabber:x:conference", ns::MUC_USER];
+    let talk = || env.stanza.children().iter().any(|child| TALK.contains(&&*child.ns));
     match type_ {
         MessageType::Chat => true,
-        MessageType::Normal => {
-            env.has(ns::CLIENT, "body") || env.stanza.children().iter().any(|child| CONTENT.contains(&&*child.ns))
-        }
-        _ => false,
+        // Of an error it can not be seen what it answers, and most are about messages that were copied.
+        MessageType::Error => true,
+        MessageType::Normal => env.has(ns::CLIENT, "body") || talk(),
+        MessageType::Headline => talk(),
+        MessageType::Groupchat => false,
     }
 }
 
@@ -235,9 +256,8 @@ mod tests {
             ("chat", "<body>x</body><private xmlns='urn:xmpp:carbons:2'/>"),
             ("chat", "<body>x</body><no-copy xmlns='urn:xmpp:hints'/>"),
             ("headline", "<body>x</body>"),
-            ("error", "<body>x</body>"),
+            ("error", "<body>x</body><private xmlns='urn:xmpp:carbons:2'/>"),
             ("normal", "<x xmlns='urn:example'/>"),
-            ("chat", "<body>x</body><x xmlns='http://jabber.org/protocol/muc#user'/>"),
         ];
         for (type_, content) in not_copied {
             romeo.sends(&format!("<message to='juliet@localhost/balcony' type='{type_}'>{content}</message>")).await;
@@ -247,6 +267,45 @@ mod tests {
             romeo.sees("<message from='juliet@localhost/balcony'/>");
             home.sees_nothing();
         }
+    }
+
+    #[tokio::test]
+    async fn what_people_say_without_a_body_is_copied_and_a_room_s_private_message_only_to_it() {
+        let world = World::new().await;
+        let (mut romeo, mut home, mut juliet) = three(&world).await;
+        let copied = [
+            ("normal", "<x xmlns='jabber:x:conference' jid='room@rooms.localhost'/>"),
+            ("normal", "<x xmlns='http://jabber.org/protocol/muc#user'><invite from='paris@localhost'/></x>"),
+            ("headline", "<received xmlns='urn:xmpp:receipts' id='1'/>"),
+            ("error", "<error type='cancel'/>"),
+        ];
+        for (type_, content) in copied {
+            juliet.sends(&format!("<message to='romeo@localhost/orchard' type='{type_}'>{content}</message>")).await;
+            romeo.sees("<message from='juliet@localhost/balcony'/>");
+            home.sees("<message><received xmlns='urn:xmpp:carbons:2'/></message>");
+        }
+        let private = "<body>pm</body><x xmlns='http://jabber.org/protocol/muc#user'/>";
+        romeo.sends(&format!("<message to='juliet@localhost/balcony' type='chat'>{private}</message>")).await;
+        juliet.sees("<message><body>pm</body></message>");
+        home.sees("<message><sent xmlns='urn:xmpp:carbons:2'/></message>");
+        juliet.sends(&format!("<message to='romeo@localhost/orchard' type='chat'>{private}</message>")).await;
+        romeo.sees("<message><body>pm</body></message>");
+        home.sees_nothing();
+    }
+
+    #[tokio::test]
+    async fn what_is_kept_for_a_session_comes_to_it_once() {
+        let world = World::new().await;
+        let mut juliet = world.online("juliet/balcony").await;
+        let mut home = world.bind("romeo/home").await;
+        home.sends("<iq type='set' id='c'><enable xmlns='urn:xmpp:carbons:2'/></iq>").await;
+        home.skip();
+        juliet.sends("<message to='romeo@localhost' type='chat'><body>once</body></message>").await;
+        home.sees_nothing();
+        home.sends("<presence/>").await;
+        home.sees("<message><body>once</body></message>");
+        home.sees("<presence/>");
+        home.sees_nothing();
     }
 
     #[tokio::test]

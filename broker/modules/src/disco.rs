@@ -65,11 +65,12 @@ impl Handle<Info> for Disco {
     fn handle(&self, iq: Iq<Info>) -> BoxFuture<'_, Result<Reply, StanzaError>> {
         Box::pin(async move {
             expect_get(&iq)?;
-            // XEP-0030 §7: there are no nodes here.
+            let asked = self.asked(&iq).await?;
+            // XEP-0030 §7: there are no nodes here; who may not look is told as much as if there were nobody.
             if iq.payload.0.is_some() {
                 return Err(Condition::ItemNotFound.into());
             }
-            let query = match self.asked(&iq).await? {
+            let query = match asked {
                 Asked::Host(host) => self.host_info(host),
                 Asked::Account(account) => account_info(&account),
             };
@@ -83,10 +84,17 @@ impl Handle<Items> for Disco {
         Box::pin(async move {
             expect_get(&iq)?;
             let query = Element::new(ns::DISCO_ITEMS, "query");
+            let asked = match self.asked(&iq).await {
+                // XEP-0030 §8: an account that is closed to the asker, or not there at all, has an empty list.
+                Err(error) if error.condition == Condition::ServiceUnavailable => {
+                    return Ok(query.attr_opt("node", iq.payload.0).into());
+                }
+                asked => asked?,
+            };
             if iq.payload.0.is_some() {
                 return Err(Condition::ItemNotFound.into());
             }
-            let items = match self.asked(&iq).await? {
+            let items = match asked {
                 Asked::Host(Host::Main) => {
                     vec![item(self.hosts.name(Host::Pubsub), "Topics"), item(self.hosts.name(Host::Bots), "Bots")]
                 }
@@ -215,6 +223,14 @@ mod tests {
         paris.sees_error("service-unavailable");
         paris.sends(&ask.replace("juliet", "nobody")).await;
         paris.sees_error("service-unavailable");
+        for who in ["juliet", "nobody"] {
+            let with_node = INFO.replace("/>", " node='n'/>");
+            paris.sends(&format!("<iq type='get' to='{who}@localhost' id='3'>{with_node}</iq>")).await;
+            paris.sees_error("service-unavailable");
+            paris.sends(&format!("<iq type='get' to='{who}@localhost' id='4'>{ITEMS}</iq>")).await;
+            let seen = paris.sees("<iq type='result' id='4'/>");
+            assert!(!seen.contains("<item"), "{seen}");
+        }
     }
 
     #[tokio::test]

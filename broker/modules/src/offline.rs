@@ -4,8 +4,12 @@
 
 use crate::Xep;
 use std::sync::Arc;
-use tavi_core::{Effect, Envelope, Ev, Flow, Registry, hooks::OnUndelivered, principal::Host};
-use tavi_xmpp_proto::{Condition, MessageType, StanzaError, StanzaType, ns};
+use tavi_core::{
+    Effect, Envelope, Ev, Flow, Hosts, Registry,
+    hooks::{OnSent, OnUndelivered, Phase},
+    principal::Host,
+};
+use tavi_xmpp_proto::{Condition, Element, Jid, MessageType, StanzaError, StanzaType, ns};
 
 /// The line of the table of extensions.
 pub const XEP: Xep =
@@ -20,9 +24,26 @@ pub fn register(registry: &mut Registry) {
     // XEP-0160 §4.
     registry.feature(Host::Main, "msgoffline");
     registry.on_undelivered(Arc::new(Offline));
+    registry.on_sent(Phase::Annotate, Arc::new(Offline));
 }
 
 struct Offline;
+
+impl OnSent for Offline {
+    /// XEP-0203 §5: only the broker's own hosts say when the broker had something.
+    fn on_sent(&self, ev: &mut Ev<'_>) -> Flow {
+        if ev.env.has(ns::DELAY, "delay") {
+            let hosts = ev.hosts;
+            ev.env.drop_elements(|child| child.is(ns::DELAY, "delay"), |delay| is_of(hosts, delay));
+        }
+        Flow::Continue
+    }
+}
+
+fn is_of(hosts: &Hosts, delay: &Element) -> bool {
+    let from = delay.get_attr("from").and_then(|from| from.parse::<Jid>().ok());
+    from.is_some_and(|from| from.local().is_none() && hosts.find(from.domain()).is_some())
+}
 
 impl OnUndelivered for Offline {
     fn on_undelivered(&self, ev: &mut Ev<'_>) -> Flow {

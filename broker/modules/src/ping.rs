@@ -7,7 +7,7 @@ use tavi_core::{
     hooks::{BoxFuture, Handle, Iq, IqPayload, Reply, TwoOwners},
     principal::Host,
 };
-use tavi_xmpp_proto::{Element, StanzaError, ns};
+use tavi_xmpp_proto::{Condition, Element, StanzaError, ns};
 
 /// The line of the table of extensions.
 pub const XEP: Xep = Xep { number: 199, name: "XMPP Ping", version: "2.0.1", module: "ping" };
@@ -36,8 +36,10 @@ impl IqPayload for Ping {
 struct Answer;
 
 impl Handle<Ping> for Answer {
-    fn handle(&self, _: Iq<Ping>) -> BoxFuture<'_, Result<Reply, StanzaError>> {
-        Box::pin(async { Ok(Reply::default()) })
+    fn handle(&self, iq: Iq<Ping>) -> BoxFuture<'_, Result<Reply, StanzaError>> {
+        // RFC 6121 §8.5.1: of somebody else nothing is told, not even whether there is such an account.
+        let own = iq.is_for_own_account() || iq.head.to.as_ref().is_some_and(|to| to.local().is_none());
+        Box::pin(async move { if own { Ok(Reply::default()) } else { Err(Condition::ServiceUnavailable.into()) } })
     }
 }
 
@@ -53,6 +55,10 @@ mod tests {
         romeo.sees("<iq type='result' from='localhost' to='romeo@localhost/orchard' id='1'/>");
         romeo.sends("<iq type='get' id='2'><ping xmlns='urn:xmpp:ping'/></iq>").await;
         romeo.sees("<iq type='result' id='2'/>");
+        for to in ["juliet@localhost", "nobody@localhost"] {
+            romeo.sends(&format!("<iq type='get' to='{to}' id='3'><ping xmlns='urn:xmpp:ping'/></iq>")).await;
+            romeo.sees_error("service-unavailable");
+        }
     }
 
     #[tokio::test]

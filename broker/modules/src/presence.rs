@@ -94,7 +94,7 @@ fn went(ev: &mut Ev<'_>, id: u64) -> Flow {
         // RFC 6121 §4.5.2: the session itself hears it too.
         ev.fx.push(Effect::Deliver { inbox: own, envelope: ev.env.readdressed(&ev.account.jid) });
     }
-    tell_directed(ev.env, &directed, ev.state, ev.fx);
+    tell_directed(ev.env, &directed, (ev.state, was_available), ev.fx);
     Flow::Stop
 }
 
@@ -146,8 +146,9 @@ fn broadcast(env: &Envelope, state: &AccountState, fx: &mut Effects) {
     }
 }
 
-fn tell_directed(env: &Envelope, directed: &[Jid], state: &AccountState, fx: &mut Effects) {
-    for to in directed.iter().filter(|to| !sees(state, &to.to_bare())) {
+/// RFC 6121 §4.6.3: the end is told to whom a presence was directed, unless they heard it as contacts.
+fn tell_directed(env: &Envelope, directed: &[Jid], (state, broadcasted): (&AccountState, bool), fx: &mut Effects) {
+    for to in directed.iter().filter(|to| !broadcasted || !sees(state, &to.to_bare())) {
         fx.push(Effect::Route(env.readdressed(to.clone())));
     }
 }
@@ -231,14 +232,16 @@ fn ended(id: u64, at: &mut Place<'_>) {
     let directed = std::mem::take(&mut session.directed);
     let env: Envelope = Stanza::new(gone(session), None).into();
     let jid = session.jid.clone();
-    // RFC 6120 §7.7.2.2: a session with the same resource took its place; to others nothing has ended.
-    if at.state.available().any(|other| other.jid == jid && other.id != id) {
-        return;
+    // RFC 6120 §7.7.2.2: a session with the same resource took its place; to contacts nothing has ended. Others know
+    // only the presence that was directed to them, and the successor may have directed its own already.
+    if let Some(successor) = at.state.available().find(|other| other.jid == jid && other.id != id) {
+        let left: Vec<Jid> = directed.into_iter().filter(|to| !successor.directed.contains(to)).collect();
+        return tell_directed(&env, &left, (at.state, true), at.fx);
     }
     if was_available {
         broadcast(&env, at.state, at.fx);
     }
-    tell_directed(&env, &directed, at.state, at.fx);
+    tell_directed(&env, &directed, (at.state, was_available), at.fx);
 }
 
 #[cfg(test)]
@@ -300,6 +303,31 @@ mod tests {
         paris.sees("<presence from='juliet@localhost/balcony' to='paris@localhost/street'/>");
         juliet.ends().await;
         paris.sees("<presence from='juliet@localhost/balcony' to='paris@localhost/street' type='unavailable'/>");
+        paris.sees_nothing();
+    }
+
+    #[tokio::test]
+    async fn a_contact_hears_the_end_of_a_session_that_only_directed_its_presence() {
+        let world = World::new().await;
+        let (_romeo, mut juliet) = world.friends().await;
+        let mut second = world.bind("romeo/home").await;
+        second.sends("<presence to='juliet@localhost'/>").await;
+        juliet.sees("<presence from='romeo@localhost/home'/>");
+        second.ends().await;
+        juliet.sees("<presence from='romeo@localhost/home' type='unavailable'/>");
+        juliet.sees_nothing();
+    }
+
+    #[tokio::test]
+    async fn a_session_that_was_replaced_ends_for_those_to_whom_it_directed_its_presence() {
+        let world = World::new().await;
+        let mut romeo = world.online("romeo/orchard").await;
+        let mut paris = world.online("paris/street").await;
+        romeo.sends("<presence to='paris@localhost/street'/>").await;
+        paris.sees("<presence from='romeo@localhost/orchard'/>");
+        let _successor = world.online("romeo/orchard").await;
+        romeo.ends().await;
+        paris.sees("<presence from='romeo@localhost/orchard' type='unavailable'/>");
         paris.sees_nothing();
     }
 

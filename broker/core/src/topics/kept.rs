@@ -178,6 +178,14 @@ impl Topics {
     /// An illegal topic, an asker who may not retrieve it, or a store that cannot be read.
     pub fn value(&self, who: &Principal, topic: &str) -> Result<Option<Arc<Publication>>, Refusal> {
         self.ask_retrieve(who, topic)?;
+        Ok(self.newest_value(topic)?)
+    }
+
+    /// The same for whoever asked the access model.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn newest_value(&self, topic: &str) -> Result<Option<Arc<Publication>>, StoreError> {
         let latest = self.places.known(topic).and_then(|place| place.state.lock().latest.clone());
         let newer = [self.kept(topic)?, latest].into_iter().flatten().max_by_key(|p| p.id);
         let now = self.clock.now_ms();

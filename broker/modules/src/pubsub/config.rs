@@ -20,11 +20,13 @@ const FIELDS: [(&str, &str); 9] = [
 
 impl Pubsub {
     /// XEP-0060 §8.2.1: for who may administer the node.
-    pub(super) fn configuration(&self, asker: &Asker, node: &str) -> Result<Answer, StanzaError> {
+    pub(super) async fn configuration(&self, asker: &Asker, node: &str) -> Result<Answer, StanzaError> {
         check_topic(node).map_err(tavi_core::Refusal::IllegalTopic).map_err(refused)?;
         if !self.parts.permit.may(&asker.principal, Action::Create, node) {
             return Err(Condition::Forbidden.into());
         }
+        // XEP-0060 §8.2.3.5.
+        self.expect_node(node).await?;
         let configure = Element::new(ns::PUBSUB_OWNER, "configure").attr("node", node.to_owned()).child(form());
         Ok(Element::new(ns::PUBSUB_OWNER, "pubsub").child(configure).into())
     }

@@ -3,7 +3,6 @@
 use super::{Answer, Asker, FEATURES, Pubsub, refused};
 use crate::disco::{identity, info};
 use std::sync::Arc;
-use tavi_store::{Owner, Table};
 use tavi_xmpp_proto::{Condition, Element, StanzaError, ns};
 
 /// Nodes in one answer, if the asker does not want fewer.
@@ -16,21 +15,22 @@ impl Pubsub {
             return Ok(info([identity("pubsub", "service", "Topics")], FEATURES).into());
         };
         let value = self.parts.topics.retained_value(&asker.principal, node).map_err(refused)?;
-        let rows =
-            self.parts.store.list(&Owner::topic(node), Table::Node, None, 1).await.map_err(super::unavailable)?;
-        if value.is_none() && rows.is_empty() {
-            return Err(Condition::ItemNotFound.into());
+        if value.is_none() {
+            self.expect_node(node).await?;
         }
         let info = info([identity("pubsub", "leaf", node)], [ns::PUBSUB, ns::DISCO_INFO, ns::DISCO_ITEMS]);
         Ok(info.attr("node", node.to_owned()).into())
     }
 
     /// XEP-0060 §5.2, §5.5.
-    pub(super) fn items_of(&self, asker: &Asker, query: &Element) -> Result<Answer, StanzaError> {
+    pub(super) async fn items_of(&self, asker: &Asker, query: &Element) -> Result<Answer, StanzaError> {
         match query.get_attr("node") {
             None => Ok(self.nodes(asker, query)?.into()),
             Some(node) => {
                 let value = self.parts.topics.retained_value(&asker.principal, node).map_err(refused)?;
+                if value.is_none() {
+                    self.expect_node(node).await?;
+                }
                 let items = value.iter().map(|value| self.entry().attr("name", value.item_id()));
                 let query = Element::new(ns::DISCO_ITEMS, "query").attr("node", node.to_owned());
                 Ok(query.children(items).into())

@@ -157,7 +157,7 @@ impl Pubsub {
         match (payload.ns(), payload.name(), set) {
             (ns::PING, "ping", false) => Ok(Answer::default()),
             (ns::DISCO_INFO, "query", false) => self.info(&asker, payload.get_attr("node")).await,
-            (ns::DISCO_ITEMS, "query", false) => self.items_of(&asker, &payload),
+            (ns::DISCO_ITEMS, "query", false) => self.items_of(&asker, &payload).await,
             (ns::PUBSUB | ns::PUBSUB_OWNER, "pubsub", _) => {
                 let request = if set { Request::of_set(&payload)? } else { Request::of_get(&payload)? };
                 self.perform(&asker, request).await
@@ -183,17 +183,17 @@ impl Pubsub {
         match request {
             Request::Publish { node, item, payload } => self.publish(asker, &node, item, &payload),
             Request::Retract { node, item } => self.retract(asker, &node, &item),
-            Request::Items { node, wanted } => self.items(asker, &node, &wanted),
+            Request::Items { node, wanted } => self.items(asker, &node, &wanted).await,
             Request::Subscribe { node, jid } => self.subscribe(asker, &node, jid),
             Request::Unsubscribe { node, jid } => self.unsubscribe(asker, &node, jid),
             Request::Subscriptions { node } => Ok(self.subscriptions(asker, node.as_deref()).into()),
             Request::Affiliations { node } => Ok(self.affiliations(asker, node.as_deref()).into()),
             Request::Create { node } => self.create(asker, &node).await,
             Request::Delete { node } => self.delete(asker, &node).await,
-            Request::Purge { node } => self.purge(asker, &node),
+            Request::Purge { node } => self.purge(asker, &node).await,
             Request::Default => Ok(config::default_form().into()),
-            Request::Configuration { node } => self.configuration(asker, &node),
-            Request::Configure { node } => self.configuration(asker, &node).map(|_| Answer::default()),
+            Request::Configuration { node } => self.configuration(asker, &node).await,
+            Request::Configure { node } => self.configuration(asker, &node).await.map(|_| Answer::default()),
         }
     }
 }

@@ -12,7 +12,7 @@ use tavi_core::{
 };
 use tavi_store::{Expect, Op, Owner, StoreError, Table};
 use tavi_wire::topic::{check_topic, is_filter};
-use tavi_xmpp_proto::{Condition, Element, Jid, StanzaError, ns};
+use tavi_xmpp_proto::{Condition, Element, Jid, StanzaError, error::ErrorType, ns};
 
 /// The row that says who created a node, and by which grant it is theirs.
 const CREATED: &str = "created";
@@ -51,10 +51,22 @@ impl Pubsub {
         Ok(self.parts.topics.publish(&asker.principal, draft).map_err(refused)?.into())
     }
 
-    /// XEP-0060 §8.5. With one item at most, each subscriber sees it retracted.
-    pub(super) fn purge(&self, asker: &Asker, node: &str) -> Result<Answer, StanzaError> {
+    /// XEP-0060 §8.5.
+    pub(super) async fn purge(&self, asker: &Asker, node: &str) -> Result<Answer, StanzaError> {
         self.may_clear(asker, node)?;
-        self.clear(&asker.principal, node).map(Answer::from)
+        self.expect_node(node).await?;
+        let draft = Draft { item: Some(value::ALL.into()), ..draft(node, Change::Clear) };
+        Ok(self.parts.topics.publish(&asker.principal, draft).map_err(refused)?.into())
+    }
+
+    /// A node is there if it has a value, retained or not, a subscriber or somebody who created it. To be asked after the permit: missing
+    /// and forbidden answer alike.
+    pub(super) async fn expect_node(&self, node: &str) -> Result<(), StanzaError> {
+        if self.parts.topics.newest_value(node).map_err(unavailable)?.is_some() {
+            return Ok(());
+        }
+        let rows = self.parts.store.list(&Owner::topic(node), Table::Node, None, 1).await.map_err(unavailable)?;
+        if rows.is_empty() { Err(Condition::ItemNotFound.into()) } else { Ok(()) }
     }
 
     /// Asked before anything is looked up: missing and forbidden answer alike.
@@ -73,8 +85,12 @@ impl Pubsub {
     }
 
     /// XEP-0060 §6.5.
-    pub(super) fn items(&self, asker: &Asker, node: &str, wanted: &[String]) -> Result<Answer, StanzaError> {
+    pub(super) async fn items(&self, asker: &Asker, node: &str, wanted: &[String]) -> Result<Answer, StanzaError> {
         let value = self.parts.topics.retained_value(&asker.principal, node).map_err(refused)?;
+        if value.is_none() {
+            // XEP-0060 §6.5.9.11.
+            self.expect_node(node).await?;
+        }
         let found = value.as_deref().filter(|p| wanted.is_empty() || wanted.contains(&p.item_id()));
         let items = value::items(node, found.as_slice());
         Ok(Answer { payload: Payload::Written(items), ..Answer::default() })
@@ -87,8 +103,10 @@ impl Pubsub {
         }
         let (retained, commit) = self.subscribers.add(&jid, &asker.principal, node).map_err(|why| match why {
             Refused::Topics(refusal) => refused(refusal),
-            // XEP-0060 §6.1.3.12.
-            Refused::TooMany => specific(Condition::PolicyViolation, "too-many-subscriptions"),
+            // XEP-0060 §6.1.3.9: of type wait.
+            Refused::TooMany => {
+                specific(Condition::PolicyViolation, "too-many-subscriptions").with_type(ErrorType::Wait)
+            }
             Refused::LongJid => StanzaError::new(Condition::NotAcceptable).text("the address is too long to be kept"),
         })?;
         let mut ticket = Ticket::done();
@@ -103,7 +121,8 @@ impl Pubsub {
         if jid.bare() != asker.jid.bare() {
             return Err(Condition::Forbidden.into());
         }
-        let not_subscribed = || specific(Condition::UnexpectedRequest, "not-subscribed");
+        // XEP-0060 §6.2.3.2: of type cancel.
+        let not_subscribed = || specific(Condition::UnexpectedRequest, "not-subscribed").with_type(ErrorType::Cancel);
         let mut ticket = Ticket::done();
         ticket.wait_for(self.subscribers.remove(&jid, node).ok_or_else(not_subscribed)?);
         Ok(ticket.into())

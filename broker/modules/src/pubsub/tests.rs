@@ -77,8 +77,7 @@ async fn what_a_device_publishes_reaches_who_subscribed() {
     let cleared = romeo.sees(&event("<retract id='*'/>"));
     assert!(cleared.contains("d/abc/up/t"), "{cleared}");
     romeo.sends(&get("<items node='d/abc/up/t'/>")).await;
-    let empty = romeo.sees("<iq type='result' id='g'/>");
-    assert!(!empty.contains("<item "), "{empty}");
+    romeo.sees_error("item-not-found");
     device_publishes(&world, b"", "", Draft { change: Change::Clear, ..Draft::default() }).await;
     romeo.sees_nothing();
 }
@@ -198,7 +197,8 @@ async fn retracting_purging_and_deleting_clear_the_value_and_are_seen() {
     publishes(&mut romeo, "u/romeo/a", item).await;
     romeo.skip();
     romeo.sends(&owner("<purge node='u/romeo/a'/>")).await;
-    romeo.sees(&event("<retract id='1'/>"));
+    let purge = "<event xmlns='http://jabber.org/protocol/pubsub#event'><purge node='u/romeo/a'/></event>";
+    romeo.sees(&format!("<message type='headline' from='pubsub.localhost'>{purge}</message>"));
     romeo.sees("<iq type='result'/>");
     assert!(world.node.parts.topics.retained("#").is_empty());
 
@@ -291,7 +291,14 @@ async fn each_mistake_gets_the_error_that_names_it() {
 async fn configuration_is_told_and_nothing_else_is_promised() {
     let world = World::new().await;
     let mut romeo = world.online("romeo/orchard").await;
-    romeo.sends(&owner("<configure node='u/romeo/a'/>").replace("type='set'", "type='get'")).await;
+    let read = owner("<configure node='u/romeo/a'/>").replace("type='set'", "type='get'");
+    for nowhere in [&read, &owner("<purge node='u/romeo/a'/>"), &get("<items node='u/romeo/a'/>")] {
+        romeo.sends(nowhere).await;
+        romeo.sees_error("item-not-found");
+    }
+    romeo.sends(&set("<create node='u/romeo/a'/>")).await;
+    romeo.sees("<iq type='result'/>");
+    romeo.sends(&read).await;
     romeo.sees(
         "<iq type='result'><pubsub xmlns='http://jabber.org/protocol/pubsub#owner'><configure node='u/romeo/a'><x xmlns='jabber:x:data' type='form'>
          <field var='pubsub#max_items'><value>1</value></field></x></configure></pubsub></iq>",

@@ -54,6 +54,9 @@ fn read_data(data: &Element) -> Result<(Bytes, Option<ContentType>), StanzaError
     Ok((bytes.into(), type_.map(Into::into)))
 }
 
+/// What a clearing names that was asked for as a purge of the node; no item has this id.
+pub(super) const ALL: &str = "";
+
 /// The `<event/>` of a publication (XEP-0060 §7.1.2, §7.2.2), written once for all receivers. Empty if a value was
 /// cleared and there was none.
 pub(super) fn event(publication: &Publication) -> Bytes {
@@ -64,6 +67,15 @@ fn write_event(publication: &Publication) -> Vec<u8> {
     let mut out = Vec::with_capacity(publication.payload.len() + publication.topic.len() + 256);
     match (publication.change, &publication.item) {
         (Change::Clear, None) => return out,
+        (Change::Clear, Some(item)) if &**item == ALL => {
+            // XEP-0060 §8.5.2.
+            out.extend_from_slice(b"<event");
+            attr(&mut out, "xmlns", ns::PUBSUB_EVENT);
+            out.extend_from_slice(b"><purge");
+            attr(&mut out, "node", &publication.topic);
+            out.extend_from_slice(b"/></event>");
+            return out;
+        }
         (Change::Clear, Some(item)) => {
             open_items(&mut out, "event", ns::PUBSUB_EVENT, &publication.topic);
             out.extend_from_slice(b"<retract");
