@@ -12,6 +12,7 @@ use tavi_core::backlog::{Backlog, Bound, Given, Owed};
 use tavi_core::metrics::{Outcome, Protocol};
 use tavi_core::topics::{Rows, SubOptions, Subscriber};
 use tavi_core::{Mailbox, Metrics, Principal, Publication, Weigh};
+use tavi_store::id::{first_at, time_of};
 use tavi_store::{Commit, Op, Owner, QueuePage, QueueRow, QueueSize, SharedStore};
 
 use crate::flight::successor;
@@ -479,13 +480,14 @@ impl Kept {
         publication.queue_row(place, head.encode())
     }
 
-    /// A retained value stands where it was published, so that it goes before what is newer; unless that place is
-    /// taken by the same publication as a delivery, or by an earlier subscription.
+    /// A retained value stands where it was published, so that it goes before what is newer. If that place is taken, by
+    /// the same publication as a delivery or by an earlier subscription, it stands just before the millisecond of it,
+    /// among the ids of the last node, which draws none of its own.
     fn place_of(&self, id: u64, fresh: impl FnOnce() -> u64) -> u64 {
-        if self.backlog.may_have_stored(id) {
-            return fresh();
-        }
-        (id..).find(|place| !self.backlog.has(*place)).unwrap_or(id)
+        let before = first_at(time_of(id));
+        let spare = before.saturating_sub(SPARE).max(1)..before;
+        let free = |place: &u64| !self.backlog.has(*place) && !self.backlog.may_have_stored(*place);
+        std::iter::once(id).chain(spare).find(free).unwrap_or_else(fresh)
     }
 
     /// Makes room for a row of `size` bytes; gives the rows to be deleted for it, or `None` if there is no room. What
@@ -561,6 +563,8 @@ impl Kept {
     }
 }
 
+/// Ids of one node in one millisecond.
+const SPARE: u64 = 4096;
 /// So many failed rows are remembered until they are deleted.
 const ABANDONED: usize = 4096;
 /// What of a queue lies in memory at most; the store has the rest.
@@ -612,3 +616,7 @@ impl Subscriber for KeptSeat {
         drop(self.store.commit(&self.owner, vec![Op::QueueDelete { id }]));
     }
 }
+
+#[cfg(test)]
+#[path = "kept_tests.rs"]
+mod tests;

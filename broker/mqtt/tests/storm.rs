@@ -1,5 +1,7 @@
 //! QoS 1 and 2 from a durable publisher to a durable reader while connections break, the process dies, and the store
-//! saves what it likes of the commits that wait: nothing acknowledged may be lost, nothing of QoS 2 may come twice.
+//! saves what it likes of the commits that wait: nothing acknowledged may be lost, nothing of QoS 2 may come twice. Beside
+//! them a sensor retains values while the reader subscribes again and again, and a lamp with a will comes and goes: the
+//! last value that is seen is the one that is kept, each will of a cut connection comes, none of an orderly one does.
 #![allow(missing_docs)]
 
 mod stage;
@@ -64,7 +66,10 @@ impl Pump {
 #[derive(Default)]
 struct Reader {
     seen: Vec<u16>,
+    kept: Vec<u16>,
+    wills: BTreeSet<u16>,
     held: BTreeSet<u16>,
+    asked: u16,
 }
 
 impl Reader {
@@ -77,17 +82,39 @@ impl Reader {
             }
             let Some((_, rest)) = line.split_once('=') else { continue };
             let number = rest.split(' ').next().unwrap().parse().unwrap();
+            let fresh = line.starts_with("PUBLISH q1") || self.held.insert(id);
+            match topic(&line) {
+                _ if !fresh => {}
+                "home/kept" => self.kept.push(number),
+                "home/will" => drop(self.wills.insert(number)),
+                _ => self.seen.push(number),
+            }
             if line.starts_with("PUBLISH q1") {
-                self.seen.push(number);
                 actor.puback(id);
             } else {
-                if self.held.insert(id) {
-                    self.seen.push(number);
-                }
                 actor.pubrec(id);
             }
         }
     }
+
+    /// Subscribes again, so that the retained value comes again.
+    fn subscribes(&mut self, actor: &mut Actor, qos: u8) {
+        self.asked = self.asked % 1_000 + 1;
+        actor.subscribes(self.asked, "home/#", qos);
+    }
+}
+
+/// The topic of a PUBLISH line.
+fn topic(line: &str) -> &str {
+    line.split(' ').find_map(|part| part.split_once('=')).map_or("", |(topic, _)| topic)
+}
+
+/// What becomes of connections that have a will.
+#[derive(Default)]
+struct Lamp {
+    connections: u16,
+    cut: BTreeSet<u16>,
+    left: BTreeSet<u16>,
 }
 
 /// "PUBREC #4" and "PUBLISH q2 #4 …": the word and the packet id.
@@ -103,9 +130,14 @@ struct Life {
     world: World,
     pump: Option<Actor>,
     reader: Option<Actor>,
+    sensor: Option<Actor>,
+    lamp: Option<Actor>,
 }
 
 struct Storm {
+    qos: u8,
+    values: u16,
+    lamp: Lamp,
     store: Arc<MemoryStore>,
     pump: Pump,
     reader: Reader,
@@ -115,6 +147,9 @@ struct Storm {
 impl Storm {
     fn new(qos: u8) -> Self {
         let mut storm = Self {
+            qos,
+            values: 0,
+            lamp: Lamp::default(),
             store: Arc::new(MemoryStore::delayed()),
             pump: Pump { qos, ..Pump::default() },
             reader: Reader::default(),
@@ -122,7 +157,7 @@ impl Storm {
         };
         storm.starts();
         storm.connects();
-        storm.life().reader.as_mut().unwrap().subscribes(1, "home/#", qos);
+        storm.subscribes();
         storm.store.release_all();
         storm.works();
         storm
@@ -136,11 +171,14 @@ impl Storm {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let opening = World::over(self.store.clone(), Config::default(), stage::NOW);
         let world = runtime.block_on(released(&self.store, opening));
-        self.life = Some(Life { runtime, world, pump: None, reader: None });
+        self.life = Some(Life { runtime, world, pump: None, reader: None, sensor: None, lamp: None });
     }
 
     /// kill -9: what the store has not saved is lost.
     fn dies(&mut self) {
+        if self.life().lamp.is_some() {
+            self.lamp.cut.insert(self.lamp.connections);
+        }
         self.life = None;
         while self.store.refuse(StoreError::Unavailable("killed".into())) {}
         self.starts();
@@ -148,7 +186,10 @@ impl Storm {
 
     fn connects(&mut self) {
         let store = self.store.clone();
-        let Life { runtime, world, pump, reader } = self.life.as_mut().unwrap();
+        let Life { runtime, world, pump, reader, sensor, .. } = self.life.as_mut().unwrap();
+        if sensor.is_none() {
+            *sensor = Some(runtime.block_on(released(&store, world.old("sensor", stage::clean()))));
+        }
         if pump.is_none() {
             let actor = runtime.block_on(released(&store, world.old("pump", durable())));
             let _entered = runtime.enter();
@@ -161,9 +202,10 @@ impl Storm {
 
     /// Everybody reads what has come; tasks of the broker get their turn.
     fn works(&mut self) {
-        let Life { runtime, world, pump, reader } = self.life.as_mut().unwrap();
+        let Life { runtime, world, pump, reader, sensor, .. } = self.life.as_mut().unwrap();
         runtime.block_on(async {
             world.settle().await;
+            sensor.iter_mut().for_each(|actor| drop(actor.hears()));
             if let Some(actor) = pump {
                 self.pump.hears(actor);
             }
@@ -171,6 +213,47 @@ impl Storm {
                 self.reader.hears(actor);
             }
         });
+    }
+
+    fn subscribes(&mut self) {
+        let Life { runtime, reader, .. } = self.life.as_mut().unwrap();
+        let _entered = runtime.enter();
+        if let Some(actor) = reader {
+            self.reader.subscribes(actor, self.qos);
+        }
+    }
+
+    fn retains(&mut self) {
+        let Life { runtime, sensor, .. } = self.life.as_mut().unwrap();
+        let _entered = runtime.enter();
+        if let Some(actor) = sensor {
+            self.values += 1;
+            actor.retains("home/kept", &self.values.to_string());
+        }
+    }
+
+    fn lamp_connects(&mut self) {
+        let store = self.store.clone();
+        let Life { runtime, world, lamp, .. } = self.life.as_mut().unwrap();
+        if lamp.is_none() {
+            self.lamp.connections += 1;
+            let payload = Box::leak(self.lamp.connections.to_string().into_boxed_str());
+            let connect = stage::Connect { will: stage::with_will("home/will", payload, 0), ..stage::clean() };
+            *lamp = Some(runtime.block_on(released(&store, world.old("lamp", connect))));
+        }
+    }
+
+    fn lamp_goes(&mut self, in_order: bool) {
+        let Life { runtime, lamp, .. } = self.life.as_mut().unwrap();
+        let _entered = runtime.enter();
+        let Some(mut actor) = lamp.take() else { return };
+        if in_order {
+            actor.disconnects();
+            self.lamp.left.insert(self.lamp.connections);
+        } else {
+            actor.is_cut();
+            self.lamp.cut.insert(self.lamp.connections);
+        }
     }
 
     /// The store saves the oldest waiting commit of some owner.
@@ -204,18 +287,31 @@ impl Storm {
             }
             16 | 17 => self.connects(),
             18 => self.dies(),
+            19 => self.subscribes(),
+            20 | 21 => self.retains(),
+            22 => self.lamp_connects(),
+            23 => self.lamp_goes(choice % 2 == 0),
             _ => {}
         }
     }
 
     /// Calm weather: everybody is there and all commits land.
     fn ends(mut self) -> (u16, Vec<u16>) {
+        self.lamp_goes(false);
         self.connects();
+        self.retains();
         for _ in 0..50 {
             self.store.release_all();
             self.works();
         }
         assert!(self.pump.open.is_empty(), "everything is acknowledged in the end");
+        let kept = self.life().world.hub.node().parts.topics.clone();
+        let who = tavi_core::Principal::Account("reader@localhost".parse().unwrap());
+        let kept = kept.retained_value(&who, "home/kept").unwrap();
+        let kept = kept.map(|kept| String::from_utf8_lossy(&kept.payload).parse::<u16>().unwrap());
+        assert_eq!(self.reader.kept.last().copied(), kept, "{:?}", self.reader.kept);
+        let lost: Vec<_> = self.lamp.cut.difference(&self.reader.wills).collect();
+        assert!(lost.is_empty(), "wills lost: {lost:?}");
         (self.pump.sent, self.reader.seen)
     }
 }
@@ -233,7 +329,7 @@ async fn released<T>(store: &MemoryStore, work: impl Future<Output = T>) -> T {
 
 proptest! {
     #[test]
-    fn qos_2_comes_exactly_once(weather in proptest::collection::vec((0u8..20, any::<u8>()), 0..150)) {
+    fn qos_2_comes_exactly_once(weather in proptest::collection::vec((0u8..24, any::<u8>()), 0..150)) {
         let mut storm = Storm::new(2);
         for (action, choice) in weather {
             storm.suffers(action, choice);
@@ -244,7 +340,7 @@ proptest! {
     }
 
     #[test]
-    fn qos_1_comes_at_least_once(weather in proptest::collection::vec((0u8..20, any::<u8>()), 0..150)) {
+    fn qos_1_comes_at_least_once(weather in proptest::collection::vec((0u8..24, any::<u8>()), 0..150)) {
         let mut storm = Storm::new(1);
         for (action, choice) in weather {
             storm.suffers(action, choice);
