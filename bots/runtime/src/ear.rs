@@ -174,7 +174,7 @@ impl Ear {
             return vec![filter.into()];
         }
         let grants = permit.list(Some(self.principal.subject()));
-        let grants = grants.iter().filter(|grant| grant.actions.has(Action::Subscribe));
+        let grants = grants.iter().filter(|grant| grant.rights.allows(Action::Subscribe));
         let parts: Vec<String> = grants.filter_map(|grant| intersect(filter, &grant.filter)).collect();
         if self.refused.lock().insert(filter.into()) {
             permit.log_refusal(&self.principal, Action::Subscribe, filter);

@@ -9,9 +9,9 @@ use std::{
     time::Instant,
 };
 use tavi_core::{
-    Parts,
+    Host, Parts,
     accounts::{AccountError, Strength, credential_ops},
-    permit::{Actions, Grant as CoreGrant, GrantError},
+    permit::{Grant as CoreGrant, GrantError},
 };
 use tavi_enrol::{
     DeviceId,
@@ -104,6 +104,24 @@ impl Office {
         }
     }
 
+    /// What an operator is to know of a grant whose subject is not here.
+    async fn unknown(&self, subject: &str) -> Outcome<Option<String>> {
+        let Ok(jid) = subject.parse::<BareJid>() else { return Ok(None) };
+        if subject.starts_with('@') || jid.local().is_none() {
+            return Ok(None);
+        }
+        let known = match self.parts.hosts.find(jid.domain()) {
+            Some(Host::Main | Host::Things) => {
+                let account = self.parts.store.load(&Owner::account(subject), Table::Account, "").await;
+                account.map_err(store_failed)?.is_some()
+            }
+            // Bots come and go with their files.
+            Some(Host::Bots) => true,
+            _ => return Ok(Some(format!("{subject} is not at a domain of this broker"))),
+        };
+        Ok((!known).then(|| format!("there is no {subject} yet; the grant stands for when there is")))
+    }
+
     async fn names<'a>(&self, names: &'a mut Names) -> Outcome<&'a mut HashMap<DeviceName, DeviceId>> {
         if names.0.is_none() {
             let records = self.records().await?.into_iter();
@@ -184,7 +202,7 @@ impl Admin for Office {
         if let (Some(names), Some(name)) = (&mut names.0, name) {
             names.remove(&name);
         }
-        self.parts.permit.remove(|grant| &*grant.subject == jid.as_str()).1.await.map_err(store_failed)?;
+        self.parts.permit.remove_subject(jid.as_str()).1.await.map_err(store_failed)?;
         self.parts.revoke(&jid);
         Ok(Removed { removed: id.to_string() })
     }
@@ -197,24 +215,26 @@ impl Admin for Office {
     async fn add_grant(&self, new: NewGrant) -> Outcome<GrantRow> {
         let id = self.parts.ids.next(self.parts.clock.now_ms());
         let bad = |e: GrantError| ApiError::new(ErrorCode::BadRequest, e.to_string());
-        let actions: Actions = new.actions.to_string().parse().map_err(bad)?;
-        let grant = CoreGrant::new(id, &new.subject.to_string(), actions, new.filter.as_str()).map_err(bad)?;
-        let same = |g: &CoreGrant| g.actions == grant.actions && g.filter == grant.filter;
-        self.parts.permit.add(grant.clone()).await.map_err(store_failed)?;
+        let grant = CoreGrant::new(id, &new.subject.to_string(), new.actions, new.filter.as_str()).map_err(bad)?;
         // The same rule twice is one: the answer is the row that stands.
-        let standing = self.parts.permit.list(Some(&grant.subject)).into_iter().find(|g| same(g));
-        grant_row(&standing.unwrap_or(grant))
+        let standing = self.parts.permit.list(Some(&grant.subject)).into_iter().find(|g| g.is_same(&grant));
+        let note = self.unknown(&grant.subject).await?;
+        if standing.is_none() {
+            let full = |e: GrantError| ApiError::new(ErrorCode::Conflict, e.to_string());
+            self.parts.permit.room_for(&grant.subject).map_err(full)?;
+            self.parts.permit.add(grant.clone()).await.map_err(store_failed)?;
+        }
+        Ok(GrantRow { note, ..grant_row(&standing.unwrap_or(grant))? })
     }
 
     async fn remove_grant(&self, id: String) -> Outcome<GrantRow> {
-        let number: Option<u64> = id.parse().ok();
-        let (removed, commit) = self.parts.permit.remove(|grant| Some(grant.id) == number);
-        commit.await.map_err(store_failed)?;
         let none = || {
             ApiError::new(ErrorCode::NotFound, format!("there is no grant {id:?}"))
                 .hint("tavi-fleet grant list shows them")
         };
-        grant_row(removed.first().ok_or_else(none)?)
+        let (removed, commit) = self.parts.permit.remove_id(id.parse().map_err(|_| none())?);
+        commit.await.map_err(store_failed)?;
+        grant_row(&removed.ok_or_else(none)?)
     }
 }
 
@@ -226,7 +246,6 @@ fn put_record(record: &DeviceRecord) -> Outcome<Op> {
 fn grant_row(grant: &CoreGrant) -> Outcome<GrantRow> {
     let broken = |e: tavi_enrol::grant::GrantError| ApiError::new(ErrorCode::Internal, e.to_string());
     let subject = grant.subject.parse().map_err(broken)?;
-    let actions = grant.actions.to_string().parse().map_err(broken)?;
     let filter = grant.filter.parse().map_err(broken)?;
-    Ok(GrantRow { id: grant.id.to_string(), grant: Grant { subject, actions, filter } })
+    Ok(GrantRow { id: grant.id.to_string(), grant: Grant { subject, actions: grant.rights, filter }, note: None })
 }

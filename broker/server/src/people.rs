@@ -51,7 +51,7 @@ async fn row(parts: &Parts, jid: &BareJid) -> Outcome<UserRow> {
 pub async fn remove(parts: &Parts, jid: &str) -> Outcome<Removed> {
     let jid = address(parts, jid)?;
     parts.accounts.remove(&jid).await.map_err(refusal)?;
-    parts.permit.remove(|grant| &*grant.subject == jid.as_str()).1.await.map_err(store_failed)?;
+    parts.permit.remove_subject(jid.as_str()).1.await.map_err(store_failed)?;
     parts.revoke(&jid);
     Ok(Removed { removed: jid.to_string() })
 }

@@ -70,7 +70,7 @@ impl Admin for Fake {
     }
 
     async fn add_grant(&self, grant: NewGrant) -> Outcome<GrantRow> {
-        Ok(GrantRow { id: "7".into(), grant })
+        Ok(GrantRow { id: "7".into(), grant, note: None })
     }
 
     async fn remove_grant(&self, id: String) -> Outcome<GrantRow> {

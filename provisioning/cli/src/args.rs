@@ -7,13 +7,14 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use tavi_enrol::DeviceId;
 use tavi_enrol::device::DeviceName;
-use tavi_enrol::grant::{Actions, Filter, GrantError, Subject};
+use tavi_enrol::grant::{Filter, GrantError, Rights, Subject};
 
 const EXAMPLES: &str = "\
 Examples:
   tavi-fleet device add --name Pump
   tavi-fleet device list
   tavi-fleet grant add ann@localhost subscribe,publish 'd/+/up/#'
+  tavi-fleet grant add ann@localhost '!subscribe' 'd/+/up/position'
   tavi-fleet grant add anon-clear retrieve,subscribe,publish 'd/+/up/#'
 
 Exit status: 0 done, 1 refused, 2 not understood.";
@@ -96,7 +97,7 @@ pub enum Service {
 
 #[derive(Subcommand)]
 pub enum Grant {
-    /// Allow SUBJECT to do ACTIONS to the topics that FILTER matches
+    /// Allow SUBJECT to do ACTIONS to the topics that FILTER matches, or deny it
     Add(GrantParts),
     /// List all grants
     List,
@@ -113,8 +114,9 @@ pub enum Grant {
 pub struct GrantParts {
     /// A JID, a device's id, a group like @everyone, or anon-clear (plain CoAP on the broker's machine)
     pub subject: Who,
-    /// A comma list of retrieve, subscribe (or notify), publish (or update), delete, create, invoke
-    pub actions: Actions,
+    /// A comma list of retrieve, subscribe (or notify), publish (or update), delete, create, invoke; with ! in front it
+    /// denies them, whatever other grants allow
+    pub actions: Rights,
     /// An MQTT topic filter; quote it, so that the shell leaves # and + alone
     pub filter: Filter,
 }

@@ -10,7 +10,11 @@ use crate::output::{Failure, Output};
 pub async fn add(client: &Client, parts: GrantParts, output: &Output) -> Result<(), Failure> {
     let grant = complete(client, parts).await?;
     let row = client.add_grant(&grant).await?;
-    output.show(&row, |row| format!("Granted {}: {}", row.id, row.grant))
+    output.show(&row, |row| {
+        let note = row.note.iter().map(|note| format!("\nNote: {note}"));
+        format!("{} {}: {}", if row.grant.actions.deny { "Denied" } else { "Granted" }, row.id, row.grant)
+            + &note.collect::<String>()
+    })
 }
 
 pub async fn list(client: &Client, output: &Output) -> Result<(), Failure> {

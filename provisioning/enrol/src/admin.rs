@@ -148,6 +148,9 @@ pub struct GrantRow {
     /// Who may do what to which topics.
     #[serde(flatten)]
     pub grant: Grant,
+    /// What the operator is to know of a grant that was just added, such as that nobody has that address yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
 }
 
 /// The answer to a `DELETE`: what was there.

@@ -1,4 +1,4 @@
-//! A grant: who may do what to which topics. Types and their one spelling; the broker's core decides.
+//! A grant: who may, or must not, do what to which topics. Types and their one spelling; the broker's core decides.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,14 +6,16 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use tavi_wire::topic::{self, TopicError};
 
+pub use tavi_wire::grant::{Action, Actions, Rights, RightsError};
+
 /// One row of the access list. Deny by default: what no grant allows is refused.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Grant {
     /// Who may.
     pub subject: Subject,
-    /// Do what.
-    pub actions: Actions,
+    /// Do what, or must not.
+    pub actions: Rights,
     /// To which topics.
     pub filter: Filter,
 }
@@ -32,12 +34,9 @@ pub enum GrantError {
     /// Neither a bare JID, nor a group, nor the anonymous subject.
     #[error("'{0}' is no subject: use a JID like user@domain, a group like @everyone, or anon-clear")]
     Subject(String),
-    /// A word that names no action.
-    #[error("'{0}' is no action: use a comma list of {ALL_NAMES}")]
-    Action(String),
-    /// The list of actions is empty.
-    #[error("name at least one action: a comma list of {ALL_NAMES}")]
-    NoAction,
+    /// The list of actions is none.
+    #[error(transparent)]
+    Rights(#[from] RightsError),
     /// The topic filter breaks a rule.
     #[error("the topic filter is illegal: {0}")]
     Filter(#[from] TopicError),
@@ -97,109 +96,6 @@ impl fmt::Display for Subject {
     }
 }
 
-/// One thing that can be done to a topic.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Action {
-    /// Read the retained value: MQTT retained messages, pubsub items, CoAP GET.
-    Retrieve,
-    /// Hear new values, also spelled `notify`: SUBSCRIBE, Observe.
-    Subscribe,
-    /// Set a value, also spelled `update`: PUBLISH, a will, PUT, POST.
-    Publish,
-    /// Remove a value or a node.
-    Delete,
-    /// Make a node.
-    Create,
-    /// Call an operation.
-    Invoke,
-}
-
-const ALL: [Action; 6] =
-    [Action::Retrieve, Action::Subscribe, Action::Publish, Action::Delete, Action::Create, Action::Invoke];
-const ALL_NAMES: &str = "retrieve, subscribe (or notify), publish (or update), delete, create, invoke";
-
-impl Action {
-    /// The action's first name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Retrieve => "retrieve",
-            Self::Subscribe => "subscribe",
-            Self::Publish => "publish",
-            Self::Delete => "delete",
-            Self::Create => "create",
-            Self::Invoke => "invoke",
-        }
-    }
-
-    /// Its bit in [`Actions::bits`].
-    pub fn bit(self) -> u8 {
-        1 << self as u8
-    }
-}
-
-impl FromStr for Action {
-    type Err = GrantError;
-
-    fn from_str(text: &str) -> Result<Self, GrantError> {
-        let name = match text {
-            "notify" => "subscribe",
-            "update" => "publish",
-            other => other,
-        };
-        ALL.into_iter().find(|action| action.name() == name).ok_or_else(|| GrantError::Action(text.into()))
-    }
-}
-
-/// A set of at least one action, written as a comma list.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Actions(u8);
-
-impl Actions {
-    /// The set with these bits (see [`Action::bit`]); unknown bits are dropped, `None` if nothing is left.
-    pub fn from_bits(bits: u8) -> Option<Self> {
-        let known = ALL.into_iter().fold(0, |all, action| all | action.bit()) & bits;
-        (known != 0).then_some(Self(known))
-    }
-
-    /// One bit for each action: retrieve 1, subscribe 2, publish 4, delete 8, create 16, invoke 32.
-    pub fn bits(self) -> u8 {
-        self.0
-    }
-
-    /// Whether the action is in the set.
-    pub fn contains(self, action: Action) -> bool {
-        self.0 & action.bit() != 0
-    }
-
-    /// The actions of the set in their fixed order.
-    pub fn iter(self) -> impl Iterator<Item = Action> {
-        ALL.into_iter().filter(move |action| self.contains(*action))
-    }
-}
-
-impl FromStr for Actions {
-    type Err = GrantError;
-
-    fn from_str(text: &str) -> Result<Self, GrantError> {
-        if text.trim().is_empty() {
-            return Err(GrantError::NoAction);
-        }
-        let mut bits = 0;
-        for word in text.split(',') {
-            bits |= word.trim().parse::<Action>()?.bit();
-        }
-        Ok(Self(bits))
-    }
-}
-
-impl fmt::Display for Actions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names: Vec<_> = self.iter().map(Action::name).collect();
-        f.pad(&names.join(","))
-    }
-}
-
 /// A legal MQTT topic filter (MQTT 5 §4.7.1, with the limits of `tavi_wire::topic`).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -246,7 +142,7 @@ macro_rules! as_text {
     )+};
 }
 
-as_text!(Subject, Actions, Filter);
+as_text!(Subject, Filter);
 
 #[cfg(test)]
 mod tests {
@@ -266,31 +162,13 @@ mod tests {
     }
 
     #[test]
-    fn actions_are_a_comma_list_with_aliases() {
-        let parsed: Actions = "update, notify,publish".parse().unwrap();
-        assert_eq!(parsed.to_string(), "subscribe,publish");
-        assert_eq!(parsed.bits(), 6);
-        assert!(parsed.contains(Action::Publish) && !parsed.contains(Action::Delete));
-        assert_eq!("".parse::<Actions>(), Err(GrantError::NoAction));
-        assert_eq!("publish,".parse::<Actions>(), Err(GrantError::Action("".into())));
-        assert_eq!("read".parse::<Actions>(), Err(GrantError::Action("read".into())));
-    }
-
-    #[test]
-    fn each_set_of_actions_round_trips() {
-        for bits in 1..64 {
-            let actions = Actions::from_bits(bits).unwrap();
-            assert_eq!(actions.to_string().parse(), Ok(actions));
-        }
-        assert_eq!(Actions::from_bits(0x40), None);
-    }
-
-    #[test]
     fn a_grant_reads_well_in_json() {
         let json = r#"{"subject":"@everyone","actions":"retrieve,subscribe","filter":"site/+/temp"}"#;
         let grant: Grant = serde_json::from_str(json).unwrap();
         assert_eq!(serde_json::to_string(&grant).unwrap(), json);
         assert_eq!(grant.to_string(), "@everyone retrieve,subscribe site/+/temp");
+        let denied = json.replace("retrieve,", "!retrieve,");
+        assert!(serde_json::from_str::<Grant>(&denied).unwrap().actions.denies(Action::Subscribe));
         let refused = json.replace("+/temp", "#/temp");
         assert!(serde_json::from_str::<Grant>(&refused).unwrap_err().to_string().contains("topic filter"));
     }

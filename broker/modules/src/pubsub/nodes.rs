@@ -7,7 +7,7 @@ use super::{
 };
 use tavi_core::{
     Action, Change, Draft, Permit, Principal, Qos, Refusal, Ticket,
-    permit::{Actions, Grant},
+    permit::{Actions, Grant, Rights},
     principal::Host,
 };
 use tavi_store::{Expect, Op, Owner, StoreError, Table};
@@ -143,7 +143,7 @@ impl Pubsub {
         let list = Element::new(ns::PUBSUB, "affiliations").attr_opt("node", node.map(str::to_owned));
         Element::new(ns::PUBSUB, "pubsub").child(list.children(wanted.map(|grant| {
             let affiliation = Element::new(ns::PUBSUB, "affiliation").attr("node", grant.filter.to_string());
-            affiliation.attr("affiliation", affiliation_name(grant.actions))
+            affiliation.attr("affiliation", affiliation_name(grant.rights))
         })))
     }
 
@@ -156,8 +156,13 @@ impl Pubsub {
             return Err(conflict());
         }
         let id = self.parts.ids.next(self.parts.clock.now_ms());
-        let grant = Grant::new(id, asker.principal.subject(), Actions::ALL, node)
+        let grant = Grant::new(id, asker.principal.subject(), Rights::allow(Actions::ALL), node)
             .map_err(|error| StanzaError::new(Condition::BadRequest).text(error.to_string()))?;
+        // XEP-0060 §8.1.2 leaves the limit's error open; RFC 6120 §8.3.3.18 is made for it.
+        self.parts
+            .permit
+            .room_for(&grant.subject)
+            .map_err(|error| StanzaError::new(Condition::ResourceConstraint).text(error.to_string()))?;
         let value = format!("{id}").into();
         let op = Op::Put { table: Table::Node, item: CREATED.into(), value, expect: Expect::Absent };
         match self.parts.store.commit(&Owner::topic(node), vec![op]).await {
@@ -226,7 +231,11 @@ fn subscription(jid: &Jid, node: &str) -> Element {
 }
 
 /// XEP-0060 §4.1.
-fn affiliation_name(actions: Actions) -> &'static str {
+fn affiliation_name(rights: Rights) -> &'static str {
+    let actions = rights.actions;
+    if rights.deny {
+        return "outcast";
+    }
     let reads = actions.has(Action::Subscribe) || actions.has(Action::Retrieve);
     match (actions == Actions::ALL, actions.has(Action::Publish), reads) {
         (true, ..) => "owner",
@@ -240,7 +249,7 @@ fn affiliation_name(actions: Actions) -> &'static str {
 /// Takes the creator's grant back.
 fn withdraw(permit: &Permit, record: &[u8]) -> tavi_store::Commit {
     let id = std::str::from_utf8(record).ok().and_then(|id| id.parse::<u64>().ok());
-    permit.remove(|grant| Some(grant.id) == id).1
+    id.map_or_else(|| tavi_store::Commit::ready(Ok(())), |id| permit.remove_id(id).1)
 }
 
 /// XEP-0060 §8.4.2.
