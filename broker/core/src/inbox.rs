@@ -30,6 +30,8 @@ struct State {
     closer: Option<Waker>,
     /// Its own sender, when it waits for room.
     maker: Option<Waker>,
+    /// Others who wait for space.
+    feeders: Vec<Waker>,
 }
 
 /// Without acknowledgements the receiver itself is the window: it takes what it can write.
@@ -45,6 +47,7 @@ impl Inbox {
             waker: None,
             closer: None,
             maker: None,
+            feeders: Vec::new(),
         };
         Inbox { state: Mutex::new(state), ids, memory }
     }
@@ -229,12 +232,30 @@ impl Inbox {
     /// what takes the room cannot leave yet.
     pub fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut state = self.state.lock();
-        let backlog = &state.backlog;
-        let full = backlog.len() * 2 >= self.memory.items.max(2) || backlog.bytes() * 2 >= self.memory.bytes;
+        let (backlog, full) = (&state.backlog, state.is_half_full(self.memory));
         if !full || state.closed.is_some() || !backlog.is_ready() {
             return Poll::Ready(());
         }
         keep(&mut state.maker, cx);
+        Poll::Pending
+    }
+
+    /// Ready when less than half the room in memory is taken, whatever the receiver has to do for that: for somebody
+    /// who hands over a long list.
+    ///
+    /// # Errors
+    /// The reason, once it is closed.
+    pub fn poll_space(&self, cx: &Context<'_>) -> Poll<Result<(), Closed>> {
+        let mut state = self.state.lock();
+        if let Some(why) = state.closed {
+            return Poll::Ready(Err(why));
+        }
+        if !state.is_half_full(self.memory) {
+            return Poll::Ready(Ok(()));
+        }
+        if !state.feeders.iter().any(|waker| waker.will_wake(cx.waker())) {
+            state.feeders.push(cx.waker().clone());
+        }
         Poll::Pending
     }
 
@@ -255,6 +276,10 @@ impl Inbox {
 }
 
 impl State {
+    fn is_half_full(&self, memory: Bound) -> bool {
+        self.backlog.len() * 2 >= memory.items.max(2) || self.backlog.bytes() * 2 >= memory.bytes
+    }
+
     /// True if something left.
     fn take(&mut self, bytes: usize, out: &mut Vec<(u64, Envelope)>) -> bool {
         use crate::mailbox::Weigh;
@@ -268,9 +293,8 @@ impl State {
             }
             out.push((given.id, given.item));
         }
-        if let Some(maker) = self.maker.take() {
-            maker.wake();
-        }
+        let makers = self.maker.take().into_iter().chain(self.feeders.drain(..));
+        makers.for_each(Waker::wake);
         out.len() > before
     }
 
@@ -284,7 +308,7 @@ impl State {
 
     fn wake_all(&mut self) {
         let wakers = [self.waker.take(), self.closer.take(), self.maker.take()];
-        wakers.into_iter().flatten().for_each(Waker::wake);
+        wakers.into_iter().flatten().chain(self.feeders.drain(..)).for_each(Waker::wake);
     }
 }
 

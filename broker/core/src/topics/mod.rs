@@ -313,7 +313,12 @@ impl Topics {
         RetainedStream::new(self, filter, None, 0)
     }
 
-    /// The same at once, for a filter that finds few; a store that cannot be read is logged, and nothing is found.
+    /// Those that `who` may read.
+    pub fn read_retained_as(self: &Arc<Self>, filter: &str, who: &Principal) -> RetainedStream {
+        RetainedStream::new(self, filter, Some(who), 0)
+    }
+
+    /// All at once, for a filter that finds few; a store that cannot be read is logged, and nothing is found.
     pub fn retained(&self, filter: &str) -> Vec<Arc<Publication>> {
         self.all_retained(filter).unwrap_or_else(|error| {
             tracing::error!(%error, filter, "retained values could not be read");

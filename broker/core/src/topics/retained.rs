@@ -22,6 +22,7 @@ use tavi_wire::topic::{is_filter, matches};
 /// Each value is the newest one when it is given, so it has to be passed on before what is delivered afterwards. What
 /// the subscriber was sent as a publication since it subscribed is left out. A topic whose value is just being saved is
 /// waited for.
+#[derive(Clone)]
 pub struct RetainedStream {
     topics: Arc<Topics>,
     filter: Arc<str>,
@@ -80,10 +81,30 @@ impl RetainedStream {
     /// The next value; `None` at the end. Pending while a value is being saved, and between two pages, so that nobody
     /// else waits for a long list.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Arc<Publication>>, StoreError>> {
+        let mut next = None;
+        let take = &mut |publication: &Arc<Publication>| next.replace(publication.clone()).is_none();
+        let given = self.poll_one(cx, (Hold::Known, take));
+        given.map_ok(|_| next)
+    }
+
+    /// Gives the next value to `take`, under its topic's lock: what is published later is delivered later. False at the
+    /// end, or if `take` gave false, since it had no room; then the value is not passed over.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn poll_give(&mut self, cx: &mut Context<'_>, take: &mut Take<'_>) -> Poll<Result<bool, StoreError>> {
+        self.poll_one(cx, (Hold::Always, take))
+    }
+
+    fn poll_one(
+        &mut self,
+        cx: &mut Context<'_>,
+        (hold, take): (Hold, &mut Take<'_>),
+    ) -> Poll<Result<bool, StoreError>> {
         loop {
             let Some(topic) = self.next_topic() else {
                 if self.ended {
-                    return Poll::Ready(Ok(None));
+                    return Poll::Ready(Ok(false));
                 }
                 if self.turn_page()? {
                     cx.waker().wake_by_ref();
@@ -91,12 +112,27 @@ impl RetainedStream {
                 }
                 continue;
             };
-            let Poll::Ready(found) = self.current(&topic, cx)? else { return Poll::Pending };
+            let place = match hold {
+                Hold::Always => Some(self.topics.places.at(&topic)),
+                Hold::Known => self.topics.places.known(&topic),
+            };
+            let mut state = place.as_ref().map(|place| place.state.lock());
+            let Poll::Ready(found) = self.current(&topic, state.as_deref_mut(), cx)? else { return Poll::Pending };
+            let given = found.filter(|p| self.may_have(p)).map(|p| take(&p));
+            drop(state);
+            if given == Some(false) {
+                return Poll::Ready(Ok(false));
+            }
             self.pass(&topic);
-            if let Some(publication) = found.filter(|p| self.may_have(p)) {
-                return Poll::Ready(Ok(Some(publication)));
+            if given == Some(true) {
+                return Poll::Ready(Ok(true));
             }
         }
+    }
+
+    /// Whether all was given.
+    pub fn is_at_end(&self) -> bool {
+        self.ended && self.next_topic().is_none()
     }
 
     /// The next value; `None` at the end.
@@ -133,11 +169,13 @@ impl RetainedStream {
     }
 
     /// The newest retained value of a topic, if the subscriber has had no part in it; pending while one is being saved.
-    fn current(&self, topic: &str, cx: &Context<'_>) -> Poll<Result<Option<Arc<Publication>>, StoreError>> {
-        let found = match self.topics.places.known(topic) {
-            None => Found::AsRead,
-            Some(place) => place.state.lock().owed(self.since, cx),
-        };
+    fn current(
+        &self,
+        topic: &str,
+        state: Option<&mut State>,
+        cx: &Context<'_>,
+    ) -> Poll<Result<Option<Arc<Publication>>, StoreError>> {
+        let found = state.map_or(Found::AsRead, |state| state.owed(self.since, cx));
         let as_read = || self.page.front().filter(|p| *p.topic == *topic).cloned();
         Poll::Ready(Ok(match found {
             Found::Saving => return Poll::Pending,
@@ -156,6 +194,18 @@ impl RetainedStream {
         let may = |who| both.iter().all(|action| self.topics.permit.may(who, *action, &publication.topic));
         self.who.as_ref().is_none_or(may) && !publication.expired(self.topics.clock.now_ms())
     }
+}
+
+/// Takes a value; false: there is no room for it.
+type Take<'a> = dyn FnMut(&Arc<Publication>) -> bool + 'a;
+
+/// Which topics are locked while their value is given.
+#[derive(Clone, Copy)]
+enum Hold {
+    /// Those that are in memory anyway.
+    Known,
+    /// All.
+    Always,
 }
 
 /// What memory knows of the retained value that a subscriber is owed.

@@ -184,7 +184,7 @@ impl Pubsub {
             Request::Publish { node, item, payload } => self.publish(asker, &node, item, &payload),
             Request::Retract { node, item } => self.retract(asker, &node, &item),
             Request::Items { node, wanted } => self.items(asker, &node, &wanted).await,
-            Request::Subscribe { node, jid } => self.subscribe(asker, &node, jid),
+            Request::Subscribe { node, jid } => self.subscribe(asker, &node, jid).await,
             Request::Unsubscribe { node, jid } => self.unsubscribe(asker, &node, jid),
             Request::Subscriptions { node } => Ok(self.subscriptions(asker, node.as_deref()).into()),
             Request::Affiliations { node } => Ok(self.affiliations(asker, node.as_deref()).into()),

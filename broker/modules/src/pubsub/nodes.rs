@@ -97,11 +97,11 @@ impl Pubsub {
     }
 
     /// XEP-0060 §6.1. Where it is permitted, subscribing makes the node.
-    pub(super) fn subscribe(&self, asker: &Asker, node: &str, jid: Jid) -> Result<Answer, StanzaError> {
+    pub(super) async fn subscribe(&self, asker: &Asker, node: &str, jid: Jid) -> Result<Answer, StanzaError> {
         if jid.bare() != asker.jid.bare() {
             return Err(specific(Condition::BadRequest, "invalid-jid"));
         }
-        let (retained, commit) = self.subscribers.add(&jid, &asker.principal, node).map_err(|why| match why {
+        let (mut retained, commit) = self.subscribers.add(&jid, &asker.principal, node).map_err(|why| match why {
             Refused::Topics(refusal) => refused(refusal),
             // XEP-0060 §6.1.3.9: of type wait.
             Refused::TooMany => {
@@ -112,8 +112,14 @@ impl Pubsub {
         let mut ticket = Ticket::done();
         ticket.wait_for(commit);
         let pubsub = Element::new(ns::PUBSUB, "pubsub").child(subscription(&jid, node));
-        // XEP-0060 §6.1.7: the last item follows the answer.
-        Ok(Answer { ticket, payload: Payload::Element(pubsub), after: self.subscribers.last_items(&jid, &retained) })
+        // XEP-0060 §6.1.7: the last item follows the answer; what a filter finds comes as the sessions have room.
+        let mut after = Vec::new();
+        if is_filter(node) {
+            self.subscribers.feed(&jid, &retained);
+        } else if let Some(last) = retained.next().await.map_err(unavailable)? {
+            after.push(self.subscribers.last_item(&jid, &last));
+        }
+        Ok(Answer { ticket, payload: Payload::Element(pubsub), after })
     }
 
     /// XEP-0060 §6.2.

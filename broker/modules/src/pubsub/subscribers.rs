@@ -4,24 +4,24 @@ use super::value;
 use parking_lot::Mutex;
 use std::{
     collections::{BTreeSet, HashMap},
+    future::poll_fn,
     sync::Arc,
 };
 use tavi_core::{
-    Action, Effect, Envelope, Hosts, Parts, Permit, Principal, Publication, Qos, Refusal, Sessions, SubOptions,
-    Subscriber, Topics,
+    Envelope, Hosts, Parts, Principal, Publication, Qos, Refusal, Sessions, SubOptions, Subscriber, Topics,
     accounts::Accounts,
     hooks::{OnSession, Place, SessionEvent},
     principal::Host,
+    sessions::Inbox,
+    topics::RetainedStream,
 };
 use tavi_store::{Commit, Expect, Op, Owner, Row, SharedStore, StoreError, Table};
+use tavi_wire::topic::matches;
 use tavi_xmpp_proto::{BareJid, Jid, MessageType, Stanza, stanza::Head};
 use tokio::sync::broadcast::{self, error::RecvError};
 
 /// Subscriptions of one account, device or bot.
 const MAX_SUBSCRIPTIONS: usize = 1000;
-/// Last items that one subscription or one arrival may bring, by count and by bytes.
-const MAX_LAST_ITEMS: usize = 500;
-const MAX_LAST_BYTES: usize = 1 << 20;
 /// The longest JID that can be kept as an item's key, in bytes.
 const MAX_JID: usize = 2000;
 /// In front of the JID in the key of a subscription's row; the row's owner is the node.
@@ -31,7 +31,6 @@ const ROW: &str = "sub:";
 pub(super) struct Subscribers {
     subscribed: Mutex<HashMap<BareJid, Vec<Held>>>,
     topics: Arc<Topics>,
-    permit: Arc<Permit>,
     sessions: Arc<Sessions>,
     hosts: Arc<Hosts>,
     store: SharedStore,
@@ -60,7 +59,6 @@ impl Subscribers {
         Subscribers {
             subscribed: Mutex::default(),
             topics: parts.topics.clone(),
-            permit: parts.permit.clone(),
             sessions: parts.sessions.clone(),
             hosts: parts.hosts.clone(),
             store: parts.store.clone(),
@@ -120,13 +118,8 @@ impl Subscribers {
         }
     }
 
-    /// Subscribes a JID; gives the retained values and the commit of the row.
-    pub(super) fn add(
-        &self,
-        jid: &Jid,
-        who: &Principal,
-        node: &str,
-    ) -> Result<(Vec<Arc<Publication>>, Commit), Refused> {
+    /// Subscribes a JID; gives what is retained for it and the commit of the row.
+    pub(super) fn add(&self, jid: &Jid, who: &Principal, node: &str) -> Result<(RetainedStream, Commit), Refused> {
         if jid.as_str().len() > MAX_JID {
             return Err(Refused::LongJid);
         }
@@ -135,10 +128,10 @@ impl Subscribers {
             return Err(Refused::TooMany);
         }
         let subscriber = self.known(jid).unwrap_or_else(|| self.make(jid, who));
-        let subscribed = self.topics.subscribe(&subscriber, node, OPTIONS).map_err(Refused::Topics)?;
+        let joined = self.topics.join(&subscriber, node, OPTIONS).map_err(Refused::Topics)?;
         self.hold(jid, subscriber, node);
         let op = Op::Put { table: Table::Node, item: row(jid), value: Default::default(), expect: Expect::Any };
-        Ok((subscribed.retained, self.store.commit(&Owner::topic(node), vec![op])))
+        Ok((joined.retained, self.store.commit(&Owner::topic(node), vec![op])))
     }
 
     /// Ends a subscription; `None` if there is none.
@@ -173,20 +166,20 @@ impl Subscribers {
         subscribed.values().flatten().filter(|held| held.filters.contains(node)).map(|held| held.jid.clone()).collect()
     }
 
-    /// The last items as messages to a subscriber (XEP-0060 §6.1.7), within bounds.
-    pub(super) fn last_items(&self, jid: &Jid, retained: &[Arc<Publication>]) -> Vec<Envelope> {
-        let mut left = MAX_LAST_BYTES;
-        let fits = |p: &&Arc<Publication>| {
-            left = left.saturating_sub(p.weight());
-            left > 0
-        };
-        let pubsub = self.hosts.jid(Host::Pubsub);
-        let message = |p: &Arc<Publication>| {
-            let mut env = notice(pubsub, jid, value::event(p));
-            env.add_delay(pubsub.domain(), p.time_ms);
-            env
-        };
-        retained.iter().take(MAX_LAST_ITEMS).take_while(fits).map(message).collect()
+    /// The last item as a message to a subscriber (XEP-0060 §6.1.7).
+    pub(super) fn last_item(&self, jid: &Jid, last: &Publication) -> Envelope {
+        last_item(self.hosts.jid(Host::Pubsub), jid, last)
+    }
+
+    /// Gives what a new subscription to a filter finds to the sessions of the JID, as they have room.
+    pub(super) fn feed(&self, jid: &Jid, retained: &RetainedStream) {
+        let Some(account) = self.sessions.known(&jid.to_bare()) else { return };
+        let state = account.lock();
+        let wanted = state.receivers().filter(|session| jid.is_bare() || session.jid == *jid);
+        for session in wanted {
+            let source = Source { jid: jid.clone(), filter: Arc::from(""), stream: retained.clone() };
+            tokio::spawn(feed(self.hosts.jid(Host::Pubsub).clone(), session.inbox.clone(), vec![source]));
+        }
     }
 
     fn subscriber(&self, jid: &Jid, who: &Principal, node: &str) -> Arc<dyn Subscriber> {
@@ -296,19 +289,51 @@ impl OnSession for Subscribers {
     /// The last item on presence (XEP-0060 §12.1): by the account's own events, nobody sends presence to topics.
     fn on_session(&self, event: SessionEvent, id: u64, at: &mut Place<'_>) {
         let Some(session) = at.state.session(id).filter(|_| event == SessionEvent::Available) else { return };
-        let mut seen = BTreeSet::new();
+        let mut sources = Vec::new();
         for (jid, filter) in self.of_account(&at.account.jid) {
-            if !jid.is_bare() && jid != session.jid {
-                continue;
+            if jid.is_bare() || jid == session.jid {
+                let stream = self.topics.read_retained_as(&filter, &at.account.principal);
+                sources.push(Source { jid, filter, stream });
             }
-            let who = &at.account.principal;
-            let both = [Action::Subscribe, Action::Retrieve];
-            let may = |p: &Arc<Publication>| both.iter().all(|action| self.permit.may(who, *action, &p.topic));
-            let mut retained = self.topics.retained(&filter);
-            retained.retain(|p| may(p) && seen.insert(p.topic.clone()));
-            for envelope in self.last_items(&jid, &retained) {
-                at.fx.push(Effect::Deliver { inbox: session.inbox.clone(), envelope });
+        }
+        if !sources.is_empty() {
+            tokio::spawn(feed(self.hosts.jid(Host::Pubsub).clone(), session.inbox.clone(), sources));
+        }
+    }
+}
+
+/// What is retained for one subscription.
+struct Source {
+    jid: Jid,
+    filter: Arc<str>,
+    stream: RetainedStream,
+}
+
+/// Hands last items to a session, each topic's once, as the session has room: there is no limit that cuts off, and
+/// nobody waits for it. Ends with the session.
+async fn feed(pubsub: Jid, inbox: Arc<Inbox>, mut sources: Vec<Source>) {
+    for at in 0..sources.len() {
+        let (before, rest) = sources.split_at_mut(at);
+        let Source { jid, stream, .. } = &mut rest[0];
+        let mut take = |last: &Arc<Publication>| {
+            let fed = before.iter().any(|source| matches(&source.filter, &last.topic));
+            fed || inbox.push(last_item(&pubsub, jid, last)).is_ok()
+        };
+        loop {
+            if poll_fn(|cx| inbox.poll_space(cx)).await.is_err() {
+                return;
+            }
+            match poll_fn(|cx| stream.poll_give(cx, &mut take)).await {
+                Ok(given) if given || !stream.is_at_end() => {}
+                Ok(_) => break,
+                Err(error) => return tracing::error!(%error, to = %jid, "last items could not be read"),
             }
         }
     }
+}
+
+fn last_item(pubsub: &Jid, to: &Jid, last: &Publication) -> Envelope {
+    let mut env = notice(pubsub, to, value::event(last));
+    env.add_delay(pubsub.domain(), last.time_ms);
+    env
 }

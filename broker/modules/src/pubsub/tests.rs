@@ -134,6 +134,33 @@ async fn the_last_item_comes_on_subscription_on_presence_and_after_a_restart() {
 }
 
 #[tokio::test]
+async fn the_last_items_of_a_wide_filter_all_come_each_once() {
+    let world = World::new().await;
+    let topics = world.node.parts.topics.clone();
+    for n in 0..700 {
+        let draft = Draft { topic: format!("u/juliet/{n}").into(), payload: "1".into(), ..Draft::default() };
+        let draft = Draft { retain: true, ..draft };
+        let juliet = Principal::Account("juliet@localhost".parse().unwrap());
+        topics.publish(&juliet, draft).unwrap().complete().await.unwrap();
+    }
+    let mut juliet = world.online("juliet/balcony").await;
+    for filter in ["u/juliet/#", "u/juliet/+"] {
+        juliet.sends(&set(&format!("<subscribe node='{filter}' jid='juliet@localhost'/>"))).await;
+        for _ in 0..20 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(juliet.takes(701).len(), 701, "the answer and all items");
+    }
+    juliet.ends().await;
+    let mut juliet = world.online("juliet/balcony").await;
+    for _ in 0..40 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(juliet.takes(700).len(), 700);
+    juliet.sees_nothing();
+}
+
+#[tokio::test]
 async fn events_are_not_kept_and_a_full_jid_gets_its_own() {
     let world = World::new().await;
     let mut orchard = world.online("romeo/orchard").await;
