@@ -97,13 +97,25 @@ impl Accounts {
         Ok(self.store.commit(&Owner::account(jid.as_str()), ops).await?)
     }
 
-    /// Removes an account with all that is stored for it.
+    /// Deletes all that is stored for an account, and nothing else: the last step of its removal.
     ///
     /// # Errors
     /// See [`AccountError`].
     pub async fn remove(&self, jid: &BareJid) -> Result<(), AccountError> {
         if !self.exists(jid).await? {
             return Err(AccountError::Missing(jid.clone()));
+        }
+        Ok(self.store.commit(&Owner::account(jid.as_str()), vec![Op::Purge]).await?)
+    }
+
+    /// Deletes what messages on their way may have left for a name that nobody has: they do not wait for the next
+    /// owner.
+    ///
+    /// # Errors
+    /// See [`AccountError`].
+    pub async fn sweep(&self, jid: &BareJid) -> Result<(), AccountError> {
+        if self.exists(jid).await? {
+            return Err(AccountError::Exists(jid.clone()));
         }
         Ok(self.store.commit(&Owner::account(jid.as_str()), vec![Op::Purge]).await?)
     }
@@ -184,6 +196,11 @@ fn credential_op(hash: Hash, password: &str, strength: Strength) -> Result<Op, A
     let keys = ScramKeys::derive(hash, password, &salt, rounds).map_err(|_| AccountError::Password)?;
     let (table, item) = (Table::Credential, credential_item(hash).into());
     Ok(Op::Put { table, item, value: keys.encode().into(), expect: Expect::Any })
+}
+
+/// The items of an account's credentials in `Table::Credential`: without them nobody logs in with a password.
+pub fn credential_items() -> impl Iterator<Item = &'static str> {
+    [Hash::Sha1, Hash::Sha256].into_iter().map(credential_item)
 }
 
 fn credential_item(hash: Hash) -> &'static str {

@@ -2,10 +2,12 @@
 
 use crate::{
     people::{self, new_secret, store_failed},
+    removal::Removals,
     tokens::device_record,
 };
 use std::{
     collections::{BTreeMap, HashMap},
+    sync::Arc,
     time::Instant,
 };
 use tavi_core::{
@@ -27,12 +29,16 @@ use tavi_web::admin::{Admin, Outcome};
 use tavi_xmpp_proto::jid::BareJid;
 use tokio::sync::Mutex;
 
+/// Where changes of accounts, devices and grants are told in the log. Who can reach the admin socket is its owner.
+const AUDIT: &str = "tavi::audit";
+
 /// The running broker as an administrator sees it.
 pub struct Office {
     parts: Parts,
     listeners: BTreeMap<String, String>,
     started: Instant,
-    /// One registration at a time: names of devices are unique.
+    removals: Arc<Removals>,
+    /// One registration at a time: names are unique.
     registering: Mutex<Names>,
 }
 
@@ -41,8 +47,8 @@ pub struct Office {
 struct Names(Option<HashMap<DeviceName, DeviceId>>);
 
 impl Office {
-    pub fn new(parts: Parts, listeners: BTreeMap<String, String>) -> Office {
-        Office { parts, listeners, started: Instant::now(), registering: Mutex::default() }
+    pub fn new(parts: Parts, removals: Arc<Removals>, listeners: BTreeMap<String, String>) -> Office {
+        Office { parts, removals, listeners, started: Instant::now(), registering: Mutex::default() }
     }
 
     fn device_jid(&self, id: DeviceId) -> Outcome<BareJid> {
@@ -146,15 +152,22 @@ impl Admin for Office {
     }
 
     async fn add_user(&self, user: NewUser) -> Outcome<UserPassword> {
-        people::add(&self.parts, user).await
+        let _one = self.registering.lock().await;
+        let made = people::add(&self.parts, user).await?;
+        tracing::info!(target: AUDIT, account = made.jid, "the administrator made an account");
+        Ok(made)
     }
 
     async fn set_password(&self, jid: String, new: NewPassword) -> Outcome<UserPassword> {
-        people::set_password(&self.parts, &jid, new).await
+        let changed = people::set_password(&self.parts, &jid, new).await?;
+        tracing::info!(target: AUDIT, account = changed.jid, "the administrator changed a password");
+        Ok(changed)
     }
 
     async fn remove_user(&self, jid: String) -> Outcome<Removed> {
-        people::remove(&self.parts, &jid).await
+        let jid = people::address(&self.parts, &jid)?;
+        tracing::info!(target: AUDIT, account = %jid, "the administrator removes an account");
+        self.removals.account(jid).await
     }
 
     async fn devices(&self) -> Outcome<DeviceList> {
@@ -180,6 +193,7 @@ impl Admin for Office {
                 if let (Some(names), Some(name)) = (&mut names.0, &record.name) {
                     names.insert(name.clone(), record.id);
                 }
+                tracing::info!(target: AUDIT, device = %jid, name = ?record.name, "the administrator added a device");
                 Ok(AddedDevice { device: self.row(record)?, secret })
             }
             Err(StoreError::Conflict { .. }) => Err(people::refusal(AccountError::Exists(jid))),
@@ -189,22 +203,18 @@ impl Admin for Office {
 
     async fn remove_device(&self, id: DeviceId) -> Outcome<Removed> {
         let mut names = self.registering.lock().await;
-        let mut record = self.known_device(id).await?;
+        let record = self.known_device(id).await?;
         if record.state == DeviceState::Revoked {
             return Err(ApiError::new(ErrorCode::NotFound, format!("the device {id} was removed already")));
         }
-        record.state = DeviceState::Revoked;
-        let name = record.name.take();
         let jid = self.device_jid(id)?;
-        // What it had goes; that it was here stays, so that its key does not come back.
-        let ops = vec![Op::Purge, put_record(&record)?];
-        self.parts.store.commit(&Owner::account(jid.as_str()), ops).await.map_err(store_failed)?;
-        if let (Some(names), Some(name)) = (&mut names.0, name) {
-            names.remove(&name);
+        tracing::info!(target: AUDIT, device = %jid, "the administrator removes a device");
+        // Nothing is awaited in between: a caller who hangs up leaves no name that is taken for ever.
+        if let (Some(names), Some(name)) = (&mut names.0, &record.name) {
+            names.remove(name);
         }
-        self.parts.permit.remove_subject(jid.as_str()).1.await.map_err(store_failed)?;
-        self.parts.revoke(&jid);
-        Ok(Removed { removed: id.to_string() })
+        drop(names);
+        self.removals.device(jid, record).await
     }
 
     async fn grants(&self) -> Outcome<GrantList> {
@@ -223,6 +233,8 @@ impl Admin for Office {
             let full = |e: GrantError| ApiError::new(ErrorCode::Conflict, e.to_string());
             self.parts.permit.room_for(&grant.subject).map_err(full)?;
             self.parts.permit.add(grant.clone()).await.map_err(store_failed)?;
+            let (subject, rights, filter) = (&*grant.subject, &grant.rights, &*grant.filter);
+            tracing::info!(target: AUDIT, subject, ?rights, filter, "the administrator added a grant");
         }
         Ok(GrantRow { note, ..grant_row(&standing.unwrap_or(grant))? })
     }
@@ -234,7 +246,10 @@ impl Admin for Office {
         };
         let (removed, commit) = self.parts.permit.remove_id(id.parse().map_err(|_| none())?);
         commit.await.map_err(store_failed)?;
-        grant_row(&removed.ok_or_else(none)?)
+        let gone = removed.ok_or_else(none)?;
+        let (subject, rights, filter) = (&*gone.subject, &gone.rights, &*gone.filter);
+        tracing::info!(target: AUDIT, subject, ?rights, filter, "the administrator removed a grant");
+        grant_row(&gone)
     }
 }
 

@@ -1,6 +1,9 @@
 //! The command line of `tavi`.
 
-use crate::config::Key;
+use crate::{
+    config::{Config, Key},
+    data,
+};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -69,9 +72,28 @@ pub struct Place {
     /// Data folder.
     #[arg(long, value_name = "DIR", default_value = "./tavi-data")]
     pub data: PathBuf,
+    /// Configuration file of the broker [default: tavi.toml in the data folder].
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The domain of people's addresses [default: the one that the broker has last served].
+    #[arg(long, value_name = "NAME")]
+    pub domain: Option<String>,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+impl Place {
+    /// What the broker of this data folder would run with.
+    pub fn config(&self) -> anyhow::Result<Config> {
+        let served = || data::served(&self.data);
+        Config::load(&ServeArgs {
+            data: Some(self.data.clone()),
+            config: self.config.clone(),
+            domain: self.domain.clone().or_else(|| self.config.is_none().then(served).flatten()),
+            ..ServeArgs::default()
+        })
+    }
 }
 
 #[derive(Subcommand)]

@@ -176,6 +176,14 @@ impl Config {
         self.data.join("store")
     }
 
+    /// For `--check`: the folders of bots that were named are there. A start makes one that is not.
+    pub fn check_folders(&self) -> Result<()> {
+        match self.bots.iter().skip(1).find(|folder| !folder.is_dir()) {
+            Some(folder) => bail!("there is no folder of bots {}", folder.display()),
+            None => Ok(()),
+        }
+    }
+
     fn merge(args: &ServeArgs, data: PathBuf, file: File) -> Result<Config> {
         let domain = args.domain.as_deref().or(file.domain.as_deref()).unwrap_or("localhost");
         let hosts = Hosts::new(domain).with_context(|| format!("{domain:?} is no domain name"))?;
@@ -187,12 +195,15 @@ impl Config {
             (None, None) => None,
             _ => bail!("[tls] needs both certificate and key, or neither"),
         };
+        file.limits.check()?;
+        let listen = listeners(&file.listen, &args.listen)?;
+        distinct(&listen)?;
         let bots = [Some(data.join("bots")), file.bots.folder, args.bots.clone()].into_iter().flatten().collect();
         Ok(Config {
             hosts,
-            listen: listeners(&file.listen, &args.listen)?,
+            listen,
             engine: engine.transpose()?,
-            cache_bytes: file.store.cache_mib.unwrap_or(64).clamp(1, 1 << 20) << 20,
+            cache_bytes: cache_mib(file.store.cache_mib)? << 20,
             certificate,
             log_level: log_level(file.log.level)?,
             log_format: file.log.format.unwrap_or(if args.json { LogFormat::Json } else { LogFormat::Text }),
@@ -201,6 +212,13 @@ impl Config {
             json: args.json,
             data,
         })
+    }
+}
+
+fn cache_mib(written: Option<u64>) -> Result<u64> {
+    match written.unwrap_or(64) {
+        mib @ 1..=1_048_576 => Ok(mib),
+        other => bail!("[store] cache_mib = {other}: it has to be from 1 to 1048576"),
     }
 }
 
@@ -230,6 +248,26 @@ fn listeners(file: &ListenFile, flags: &[(Key, String)]) -> Result<Vec<(Key, Add
         Ok((key, addresses))
     };
     Key::ALL.into_iter().map(one).collect()
+}
+
+/// Two TCP listeners can not have one address; CoAP's are UDP.
+fn distinct(listen: &[(Key, Addresses)]) -> Result<()> {
+    let tcp =
+        || listen.iter().filter(|(key, _)| *key != Key::Coap).flat_map(|(key, all)| all.iter().map(move |a| (key, a)));
+    for (key, address) in tcp() {
+        let all = |ip: IpAddr| ip.is_unspecified();
+        let meets = |other: &SocketAddr| {
+            let same = other.ip() == address.ip();
+            let within = other.is_ipv4() == address.is_ipv4() && (all(other.ip()) || all(address.ip()));
+            address.port() != 0 && other.port() == address.port() && (same || within)
+        };
+        if let Some((other, _)) = tcp().find(|(other, at)| *other > key && meets(at)) {
+            bail!(
+                "the listeners {key} and {other} have one address, {address}: give each its own port, or turn one off"
+            );
+        }
+    }
+    Ok(())
 }
 
 fn read_file(path: &Path) -> Result<File> {
@@ -284,7 +322,7 @@ pub const TEMPLATE: &str = r#"# Tavi's configuration. Every key is optional; wha
 #mqtt  = "localhost:1883"   # passwords in clear are taken from this machine only
 #mqtts = "localhost:8883"
 #coap  = "localhost:5683"   # UDP
-#http  = "localhost:5280"   # /healthz and /metrics
+#http  = "localhost:5280"   # /healthz, /readyz and /metrics
 #https = "localhost:5443"
 
 [store]
@@ -403,5 +441,27 @@ mod tests {
         for text in ["5222", "example.org:5222", "localhost:x", ""] {
             assert!(parse_addresses(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_with_its_key() {
+        for (text, key) in [
+            ("[limits.mqtt]\npacket_bytes = 0", "packet_bytes"),
+            ("[limits.mqtt]\nstored_messages = 70000", "stored_messages"),
+            ("[limits.xmpp]\nstanza_bytes = 100", "stanza_bytes"),
+            ("[limits.coap]\nobservers = 0", "observers"),
+            ("[store]\ncache_mib = 0", "cache_mib"),
+        ] {
+            let error = format!("{:#}", config(text, &[]).unwrap_err());
+            assert!(error.contains(key), "{text}: {error}");
+        }
+        for (one, other) in
+            [("127.0.0.1:7001", "127.0.0.1:7001"), ("0.0.0.0:7001", "127.0.0.1:7001"), ("localhost:7001", "[::]:7001")]
+        {
+            let error = format!("{:#}", config("", &[("xmpp", one), ("mqtt", other)]).unwrap_err());
+            assert!(error.contains("xmpp and mqtt have one address"), "{error}");
+        }
+        config("", &[("xmpp", "127.0.0.1:0"), ("mqtt", "127.0.0.1:0"), ("coap", "127.0.0.1:5222")]).unwrap();
+        config("", &[("xmpp", "127.0.0.1:7001"), ("mqtt", "127.0.0.2:7001")]).unwrap();
     }
 }

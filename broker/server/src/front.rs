@@ -80,7 +80,8 @@ fn xmpp(start: &Start<'_>) -> Arc<tavi_xmpp::Xmpp> {
 impl Fronts {
     fn listen(&mut self, start: &Start<'_>, key: Key, listener: TcpListener) {
         let mqtt = self.mqtt.clone();
-        let site = || Arc::new(Site { node: start.node.clone(), store: start.store.clone(), mqtt });
+        let stop = self.stop.subscribe();
+        let site = || Arc::new(Site { node: start.node.clone(), store: start.store.clone(), mqtt, stop });
         match key {
             Key::Http => {
                 let stopped = self.stopped();
@@ -135,11 +136,12 @@ impl Fronts {
     }
 }
 
-/// `/metrics` and `/healthz`.
+/// `/metrics`, `/healthz` and `/readyz`.
 struct Site {
     node: Node,
     store: Arc<KvStore>,
     mqtt: Arc<tavi_mqtt::Hub>,
+    stop: watch::Receiver<bool>,
 }
 
 impl Pages for Site {
@@ -163,6 +165,10 @@ impl Pages for Site {
         } else {
             Health::Good
         }
+    }
+
+    fn ready(&self) -> Health {
+        if *self.stop.borrow() { Health::Bad("the broker stops".into()) } else { self.health() }
     }
 }
 

@@ -57,13 +57,53 @@ struct Coap {
 }
 
 /// RFC 6120 §13.12: a stanza limit may not be smaller.
-const LEAST_STANZA: usize = 10_000;
+const LEAST_STANZA: u64 = 10_000;
+/// The most of what is counted in items, and in bytes.
+const ITEMS: u64 = 100_000_000;
+const BYTES: u64 = 1 << 40;
+/// MQTT 5 §2.1.4: the longest remaining length, and so the largest packet.
+const MQTT_PACKET: u64 = 268_435_455;
+const DAY: u64 = 86_400;
 
 impl Limits {
+    /// Whether every key that is set is in its range.
+    ///
+    /// # Errors
+    /// The first that is not, with its name and range.
+    pub fn check(&self) -> anyhow::Result<()> {
+        let (x, m, c) = (&self.xmpp, &self.mqtt, &self.coap);
+        let size = |n: Option<usize>| n.map(|n| n as u64);
+        for (key, value, least, most) in [
+            ("[limits.xmpp] stanza_bytes", size(x.stanza_bytes), LEAST_STANZA, 1 << 30),
+            ("[limits.xmpp] login_seconds", x.login_seconds, 1, DAY),
+            ("[limits.xmpp] connections", size(x.connections), 1, ITEMS),
+            ("[limits.xmpp] unacknowledged", size(x.unacknowledged), 1, ITEMS),
+            ("[limits.xmpp] inbox_stanzas", size(x.inbox_stanzas), 1, ITEMS),
+            ("[limits.xmpp] inbox_bytes", size(x.inbox_bytes), 1, BYTES),
+            ("[limits.xmpp] sessions_per_account", size(x.sessions_per_account), 1, ITEMS),
+            ("[limits.mqtt] packet_bytes", m.packet_bytes.map(u64::from), 128, MQTT_PACKET),
+            ("[limits.mqtt] connect_seconds", m.connect_seconds, 1, DAY),
+            ("[limits.mqtt] connections", size(m.connections), 1, ITEMS),
+            ("[limits.mqtt] receive_maximum", m.receive_maximum.map(u64::from), 1, 65_535),
+            ("[limits.mqtt] in_flight", m.in_flight.map(u64::from), 1, 65_535),
+            ("[limits.mqtt] queue_messages", size(m.queue_messages), 1, ITEMS),
+            ("[limits.mqtt] queue_bytes", size(m.queue_bytes), 1, BYTES),
+            ("[limits.mqtt] stored_messages", size(m.stored_messages), 1, 60_000),
+            ("[limits.mqtt] subscriptions", size(m.subscriptions), 1, ITEMS),
+            ("[limits.coap] observers_per_peer", size(c.observers_per_peer), 1, ITEMS),
+            ("[limits.coap] observers", size(c.observers), 1, ITEMS),
+        ] {
+            if let Some(value) = value.filter(|value| !(least..=most).contains(value)) {
+                anyhow::bail!("{key} = {value}: it has to be from {least} to {most}");
+            }
+        }
+        Ok(())
+    }
+
     /// Those of XMPP streams.
     pub fn xmpp(&self) -> tavi_xmpp::Config {
         let mut config = tavi_xmpp::Config::default();
-        set(&mut config.stanza.stanza, self.xmpp.stanza_bytes.map(|n| n.max(LEAST_STANZA)));
+        set(&mut config.stanza.stanza, self.xmpp.stanza_bytes);
         set(&mut config.login_deadline, self.xmpp.login_seconds.map(Duration::from_secs));
         set(&mut config.max_connections, self.xmpp.connections);
         set(&mut config.unacknowledged, self.xmpp.unacknowledged);
@@ -123,9 +163,9 @@ mod tests {
     #[test]
     fn what_is_set_is_used_and_the_rest_keeps_its_default() {
         let limits: Limits =
-            toml::from_str("[xmpp]\nlogin_seconds = 3\nstanza_bytes = 1\n[mqtt]\nin_flight = 7\n").unwrap();
+            toml::from_str("[xmpp]\nlogin_seconds = 3\nstanza_bytes = 20000\n[mqtt]\nin_flight = 7\n").unwrap();
         assert_eq!(limits.xmpp().login_deadline, Duration::from_secs(3));
-        assert_eq!(limits.xmpp().stanza.stanza, LEAST_STANZA);
+        assert_eq!(limits.xmpp().stanza.stanza, 20_000);
         assert_eq!(limits.mqtt().in_flight, 7);
         assert_eq!(limits.mqtt().max_packet, tavi_mqtt::Config::default().max_packet);
         assert!(toml::from_str::<Limits>("[coap]\nobserver = 1\n").is_err());

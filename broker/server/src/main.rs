@@ -1,6 +1,7 @@
 //! `tavi`: the broker and its administration.
 
 mod admin;
+mod certificate;
 mod cli;
 mod config;
 mod data;
@@ -10,6 +11,7 @@ mod listen;
 mod logs;
 mod memory;
 mod people;
+mod removal;
 mod serve;
 mod signals;
 mod stored;

@@ -3,17 +3,18 @@
 use tavi_core::{Host, Parts, accounts::AccountError};
 use tavi_enrol::{
     Secret,
-    admin::{ApiError, ErrorCode, NewPassword, NewUser, Removed, UserList, UserPassword, UserRow},
+    admin::{ApiError, ErrorCode, NewPassword, NewUser, UserList, UserPassword, UserRow},
 };
 use tavi_store::{Owner, StoreError, Table};
 use tavi_xmpp_proto::jid::BareJid;
 
 type Outcome<T> = Result<T, ApiError>;
 
-/// Makes an account.
+/// Makes an account. One call at a time.
 pub async fn add(parts: &Parts, user: NewUser) -> Outcome<UserPassword> {
     let jid = address(parts, &user.jid)?;
     let password = chosen_or_made(&user.password)?;
+    parts.accounts.sweep(&jid).await.map_err(refusal)?;
     parts.accounts.create(&jid, password.expose()).await.map_err(refusal)?;
     Ok(UserPassword { jid: jid.to_string(), password: user.password.is_none().then_some(password) })
 }
@@ -45,15 +46,6 @@ async fn row(parts: &Parts, jid: &BareJid) -> Outcome<UserRow> {
     let created = record.and_then(|r| std::str::from_utf8(&r.value).ok()?.parse::<u64>().ok()).map(|ms| ms / 1000);
     let sessions = parts.sessions.known(jid).map_or(0, |account| account.lock().sessions.len());
     Ok(UserRow { jid: jid.to_string(), created, sessions: u32::try_from(sessions).ok() })
-}
-
-/// Removes an account, its rights and its sessions.
-pub async fn remove(parts: &Parts, jid: &str) -> Outcome<Removed> {
-    let jid = address(parts, jid)?;
-    parts.accounts.remove(&jid).await.map_err(refusal)?;
-    parts.permit.remove_subject(jid.as_str()).1.await.map_err(store_failed)?;
-    parts.revoke(&jid);
-    Ok(Removed { removed: jid.to_string() })
 }
 
 /// A person's address in normal form.

@@ -3,8 +3,9 @@
 use crate::{
     admin::Office,
     cli::ServeArgs,
-    config::{Config, Key},
+    config::{Config, Key, LogFormat},
     data, front, listen, logs, people,
+    removal::Removals,
     signals::{Signals, Wish},
     tls::Tls,
     tokens, users,
@@ -12,8 +13,9 @@ use crate::{
 use anyhow::{Result, anyhow};
 use std::{sync::Arc, time::Duration};
 use tavi_core::{Clock, Node, Parts, Registry, SystemClock};
+use tavi_enrol::Secret;
 use tavi_store::{Expect, Op, Owner, Table};
-use tavi_store_kv::KvStore;
+use tavi_store_kv::{KvStore, Options};
 use tavi_xmpp_proto::jid::BareJid;
 
 /// How often the broker looks whether its own certificate is to be renewed.
@@ -37,6 +39,7 @@ fn check(config: &Config) -> Result<()> {
         Tls::load(config, SystemClock.now_ms())?;
     }
     users::engine(config)?;
+    config.check_folders()?;
     say(&format!(
         "the configuration is right; data folder {}, domain {}",
         config.data.display(),
@@ -51,17 +54,20 @@ async fn serve(config: Config) -> Result<()> {
     data::first_contents(&config.data)?;
     let listeners = listen::open(&config.listen)?;
     let tls = Tls::load(&config, SystemClock.now_ms())?;
-    let store = users::open_store(&config)?;
+    let store = first_engine(&config).await?;
+    data::note_served(&config.data, config.hosts.domain())?;
     let node = node(&config, store.clone()).await?;
-    first_admin(&node.parts).await?;
+    first_admin(&config, &node.parts).await?;
     warn_of_strangers(&node.parts).await?;
     node.router.registry().start().await?;
     node.correct_states().await?;
     let addresses = listeners.addresses.clone();
-    let office = Arc::new(Office::new(node.parts.clone(), addresses.clone()));
+    let removals = Removals::new(node.clone());
+    let office = Arc::new(Office::new(node.parts.clone(), removals.clone(), addresses.clone()));
     let fronts =
         front::start(front::Start { node: &node, tls: &tls, config: &config, store: &store, office }, listeners.open)
             .await?;
+    removals.resume().await?;
     announce(&config, &addresses)?;
     let failed = tokio::select! {
         () = until_stopped(&mut signals, &config, &tls, &fronts) => None,
@@ -80,8 +86,22 @@ async fn serve(config: Config) -> Result<()> {
     }
 }
 
+/// Opens the store. One that was imported before any broker served this folder has the engine of the command; it takes
+/// the one that the broker is configured for.
+async fn first_engine(config: &Config) -> Result<Arc<KvStore>> {
+    let (path, fresh) = (config.store_path(), data::served(&config.data).is_none());
+    if let (true, Some(wanted), Some(found)) = (fresh, config.engine, tavi_store_kv::engine_of(&path)?)
+        && wanted != found
+    {
+        tracing::info!("the imported store moves from {found} to {wanted}, as configured");
+        let options = Options { engine: wanted, cache: config.cache_bytes, ..Options::default() };
+        tavi_store_kv::migrate(&path, &options, &mut |_| ()).await?;
+    }
+    users::open_store(config)
+}
+
 /// The parts and the modules, put together.
-async fn node(config: &Config, store: Arc<KvStore>) -> Result<Node> {
+pub async fn node(config: &Config, store: Arc<KvStore>) -> Result<Node> {
     let parts = Parts::load(config.hosts.clone(), store, Arc::new(SystemClock), config.limits.sessions()).await?;
     parts.login.set_tokens(tokens::Registry::new(parts.clone()));
     let mut registry = Registry::default();
@@ -102,7 +122,7 @@ async fn warn_of_strangers(parts: &Parts) -> Result<()> {
 }
 
 /// The very first start of a domain makes `admin@DOMAIN` and shows its password once.
-async fn first_admin(parts: &Parts) -> Result<()> {
+async fn first_admin(config: &Config, parts: &Parts) -> Result<()> {
     let owner = Owner::system("broker");
     let jid = BareJid::new("admin", parts.hosts.domain())?;
     if parts.store.load(&owner, Table::System, jid.as_str()).await?.is_some() {
@@ -110,16 +130,34 @@ async fn first_admin(parts: &Parts) -> Result<()> {
     }
     let password = people::new_secret().map_err(|error| anyhow!("{error}"))?;
     match parts.accounts.create(&jid, password.expose()).await {
-        Ok(()) => eprintln!(
-            "made the account {jid} with the password {} (shown this once; change it with `tavi user passwd {jid}`)",
-            password.expose()
-        ),
+        Ok(()) => show_first(config, &jid, &password)?,
         Err(tavi_core::accounts::AccountError::Exists(_)) => {}
         Err(error) => return Err(error.into()),
     }
     let value = jid.to_string().into();
     let made = Op::Put { table: Table::System, item: jid.as_str().into(), value, expect: Expect::Any };
     Ok(parts.store.commit(&owner, vec![made]).await?)
+}
+
+/// The only time that this password is shown.
+fn show_first(config: &Config, jid: &BareJid, password: &Secret) -> Result<()> {
+    if config.log_format == LogFormat::Json {
+        let made = FirstAccount { made: jid.as_str(), password: password.expose() };
+        eprintln!("{}", serde_json::to_string(&made)?);
+        return Ok(());
+    }
+    eprintln!(
+        "made the account {jid} with the password {} (shown this once; change it with `tavi user passwd {jid}`)",
+        password.expose()
+    );
+    Ok(())
+}
+
+/// The first account's line where lines are JSON.
+#[derive(serde::Serialize)]
+struct FirstAccount<'a> {
+    made: &'a str,
+    password: &'a str,
 }
 
 /// The line that scripts wait for.

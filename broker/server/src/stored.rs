@@ -1,7 +1,7 @@
 //! `tavi store`: export, import, check and move the store of a stopped broker.
 
 use crate::{
-    cli::{Place, ServeArgs, StoreCommand},
+    cli::{Place, StoreCommand},
     config::Config,
     data, users,
 };
@@ -67,8 +67,7 @@ impl Closed {
 
     fn make(place: &Place) -> Result<Closed> {
         let lock = data::lock(&place.data).context("`tavi store` works on a stopped broker's data")?;
-        let args = ServeArgs { data: Some(place.data.clone()), ..ServeArgs::default() };
-        Ok(Closed { config: Config::load(&args)?, _lock: lock })
+        Ok(Closed { config: place.config()?, _lock: lock })
     }
 
     fn options(&self, engine: tavi_store_kv::Engine) -> Options {

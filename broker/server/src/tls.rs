@@ -1,6 +1,6 @@
 //! Certificates: the operator's own, or ones from a CA that the first start makes; read again while running.
 
-use crate::{config::Config, data::write_new};
+use crate::{certificate, config::Config, data::write_new};
 use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
 use rcgen::{
@@ -86,6 +86,9 @@ impl Loaded {
             .with_context(what)?;
         anyhow::ensure!(!chain.is_empty(), "{} holds no certificate", certificate.display());
         let key = PrivateKeyDer::from_pem_file(&key).with_context(|| format!("the key {}", key.display()))?;
+        if config.certificate.is_some() {
+            certificate::check(&chain, &config.hosts, now_ms).with_context(what)?;
+        }
         Ok(Loaded { chain, key })
     }
 

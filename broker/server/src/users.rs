@@ -1,14 +1,16 @@
 //! `tavi user`: through the running broker's socket, else in the closed store.
 
 use crate::{
-    cli::{Place, ServeArgs, UserCommand},
+    cli::{Place, UserCommand},
     config::Config,
     data, people,
+    removal::Removals,
+    serve,
 };
 use anyhow::{Context, Result, anyhow, bail};
 use serde::Serialize;
 use std::{future::Future, io::BufRead, sync::Arc};
-use tavi_core::{Parts, SystemClock, sessions::SessionLimits};
+use tavi_core::Node;
 use tavi_enrol::{
     Secret,
     admin::{ApiError, NewPassword, NewUser, Removed, UserList, UserPassword},
@@ -28,7 +30,9 @@ async fn execute(command: UserCommand) -> Result<()> {
             let user = NewUser { jid, password: read_password(password_stdin)? };
             let made = match reach(&place).await? {
                 Reached::Running(client) => client.add_user(&user).await?,
-                Reached::Closed(store) => store.with(|parts| async move { people::add(&parts, user).await }).await?,
+                Reached::Closed(store) => {
+                    store.with(|node| async move { people::add(&node.parts, user).await }).await?
+                }
             };
             show(&place, &made, || password_lines(&made, "added"));
         }
@@ -37,7 +41,7 @@ async fn execute(command: UserCommand) -> Result<()> {
             let changed = match reach(&place).await? {
                 Reached::Running(client) => client.set_password(&jid, &new).await?,
                 Reached::Closed(store) => {
-                    store.with(|parts| async move { people::set_password(&parts, &jid, new).await }).await?
+                    store.with(|node| async move { people::set_password(&node.parts, &jid, new).await }).await?
                 }
             };
             show(&place, &changed, || password_lines(&changed, "changed"));
@@ -45,14 +49,14 @@ async fn execute(command: UserCommand) -> Result<()> {
         UserCommand::List { place } => {
             let list = match reach(&place).await? {
                 Reached::Running(client) => client.users().await?,
-                Reached::Closed(store) => store.with(|parts| async move { people::list(&parts).await }).await?,
+                Reached::Closed(store) => store.with(|node| async move { people::list(&node.parts).await }).await?,
             };
             show(&place, &list, || list_lines(&list));
         }
         UserCommand::Remove { jid, place } => {
             let removed: Removed = match reach(&place).await? {
                 Reached::Running(client) => client.remove_user(&jid).await?,
-                Reached::Closed(store) => store.with(|parts| async move { people::remove(&parts, &jid).await }).await?,
+                Reached::Closed(store) => store.with(|node| async move { remove(node, &jid).await }).await?,
             };
             show(&place, &removed, || format!("removed {}", removed.removed));
         }
@@ -84,20 +88,22 @@ async fn reach(place: &Place) -> Result<Reached> {
     }
     let lock =
         data::lock(&place.data).context("no broker answers on its admin socket, and the data folder is not free")?;
-    let args = ServeArgs { data: Some(place.data.clone()), ..ServeArgs::default() };
-    Ok(Reached::Closed(Box::new(Closed { config: Config::load(&args)?, _lock: lock })))
+    Ok(Reached::Closed(Box::new(Closed { config: place.config()?, _lock: lock })))
+}
+
+async fn remove(node: Node, jid: &str) -> Result<Removed, ApiError> {
+    let jid = people::address(&node.parts, jid)?;
+    Removals::new(node).alone(&jid).await
 }
 
 impl Closed {
-    async fn with<T, F>(self, work: impl FnOnce(Parts) -> F) -> Result<T>
+    async fn with<T, F>(self, work: impl FnOnce(Node) -> F) -> Result<T>
     where
         F: Future<Output = Result<T, ApiError>>,
     {
         let store = open_store(&self.config)?;
-        let parts =
-            Parts::load(self.config.hosts.clone(), store.clone(), Arc::new(SystemClock), SessionLimits::default())
-                .await?;
-        let outcome = work(parts).await;
+        let node = serve::node(&self.config, store.clone()).await?;
+        let outcome = work(node).await;
         store.close();
         outcome.map_err(|error| anyhow!("{error}"))
     }

@@ -1,4 +1,4 @@
-//! The http and https listeners: `/healthz` and `/metrics`, and a helpful 404 for everything else.
+//! The http and https listeners: `/healthz`, `/readyz` and `/metrics`, and a helpful 404 for everything else.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::serve::{self, Answer, Limits, Listener};
 
 /// The content type of Prometheus' text format.
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
-const NOTHING_HERE: &str = "There is nothing here. This broker serves /healthz and /metrics.\n";
+const NOTHING_HERE: &str = "There is nothing here. This broker serves /healthz, /readyz and /metrics.\n";
 
 /// Whether the broker can do its work.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +30,9 @@ pub trait Pages: Send + Sync + 'static {
 
     /// The answer to `/healthz`: 200 if good, 503 if bad.
     fn health(&self) -> Health;
+
+    /// The answer to `/readyz`: 200 if good; 503 while the broker starts, stops or can not write.
+    fn ready(&self) -> Health;
 }
 
 /// Serves the pages until `stop` is ready.
@@ -47,7 +50,8 @@ struct Site<P>(Arc<P>);
 impl<P: Pages> Answer for Site<P> {
     async fn answer(&self, request: Request<Incoming>) -> Reply {
         let page: fn(&P) -> Reply = match request.uri().path() {
-            "/healthz" => health,
+            "/healthz" => |pages| verdict(pages.health()),
+            "/readyz" => |pages| verdict(pages.ready()),
             "/metrics" => metrics,
             _ => return reply::text(StatusCode::NOT_FOUND, NOTHING_HERE),
         };
@@ -60,8 +64,8 @@ impl<P: Pages> Answer for Site<P> {
     }
 }
 
-fn health<P: Pages>(pages: &P) -> Reply {
-    match pages.health() {
+fn verdict(health: Health) -> Reply {
+    match health {
         Health::Good => reply::text(StatusCode::OK, "ok\n"),
         Health::Bad(reason) => reply::text(StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
     }

@@ -21,6 +21,10 @@ impl Pages for Site {
     fn health(&self) -> Health {
         self.0.clone()
     }
+
+    fn ready(&self) -> Health {
+        self.health()
+    }
 }
 
 async fn start(health: Health, limits: Limits) -> (std::net::SocketAddr, Stop) {
@@ -55,7 +59,7 @@ async fn a_sick_broker_says_why() {
 async fn other_requests_are_told_what_there_is() {
     let (address, _stop) = start(Health::Good, Limits::default()).await;
     let missing = get(address, "GET /").await;
-    assert!(missing.starts_with("HTTP/1.1 404 ") && missing.contains("/healthz and /metrics"), "{missing}");
+    assert!(missing.starts_with("HTTP/1.1 404 ") && missing.contains("/healthz, /readyz and /metrics"), "{missing}");
     let posted = get(address, "POST /metrics").await;
     assert!(posted.starts_with("HTTP/1.1 405 ") && posted.contains("allow: GET, HEAD\r\n"), "{posted}");
     let head = get(address, "HEAD /healthz").await;

@@ -272,7 +272,7 @@ fn subject(who: &Principal) -> Option<&str> {
 }
 
 /// The filter of the topics that are somebody's without any grant.
-fn own_filter(who: &Principal) -> Option<Box<str>> {
+pub fn own_filter(who: &Principal) -> Option<Box<str>> {
     match who {
         Principal::Device(jid) => jid.local().map(|id| format!("d/{id}/#").into()),
         Principal::Account(jid) => jid.local().map(|local| format!("u/{}/#", escape_level(local)).into()),

@@ -491,7 +491,8 @@ pub fn session_reply(stanza: &Stanza) -> Option<Stanza> {
     let is_set = stanza.head.type_ == StanzaType::Iq(IqType::Set);
     // One to somebody else is routed as any request (RFC 6121 §8.5.3.1).
     let for_server = stanza.head.to.as_ref().is_none_or(|to| to.local().is_none());
-    (is_set && for_server && stanza.child(ns::SESSION, "session").is_some()).then(|| Stanza::iq_result(&stanza.head, None))
+    (is_set && for_server && stanza.child(ns::SESSION, "session").is_some())
+        .then(|| Stanza::iq_result(&stanza.head, None))
 }
 
 #[cfg(test)]
