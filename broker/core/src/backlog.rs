@@ -310,6 +310,11 @@ impl<T: Owed> Backlog<T> {
         self.waiting.bytes + self.later.bytes
     }
 
+    /// What is in flight, in the order of sending.
+    pub fn sent(&self) -> impl Iterator<Item = (u64, &T)> {
+        self.flight.sent.values().map(|(id, item)| (*id, item))
+    }
+
     /// How many items are in flight.
     pub fn in_flight(&self) -> usize {
         self.flight.sent.len()

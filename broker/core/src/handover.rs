@@ -468,7 +468,7 @@ fn settle(state: &mut AccountState, ids: &[u64]) -> (Vec<u64>, Chosen) {
         }
         for holder in settled.holders {
             let Some(session) = state.session(holder) else { continue };
-            session.inbox.acknowledge(*id);
+            session.inbox.settled(*id);
             if !with_room.iter().any(|(id, _)| *id == holder) {
                 with_room.push((holder, session.inbox.clone()));
             }

@@ -24,6 +24,8 @@ struct State {
     backlog: Backlog<Envelope>,
     /// Everything taken is in flight until acknowledged (XEP-0198); else only messages.
     managed: bool,
+    /// Nobody takes anything for now.
+    detached: bool,
     closed: Option<Closed>,
     waker: Option<Waker>,
     /// The receiver, when it waits for nothing but the end.
@@ -43,6 +45,7 @@ impl Inbox {
         let state = State {
             backlog: Backlog::new(memory, OPEN),
             managed: false,
+            detached: false,
             closed: None,
             waker: None,
             closer: None,
@@ -163,6 +166,32 @@ impl Inbox {
         envelope
     }
 
+    /// Another session of the account has it for good. A managed receiver's count does not change by that.
+    pub(crate) fn settled(&self, id: u64) {
+        if !self.state.lock().managed {
+            self.acknowledge(id);
+        }
+    }
+
+    /// What the receiver has to acknowledge, in the order in which it was taken.
+    pub fn sent(&self) -> Vec<Envelope> {
+        self.state.lock().backlog.sent().map(|(_, envelope)| envelope.clone()).collect()
+    }
+
+    /// The connection is gone: what its own session still makes waits for no room.
+    pub fn detach(&self) {
+        let mut state = self.state.lock();
+        state.detached = true;
+        if let Some(maker) = state.maker.take() {
+            maker.wake();
+        }
+    }
+
+    /// There is a connection again.
+    pub fn attach(&self) {
+        self.state.lock().detached = false;
+    }
+
     /// Closes it for senders. What waits can still be received. The first reason stands.
     pub fn close(&self, why: Closed) {
         let mut state = self.state.lock();
@@ -233,7 +262,7 @@ impl Inbox {
     pub fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut state = self.state.lock();
         let (backlog, full) = (&state.backlog, state.is_half_full(self.memory));
-        if !full || state.closed.is_some() || !backlog.is_ready() {
+        if !full || state.detached || state.closed.is_some() || !backlog.is_ready() {
             return Poll::Ready(());
         }
         keep(&mut state.maker, cx);

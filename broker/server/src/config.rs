@@ -350,6 +350,7 @@ pub const TEMPLATE: &str = r#"# Tavi's configuration. Every key is optional; wha
 #unacknowledged = 1000      # stanzas on their way to a client with stream management
 #unacknowledged_bytes = 4194304
 #acknowledge_seconds = 60   # for a client that gets nothing more before it acknowledges
+#resume_seconds = 300       # how long a session waits for its client after its connection broke
 #inbox_stanzas = 10000      # waiting for one session
 #inbox_bytes = 4194304
 #kept_messages = 1000       # for one account that is away

@@ -25,6 +25,7 @@ struct Xmpp {
     unacknowledged: Option<usize>,
     unacknowledged_bytes: Option<usize>,
     acknowledge_seconds: Option<u64>,
+    resume_seconds: Option<u64>,
     inbox_stanzas: Option<usize>,
     inbox_bytes: Option<usize>,
     sessions_per_account: Option<usize>,
@@ -109,6 +110,7 @@ impl Limits {
         set(&mut config.unacknowledged, self.xmpp.unacknowledged);
         set(&mut config.unacknowledged_bytes, self.xmpp.unacknowledged_bytes);
         set(&mut config.acknowledge_deadline, self.xmpp.acknowledge_seconds.map(Duration::from_secs));
+        set(&mut config.resume, self.xmpp.resume_seconds.map(Duration::from_secs));
         config
     }
 

@@ -1,4 +1,4 @@
-//! Stream management without resumption: acknowledgements in both directions, XEP-0198 §3 and §4.
+//! Stream management: acknowledgements in both directions and what resumption says, XEP-0198.
 
 use std::collections::VecDeque;
 
@@ -19,12 +19,20 @@ pub struct StreamManagement<T> {
 }
 
 /// What a peer asks of stream management.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SmRequest {
     /// `<enable/>`: starts it.
-    Enable,
-    /// `<resume/>`: not offered.
-    Resume,
+    Enable {
+        /// The stream is to be resumable.
+        resume: bool,
+    },
+    /// `<resume/>`: goes on with a stream whose connection is gone (§5).
+    Resume {
+        /// The stream, as `<enabled/>` named it.
+        previous: Box<str>,
+        /// How many of its stanzas the peer has handled.
+        handled: u32,
+    },
     /// `<r/>`: wants to know what is handled.
     Ask,
     /// `<a h='…'/>`: the peer has handled this many.
@@ -38,8 +46,15 @@ impl SmRequest {
             return None;
         }
         match element.name() {
-            "enable" => Some(SmRequest::Enable),
-            "resume" => Some(SmRequest::Resume),
+            "enable" => {
+                let resume = matches!(element.get_attr("resume"), Some("true" | "1"));
+                Some(SmRequest::Enable { resume })
+            }
+            "resume" => {
+                let previous = element.get_attr("previd").unwrap_or_default().into();
+                let handled = element.get_attr("h").and_then(|h| h.parse().ok()).unwrap_or(0);
+                Some(SmRequest::Resume { previous, handled })
+            }
             "r" => Some(SmRequest::Ask),
             "a" => element.get_attr("h")?.parse().ok().map(SmRequest::Answer),
             _ => None,
@@ -100,6 +115,13 @@ impl<T> StreamManagement<T> {
         out.extend_from_slice(format!("<a xmlns='urn:xmpp:sm:3' h='{}'/>", self.handled).as_bytes());
     }
 
+    /// A new connection goes on with the stream: appends `<resumed/>` (§5). What is not acknowledged is to be sent again.
+    pub fn resume(&mut self, previous: &str, out: &mut Vec<u8>) {
+        self.asked = false;
+        let h = self.handled.to_string();
+        Element::new(ns::SM, "resumed").attr("previd", previous.to_owned()).attr("h", h).write_to(out, ns::CLIENT);
+    }
+
     /// How many stanzas wait for an acknowledgement.
     pub fn waiting(&self) -> usize {
         self.unacknowledged.len()
@@ -115,12 +137,25 @@ impl<T> StreamManagement<T> {
     }
 }
 
-/// Appends `<enabled/>`; no `resume` attribute, because nothing can be resumed (XEP-0198 §3).
-pub fn write_enabled(out: &mut Vec<u8>) {
-    out.extend_from_slice(b"<enabled xmlns='urn:xmpp:sm:3'/>");
+/// A stream that can be resumed (§3).
+#[derive(Debug, Clone, Copy)]
+pub struct Resumable<'a> {
+    /// Its name, which nobody can guess.
+    pub id: &'a str,
+    /// How long it waits for its client, in seconds.
+    pub max: u64,
 }
 
-/// Appends `<failed/>`: it is too early, or it was asked for something that is not offered (XEP-0198 §3 and §5).
+/// Appends `<enabled/>` (§3).
+pub fn write_enabled(out: &mut Vec<u8>, resumable: Option<Resumable<'_>>) {
+    let mut enabled = Element::new(ns::SM, "enabled");
+    if let Some(Resumable { id, max }) = resumable {
+        enabled = enabled.attr("id", id.to_owned()).attr("resume", "true").attr("max", max.to_string());
+    }
+    enabled.write_to(out, ns::CLIENT);
+}
+
+/// Appends `<failed/>`: it is too early, or there is nothing to resume (XEP-0198 §3 and §5).
 pub fn write_failed(out: &mut Vec<u8>, condition: crate::error::Condition) {
     Element::new(ns::SM, "failed").child(Element::new(ns::STANZA_ERRORS, condition.name())).write_to(out, ns::CLIENT);
 }

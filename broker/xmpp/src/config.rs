@@ -22,6 +22,8 @@ pub struct Config {
     pub unacknowledged_bytes: usize,
     /// How long a client that gets nothing more may take to acknowledge; 60 s by default.
     pub acknowledge_deadline: Duration,
+    /// How long a session whose connection is gone waits to be resumed (XEP-0198 §5); 300 s by default, 0 for never.
+    pub resume: Duration,
     /// Silence after which TCP itself asks whether the peer is alive; 120 s by default.
     pub tcp_keepalive: Duration,
 }
@@ -36,6 +38,7 @@ impl Default for Config {
             unacknowledged: 1_000,
             unacknowledged_bytes: 4 << 20,
             acknowledge_deadline: Duration::from_secs(60),
+            resume: Duration::from_secs(300),
             tcp_keepalive: Duration::from_secs(120),
         }
     }

@@ -6,6 +6,7 @@
 pub mod config;
 pub mod listener;
 mod negotiate;
+mod resume;
 mod session;
 mod tls;
 mod wire;

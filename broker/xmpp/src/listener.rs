@@ -16,6 +16,7 @@ use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::negotiate::{Talk, is_login_host};
+use crate::resume::Resumables;
 use crate::session::Session;
 use crate::tls::Tls;
 use crate::wire::Wire;
@@ -35,6 +36,8 @@ pub(crate) struct Shared {
     pub is_login_host: Box<dyn Fn(&str) -> bool + Send + Sync>,
     /// Sessions, so that the stop can end them; by their number in the core.
     sessions: Mutex<std::collections::HashMap<u64, Arc<Inbox>>>,
+    /// Sessions that another connection can go on with.
+    pub resumable: Arc<Resumables>,
     connections: AtomicUsize,
     stop: watch::Sender<bool>,
     /// Tells the stop that the last connection is gone.
@@ -62,6 +65,7 @@ impl Xmpp {
             config,
             features,
             sessions: Mutex::default(),
+            resumable: Arc::default(),
             connections: AtomicUsize::new(0),
             stop: watch::Sender::new(false),
             idle: tokio::sync::Notify::new(),

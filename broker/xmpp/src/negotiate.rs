@@ -12,12 +12,15 @@ use tavi_core::{Denied, Node};
 use tavi_xmpp_proto::error::{Condition, StanzaError};
 use tavi_xmpp_proto::ingress::{Incoming, Ingress};
 use tavi_xmpp_proto::sasl::{ChannelBindings, Evidence};
-use tavi_xmpp_proto::stream::c2s::{BindWanted, Judgement, KeysWanted, Layer, Negotiation, Next, Setting};
+use tavi_xmpp_proto::stream::c2s::{
+    BindWanted, Judgement, KeysWanted, Layer, Negotiation, Next, ResumeWanted, Setting,
+};
 use tavi_xmpp_proto::stream::{CLOSE, write_error};
 use tavi_xmpp_proto::{Limits, StreamCondition, StreamError};
 use tokio_rustls::TlsAcceptor;
 
 use crate::listener::{Port, Shared};
+use crate::resume::Resume;
 use crate::tls::{channel_bindings, peer_certificate};
 use crate::wire::Wire;
 
@@ -44,6 +47,8 @@ enum Stop {
     Stream(StreamError),
     /// The client closed the stream.
     Closed,
+    /// An earlier session has the connection now.
+    HandedOn,
 }
 
 impl From<io::Error> for Stop {
@@ -159,6 +164,7 @@ impl Talk {
                     self.ingress.restart();
                     Next::Wait(state)
                 }
+                Next::Resume(wanted) => Next::Wait(self.resume(wanted)?),
                 Next::Bind(wanted) => match self.bind(wanted).await {
                     Ok((bound, attached)) => return Ok(Stepped::Bound(Box::new(bound), attached)),
                     Err(state) => Next::Wait(state),
@@ -235,6 +241,28 @@ impl Talk {
         }
     }
 
+    /// Gives the connection to the session that it goes on with (XEP-0198 §5).
+    fn resume(&mut self, wanted: ResumeWanted) -> Result<Negotiation, Stop> {
+        let Some(session) = self.shared.resumable.find(&wanted.previous, wanted.user()) else {
+            return Ok(wanted.refuse(&mut self.out));
+        };
+        let wire = self.wire.take().ok_or(Stop::Gone)?;
+        let mut ingress = std::mem::replace(&mut self.ingress, Ingress::new(Limits::BEFORE_LOGIN));
+        ingress.set_limits(self.shared.config.stanza);
+        let (rest, handled) = (std::mem::take(&mut self.received), wanted.handled);
+        let lang = wanted.lang().map(Into::into);
+        match session.try_send(Box::new(Resume { wire, ingress, rest, lang, handled })) {
+            Ok(()) => Err(Stop::HandedOn),
+            // It ends just now, or another connection was faster.
+            Err(refused) => {
+                let Resume { wire, ingress, rest, .. } = *refused.into_inner();
+                (self.wire, self.ingress, self.received) = (Some(wire), ingress, rest);
+                self.ingress.set_limits(Limits::BEFORE_LOGIN);
+                Ok(wanted.refuse(&mut self.out))
+            }
+        }
+    }
+
     /// The next thing that the client sent.
     async fn incoming(&mut self) -> Result<Incoming, Stop> {
         loop {
@@ -277,7 +305,7 @@ impl Talk {
 
     async fn farewell(mut self, stop: Stop) {
         match stop {
-            Stop::Gone => return,
+            Stop::Gone | Stop::HandedOn => return,
             Stop::Closed => self.out.extend_from_slice(CLOSE),
             Stop::Stream(error) => self.write_error(&error),
         }

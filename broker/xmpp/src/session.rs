@@ -9,6 +9,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tavi_core::metrics::{Metrics, Outcome, Protocol};
 use tavi_core::node::Attached;
@@ -16,13 +17,14 @@ use tavi_core::sessions::Bound;
 use tavi_core::{Bound as Room, Closed, Envelope, Origin, Ticket, TicketQueue};
 use tavi_store::StoreError;
 use tavi_xmpp_proto::ingress::{Incoming, Ingress};
-use tavi_xmpp_proto::sm::{self, SmRequest, StreamManagement};
+use tavi_xmpp_proto::sm::{self, Resumable, SmRequest, StreamManagement};
 use tavi_xmpp_proto::stream::{self, c2s};
 use tavi_xmpp_proto::{Condition, Element, Stanza, StreamCondition, StreamError, ns};
 use tokio::time::Sleep;
 
 use crate::listener::{Entered, Shared};
 use crate::negotiate::Negotiated;
+use crate::resume::{Resume, Resumption};
 use crate::wire::Wire;
 
 /// With this much output waiting a session reads nothing, neither from its client nor from its inbox.
@@ -42,13 +44,14 @@ enum Due {
     Answer,
 }
 
-/// Why a session ends.
-#[derive(Debug)]
+/// Why a session ends, or its connection.
 enum End {
     /// The connection broke.
     Broken,
     /// The client closed its stream, or its side of the connection.
     Closed,
+    /// Another connection goes on with the session.
+    Resumed(Box<Resume>),
     /// The stream ends with this error.
     Error(StreamError),
 }
@@ -89,6 +92,8 @@ pub(crate) struct Session {
     writing: Vec<u64>,
     /// The places of what the client has not acknowledged.
     management: Option<Box<StreamManagement<u64>>>,
+    /// It outlives its connection.
+    resumption: Option<Box<Resumption>>,
     /// Runs while the client has to acknowledge before it gets more.
     deadline: Option<Pin<Box<Sleep>>>,
 }
@@ -154,6 +159,7 @@ impl Session {
             written: 0,
             writing: Vec::new(),
             management: None,
+            resumption: None,
             deadline: None,
         };
         session.take_bytes(&rest);
@@ -162,8 +168,86 @@ impl Session {
 
     /// Lives until the stream ends.
     pub async fn run(mut self) {
-        let end = poll_fn(|cx| self.poll(cx)).await;
-        Box::pin(self.end(end)).await;
+        loop {
+            let end = poll_fn(|cx| self.poll(cx)).await;
+            if let Err(end) = Box::pin(self.outlive(end)).await {
+                return Box::pin(self.end(end)).await;
+            }
+        }
+    }
+
+    /// Goes on with another connection, if one comes.
+    async fn outlive(&mut self, end: End) -> Result<(), End> {
+        let resume = match end {
+            End::Resumed(resume) => {
+                let former = std::mem::replace(&mut self.wire, Wire::Gone);
+                tokio::spawn(take_leave(former, self.shared.config.farewell_deadline));
+                resume
+            }
+            End::Broken if self.resumption.is_some() => {
+                self.wire = Wire::Gone;
+                self.heed()?;
+                self.wait().await?
+            }
+            end => return Err(end),
+        };
+        self.resume(*resume).await
+    }
+
+    /// Waits for another connection; what was being routed is completed meanwhile.
+    async fn wait(&mut self) -> Result<Box<Resume>, End> {
+        self.bound.inbox.detach();
+        let mut expiry = std::pin::pin!(tokio::time::sleep(self.shared.config.resume));
+        poll_fn(|cx| {
+            self.poll_routing(cx);
+            if let Err(end) = self.poll_tickets(cx) {
+                return Poll::Ready(Err(end));
+            }
+            if let Poll::Ready(why) = self.bound.inbox.poll_closed(cx) {
+                return Poll::Ready(Err(closed(why)));
+            }
+            match self.poll_resume(cx) {
+                Some(resume) => Poll::Ready(Ok(resume)),
+                None => expiry.as_mut().poll(cx).map(|()| Err(End::Broken)),
+            }
+        })
+        .await
+    }
+
+    fn poll_resume(&mut self, cx: &mut Context<'_>) -> Option<Box<Resume>> {
+        match self.resumption.as_mut()?.connections.poll_recv(cx) {
+            Poll::Ready(resume) => resume,
+            Poll::Pending => None,
+        }
+    }
+
+    /// XEP-0198 §5: tells the client what is handled, and sends again what it lacks. What it sent and was not counted it
+    /// sends again, so nothing of that may still be under way.
+    async fn resume(&mut self, resume: Resume) -> Result<(), End> {
+        self.bound.inbox.detach();
+        poll_fn(|cx| {
+            self.poll_routing(cx);
+            match self.poll_tickets(cx) {
+                Ok(()) if self.tickets.is_empty() && self.routing.is_none() => Poll::Ready(Ok(())),
+                Ok(()) => Poll::Pending,
+                Err(end) => Poll::Ready(Err(end)),
+            }
+        })
+        .await?;
+        self.bound.inbox.attach();
+        let Resume { wire, ingress, rest, lang, handled } = resume;
+        (self.wire, self.ingress, self.lang) = (wire, ingress, lang);
+        (self.pending, self.ending, self.deadline) =
+            (Pending { acknowledged: Some(handled), ..Pending::default() }, None, None);
+        (self.out, self.written) = (Vec::new(), 0);
+        self.heed()?;
+        let (Some(management), Some(resumption)) = (&mut self.management, &self.resumption) else { return Ok(()) };
+        self.out.clear();
+        management.resume(&resumption.name, &mut self.out);
+        self.bound.inbox.sent().iter().for_each(|envelope| envelope.write(&mut self.out));
+        management.ask(&mut self.out);
+        self.take_bytes(&rest);
+        Ok(())
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
@@ -178,6 +262,9 @@ impl Session {
 
     /// Does everything that can be done without waiting, once; true if something was done.
     fn turn(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        if let Some(resume) = self.poll_resume(cx) {
+            return Err(End::Resumed(resume));
+        }
         self.poll_tickets(cx)?;
         let stuck = self.poll_write(cx)?;
         let mut moved = self.heed()?;
@@ -301,6 +388,7 @@ impl Session {
         let deadline = self.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(after)));
         match deadline.as_mut().poll(cx) {
             Poll::Pending => Ok(()),
+            Poll::Ready(()) if self.resumption.is_some() => Err(End::Broken),
             Poll::Ready(()) => {
                 let text = "what was sent is not acknowledged";
                 Err(StreamError::new(StreamCondition::ConnectionTimeout).text(text).into())
@@ -314,6 +402,8 @@ impl Session {
         match wire.poll_read(cx, |bytes| read_all(bytes, ingress, pending, ending)) {
             Poll::Pending => Ok(false),
             Poll::Ready(Ok(Some(()))) => Ok(true),
+            // A stream that can be resumed ends only when it is closed.
+            Poll::Ready(_) if self.resumption.is_some() => Err(End::Broken),
             Poll::Ready(Ok(None)) => Err(End::Closed),
             Poll::Ready(Err(error)) => Err(broken(&error)),
         }
@@ -397,8 +487,9 @@ impl Session {
     /// Elements beside stanzas: stream management (XEP-0198); client state (XEP-0352) is taken and means nothing.
     fn element(&mut self, element: &Element) -> Result<(), End> {
         match SmRequest::read(element) {
-            Some(SmRequest::Enable) => self.enable(),
-            Some(SmRequest::Resume) => sm::write_failed(&mut self.out, Condition::ItemNotFound),
+            Some(SmRequest::Enable { resume }) => self.enable(resume),
+            // XEP-0198 §5: before binding.
+            Some(SmRequest::Resume { .. }) => sm::write_failed(&mut self.out, Condition::UnexpectedRequest),
             Some(SmRequest::Ask) if self.management.is_some() => self.tickets.push(Ticket::done(), Due::Answer, 0),
             // XEP-0198 §3: nothing is counted before it is enabled.
             Some(SmRequest::Ask) => sm::write_failed(&mut self.out, Condition::UnexpectedRequest),
@@ -410,7 +501,7 @@ impl Session {
         Ok(())
     }
 
-    fn enable(&mut self) {
+    fn enable(&mut self, resume: bool) {
         if self.management.is_some() {
             return sm::write_failed(&mut self.out, Condition::UnexpectedRequest);
         }
@@ -423,7 +514,12 @@ impl Session {
         if let Some(session) = self.bound.account.lock().session(self.bound.id) {
             session.managed = true;
         }
-        sm::write_enabled(&mut self.out);
+        let max = self.shared.config.resume.as_secs();
+        if resume && max > 0 {
+            self.resumption = Some(Box::new(self.shared.resumable.enter(self.bound.account.jid.clone())));
+        }
+        let resumable = self.resumption.as_ref().map(|resumption| Resumable { id: &resumption.name, max });
+        sm::write_enabled(&mut self.out, resumable);
     }
 
     /// Heeds the client's last acknowledgement, wherever it stands in what was read; true if there was one.
@@ -475,12 +571,25 @@ impl Session {
             management.answer(&mut self.out);
         }
         match end {
-            End::Broken => {}
+            End::Broken | End::Resumed(_) => {}
             End::Closed => self.out.extend_from_slice(stream::CLOSE),
             End::Error(error) => stream::write_error(&mut self.out, error),
         }
         poll_fn(|cx| self.wire.poll_write_all(cx, &self.out, &mut self.written)).await.is_ok()
     }
+}
+
+/// XEP-0198 §5: the former connection of a session that was resumed ends with a conflict.
+async fn take_leave(mut wire: Wire, deadline: Duration) {
+    let (mut out, mut done, mut said) = (Vec::new(), 0, false);
+    let text = "the stream was resumed over another connection";
+    stream::write_error(&mut out, &StreamError::new(StreamCondition::Conflict).text(text));
+    // A client that does not read its last words loses them.
+    let _ = tokio::time::timeout(deadline, async {
+        let _ = poll_fn(|cx| wire.poll_write_all(cx, &out, &mut done)).await;
+        poll_fn(|cx| wire.poll_hang_up(cx, &mut said)).await;
+    })
+    .await;
 }
 
 /// Completes what is open, in order, in a task of its own.
@@ -535,6 +644,6 @@ fn note(end: &End, bound: &Bound, shared: &Shared) {
             tracing::debug!(jid = %bound.jid, %error, "a stream ended");
         }
         End::Broken => tracing::debug!(jid = %bound.jid, "a connection broke"),
-        End::Closed => {}
+        End::Closed | End::Resumed(_) => {}
     }
 }

@@ -22,6 +22,8 @@ thread_local! {
 pub(crate) enum Wire {
     Clear(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
+    /// The connection is gone; its session waits for another one.
+    Gone,
 }
 
 impl Wire {
@@ -32,6 +34,7 @@ impl Wire {
             ready!(match self {
                 Wire::Clear(stream) => Pin::new(stream).poll_read(cx, &mut buffer),
                 Wire::Tls(stream) => Pin::new(stream.as_mut()).poll_read(cx, &mut buffer),
+                Wire::Gone => Poll::Ready(Ok(())),
             })?;
             let read = buffer.filled();
             Poll::Ready(Ok((!read.is_empty()).then(|| take(read))))
@@ -44,6 +47,7 @@ impl Wire {
             let written = ready!(match self {
                 Wire::Clear(stream) => Pin::new(stream).poll_write(cx, &out[*done..]),
                 Wire::Tls(stream) => Pin::new(stream.as_mut()).poll_write(cx, &out[*done..]),
+                Wire::Gone => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
             })?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
@@ -52,7 +56,7 @@ impl Wire {
         }
         match self {
             // TCP has nothing to flush.
-            Wire::Clear(_) => Poll::Ready(Ok(())),
+            Wire::Clear(_) | Wire::Gone => Poll::Ready(Ok(())),
             Wire::Tls(stream) => Pin::new(stream.as_mut()).poll_flush(cx),
         }
     }
@@ -73,6 +77,7 @@ impl Wire {
         match self {
             Wire::Clear(stream) => Pin::new(stream).poll_shutdown(cx),
             Wire::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(cx),
+            Wire::Gone => Poll::Ready(Ok(())),
         }
     }
 }

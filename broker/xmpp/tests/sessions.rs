@@ -1,6 +1,7 @@
 //! Client sessions over real sockets: logins, chat, acknowledgement, bad input, the end.
 
 mod client;
+mod resumption;
 
 use client::{Broker, Client, exporter};
 use std::time::Duration;

@@ -82,6 +82,8 @@ pub enum Next {
     LoggedIn(BareJid, Negotiation),
     /// A session wants a resource.
     Bind(BindWanted),
+    /// The client goes on with an earlier stream (XEP-0198 §5).
+    Resume(ResumeWanted),
     /// The client ended the stream.
     Close,
 }
@@ -142,6 +144,16 @@ pub struct BindWanted {
     binding: Binding,
     head: Head,
     jid: Jid,
+}
+
+/// A request to go on with an earlier stream.
+#[derive(Debug)]
+pub struct ResumeWanted {
+    binding: Binding,
+    /// The stream, as it was named when it was enabled.
+    pub previous: Box<str>,
+    /// How many of its stanzas the client has handled.
+    pub handled: u32,
 }
 
 impl Default for Negotiation {
@@ -430,15 +442,36 @@ impl Binding {
         }
     }
 
-    /// XEP-0198 §3 and §5: stream management is enabled after binding; a stream can not be resumed here.
+    /// XEP-0198 §3 and §5: stream management is enabled after binding; in its place a stream is resumed.
     fn too_early(self, element: &Element, out: &mut Vec<u8>) -> Result<Next, StreamError> {
-        let condition = match SmRequest::read(element) {
-            Some(SmRequest::Resume) => Condition::ItemNotFound,
-            Some(_) => Condition::UnexpectedRequest,
-            None => return Err(StreamCondition::UnsupportedStanzaType.into()),
-        };
-        sm::write_failed(out, condition);
-        Ok(Next::Wait(Negotiation::Binding(self)))
+        match SmRequest::read(element) {
+            Some(SmRequest::Resume { previous, handled }) => {
+                Ok(Next::Resume(ResumeWanted { binding: self, previous, handled }))
+            }
+            Some(_) => {
+                sm::write_failed(out, Condition::UnexpectedRequest);
+                Ok(Next::Wait(Negotiation::Binding(self)))
+            }
+            None => Err(StreamCondition::UnsupportedStanzaType.into()),
+        }
+    }
+}
+
+impl ResumeWanted {
+    /// Who logged in.
+    pub fn user(&self) -> &BareJid {
+        &self.binding.user
+    }
+
+    /// The default language of the stream, if its header has one (RFC 6120 §4.7.4).
+    pub fn lang(&self) -> Option<&str> {
+        self.binding.lang.as_deref()
+    }
+
+    /// There is nothing to go on with: the client binds a resource instead.
+    pub fn refuse(self, out: &mut Vec<u8>) -> Negotiation {
+        sm::write_failed(out, Condition::ItemNotFound);
+        Negotiation::Binding(self.binding)
     }
 }
 

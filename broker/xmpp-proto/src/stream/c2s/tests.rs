@@ -106,6 +106,7 @@ impl Server {
                 self.bound = Some(wanted.bound(out));
                 return Ok(None);
             }
+            Next::Resume(wanted) => wanted.refuse(out),
             Next::Close => return Ok(None),
         }))
     }

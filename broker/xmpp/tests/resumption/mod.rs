@@ -1,0 +1,172 @@
+//! Resumption (XEP-0198 §5) over real connections: cut, taken over, too late.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::client::{Broker, Client};
+use tavi_core::sessions::SessionLimits;
+use tavi_xmpp::Config;
+use tavi_xmpp_proto::ingress::Incoming;
+use tavi_xmpp_proto::sasl::{ClientBinding, Hash, Mechanism};
+use tokio::net::TcpStream;
+
+async fn logged_in(broker: &Broker, user: &str) -> Client<TcpStream> {
+    let mut client = broker.connect().await;
+    client.open().await;
+    let password: String = user.chars().rev().collect();
+    client.scram(Mechanism::Scram(Hash::Sha256), (user, &password), ClientBinding::Unsupported).await.unwrap();
+    client
+}
+
+/// The same throws in each run (xorshift).
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 33) as usize % n
+    }
+}
+
+/// A client with stream management that keeps its session over connections.
+struct Phone {
+    client: Client<TcpStream>,
+    name: String,
+    /// Stanzas that it has handled.
+    handled: u32,
+    /// What it said and is not acknowledged, oldest first, and how many were acknowledged before.
+    said: VecDeque<String>,
+    acknowledged: u32,
+    heard: Vec<String>,
+}
+
+impl Phone {
+    async fn new(broker: &Broker, user: &str) -> Phone {
+        let mut client = broker.login(user, "phone").await;
+        client.say("<enable xmlns='urn:xmpp:sm:3' resume='true'/>").await;
+        let enabled = client.hear_element().await;
+        assert_eq!((enabled.name(), enabled.get_attr("resume")), ("enabled", Some("true")));
+        let name = enabled.get_attr("id").unwrap().to_owned();
+        let (said, heard) = (VecDeque::new(), Vec::new());
+        Phone { client, name, handled: 0, said, acknowledged: 0, heard }
+    }
+
+    async fn says(&mut self, to: &str, text: &str) {
+        let message = format!("<message to='{to}@localhost/phone' type='chat'><body>{text}</body></message>");
+        self.client.say(&message).await;
+        self.said.push_back(message);
+    }
+
+    /// Hears one thing; it acknowledges when it is asked to.
+    async fn hears(&mut self) {
+        match self.client.hear().await {
+            Some(Incoming::Stanza(stanza)) => {
+                self.handled += 1;
+                self.heard.extend(stanza.body());
+            }
+            Some(Incoming::Element(element)) if element.name() == "r" => {
+                let answer = format!("<a xmlns='urn:xmpp:sm:3' h='{}'/>", self.handled);
+                self.client.say(&answer).await;
+            }
+            Some(Incoming::Element(element)) if element.name() == "a" => {
+                self.server_has(element.get_attr("h").unwrap().parse().unwrap());
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn server_has(&mut self, h: u32) {
+        self.said.drain(..(h - self.acknowledged) as usize);
+        self.acknowledged = h;
+    }
+
+    /// Another connection; what the server did not count is said again. The former one is given back.
+    async fn resumes(&mut self, broker: &Broker, user: &str) -> Client<TcpStream> {
+        let mut client = logged_in(broker, user).await;
+        client.say(&format!("<resume xmlns='urn:xmpp:sm:3' previd='{}' h='{}'/>", self.name, self.handled)).await;
+        let resumed = client.hear_element().await;
+        assert_eq!((resumed.name(), resumed.get_attr("previd")), ("resumed", Some(&*self.name)));
+        self.server_has(resumed.get_attr("h").unwrap().parse().unwrap());
+        for message in &self.said {
+            client.say(message).await;
+        }
+        std::mem::replace(&mut self.client, client)
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_lost_doubled_or_reordered_however_often_the_connection_changes() {
+    let broker = Broker::start().await;
+    let mut dice = Dice(0x2545_f491_4f6c_dd1d);
+    let (mut romeo, mut juliet) = (Phone::new(&broker, "romeo").await, Phone::new(&broker, "juliet").await);
+    let (mut sent, mut answered) = (0, 0);
+    for _ in 0..150 {
+        for _ in 0..dice.below(6) {
+            romeo.says("juliet", &sent.to_string()).await;
+            sent += 1;
+        }
+        for _ in 0..dice.below(4) {
+            juliet.says("romeo", &answered.to_string()).await;
+            answered += 1;
+        }
+        // She reads some of what is there.
+        let until = juliet.heard.len() + (dice.below(4)).min(sent - juliet.heard.len());
+        while juliet.heard.len() < until {
+            juliet.hears().await;
+        }
+        if dice.below(2) == 0 {
+            // The former connection is cut first, or is still open when the next one comes.
+            if dice.below(2) == 0 {
+                use tokio::io::AsyncWriteExt;
+                let _ = juliet.client.stream.shutdown().await;
+            }
+            drop(juliet.resumes(&broker, "juliet").await);
+        }
+    }
+    while juliet.heard.len() < sent {
+        juliet.hears().await;
+    }
+    while romeo.heard.len() < answered {
+        romeo.hears().await;
+    }
+    let numbers = |n: usize| (0..n).map(|n| n.to_string()).collect::<Vec<_>>();
+    assert_eq!(juliet.heard, numbers(sent));
+    assert_eq!(romeo.heard, numbers(answered));
+}
+
+#[tokio::test]
+async fn a_connection_that_was_taken_over_hears_of_a_conflict() {
+    let broker = Broker::start().await;
+    let mut juliet = Phone::new(&broker, "juliet").await;
+    let mut former = juliet.resumes(&broker, "juliet").await;
+    assert_eq!(former.hear_the_end().await, "conflict");
+    let mut romeo = broker.login("romeo", "orchard").await;
+    romeo.say("<message to='juliet@localhost/phone' type='chat'><body>still there?</body></message>").await;
+    juliet.hears().await;
+    assert_eq!(juliet.heard, ["still there?"]);
+}
+
+#[tokio::test]
+async fn who_comes_too_late_or_is_somebody_else_binds_a_resource_instead() {
+    let config = Config { resume: Duration::from_secs(1), ..Config::default() };
+    let broker = Broker::with(config, SessionLimits::default()).await;
+    let juliet = Phone::new(&broker, "juliet").await;
+    let mut romeo = broker.login("romeo", "orchard").await;
+    romeo.say("<message to='juliet@localhost/phone' type='chat'><body>1</body></message>").await;
+    let resume = format!("<resume xmlns='urn:xmpp:sm:3' previd='{}' h='0'/>", juliet.name);
+    drop(juliet);
+    let mut paris = logged_in(&broker, "romeo").await;
+    paris.say(&resume).await;
+    assert_eq!(paris.hear_element().await.name(), "failed");
+    let account = broker.node.parts.sessions.account(&"juliet@localhost".parse().unwrap()).await.unwrap().unwrap();
+    assert_eq!(account.lock().sessions.len(), 1, "her session waits for her");
+    while !account.lock().sessions.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    let mut late = logged_in(&broker, "juliet").await;
+    late.say(&resume).await;
+    assert_eq!(late.hear_element().await.name(), "failed");
+    late.bind("phone").await;
+}
