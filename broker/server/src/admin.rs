@@ -13,7 +13,7 @@ use std::{
 use tavi_core::{
     Host, Parts,
     accounts::{AccountError, Strength, credential_ops},
-    permit::{Grant as CoreGrant, GrantError},
+    permit::{Grant as CoreGrant, GrantError, normal_subject},
 };
 use tavi_enrol::{
     DeviceId,
@@ -23,6 +23,7 @@ use tavi_enrol::{
     },
     device::{DeviceName, DeviceRecord, DeviceState},
     grant::Grant,
+    route::ListQuery,
 };
 use tavi_store::{Expect, Op, Owner, StoreError, Table};
 use tavi_web::admin::{Admin, Outcome};
@@ -147,8 +148,8 @@ impl Admin for Office {
         })
     }
 
-    async fn users(&self) -> Outcome<UserList> {
-        people::list(&self.parts).await
+    async fn users(&self, query: ListQuery) -> Outcome<UserList> {
+        people::list(&self.parts, &query).await
     }
 
     async fn add_user(&self, user: NewUser) -> Outcome<UserPassword> {
@@ -170,9 +171,17 @@ impl Admin for Office {
         self.removals.account(jid).await
     }
 
-    async fn devices(&self) -> Outcome<DeviceList> {
-        let rows = self.records().await?.into_iter().map(|record| self.row(record));
-        Ok(DeviceList { devices: rows.collect::<Outcome<_>>()? })
+    async fn devices(&self, query: ListQuery) -> Outcome<DeviceList> {
+        let bad = |after: &str| ApiError::new(ErrorCode::BadRequest, format!("{after:?} is no device id"));
+        let after = query.after.as_deref().map(|after| after.parse::<DeviceId>().map_err(|_| bad(after)));
+        let after = after.transpose()?.map(|id| self.device_jid(id)).transpose()?;
+        let after = after.map(|jid| Owner::account(jid.as_str()));
+        let after = after.as_ref().map(|owner| (owner, ""));
+        let rows = self.parts.store.scan(Table::Device, after, query.rows()).await.map_err(store_failed)?;
+        let records = rows.iter().filter_map(|row| serde_json::from_slice::<DeviceRecord>(&row.record.value).ok());
+        let devices = records.map(|record| self.row(record)).collect::<Outcome<Vec<_>>>()?;
+        let next = devices.last().filter(|_| rows.len() == query.rows()).map(|device| device.id.to_string());
+        Ok(DeviceList { devices, next })
     }
 
     async fn device(&self, id: DeviceId) -> Outcome<DeviceRow> {
@@ -217,9 +226,22 @@ impl Admin for Office {
         self.removals.device(jid, record).await
     }
 
-    async fn grants(&self) -> Outcome<GrantList> {
-        let grants = self.parts.permit.list(None);
-        Ok(GrantList { grants: grants.iter().map(grant_row).collect::<Outcome<_>>()? })
+    async fn grants(&self, query: ListQuery) -> Outcome<GrantList> {
+        let bad = |text: String| ApiError::new(ErrorCode::BadRequest, text);
+        let after: u64 = match &query.after {
+            Some(id) => id.parse().map_err(|_| bad(format!("{id:?} is no id of a grant")))?,
+            None => 0,
+        };
+        let grants = match &query.subject {
+            None => self.parts.permit.page(after, query.rows()),
+            Some(subject) => {
+                let subject = normal_subject(subject).map_err(|e| bad(e.to_string()))?;
+                let behind = self.parts.permit.list(Some(&subject)).into_iter().filter(|grant| grant.id > after);
+                behind.take(query.rows()).collect()
+            }
+        };
+        let next = grants.last().filter(|_| grants.len() == query.rows()).map(|grant| grant.id.to_string());
+        Ok(GrantList { grants: grants.iter().map(grant_row).collect::<Outcome<_>>()?, next })
     }
 
     async fn add_grant(&self, new: NewGrant) -> Outcome<GrantRow> {

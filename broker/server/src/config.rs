@@ -343,6 +343,9 @@ pub const TEMPLATE: &str = r#"# Tavi's configuration. Every key is optional; wha
 #folder = "/etc/tavi/bots"  # beside the folder `bots` here
 
 # What a peer may take. Bytes and seconds are in the names.
+[limits]
+#grants_per_subject = 1000  # those of the nodes that somebody created among them
+
 [limits.xmpp]
 #stanza_bytes = 262144
 #login_seconds = 30         # from connecting to being logged in

@@ -8,6 +8,7 @@ use tavi_core::sessions::SessionLimits;
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
+    grants_per_subject: Option<usize>,
     #[serde(default)]
     xmpp: Xmpp,
     #[serde(default)]
@@ -75,6 +76,7 @@ impl Limits {
         let (x, m, c) = (&self.xmpp, &self.mqtt, &self.coap);
         let size = |n: Option<usize>| n.map(|n| n as u64);
         for (key, value, least, most) in [
+            ("[limits] grants_per_subject", size(self.grants_per_subject), 1, ITEMS),
             ("[limits.xmpp] stanza_bytes", size(x.stanza_bytes), LEAST_STANZA, 1 << 30),
             ("[limits.xmpp] login_seconds", x.login_seconds, 1, DAY),
             ("[limits.xmpp] connections", size(x.connections), 1, ITEMS),
@@ -99,6 +101,11 @@ impl Limits {
             }
         }
         Ok(())
+    }
+
+    /// How many grants one subject may have, those of the nodes that it created among them.
+    pub fn grants_per_subject(&self) -> usize {
+        self.grants_per_subject.unwrap_or(tavi_core::permit::DEFAULT_QUOTA)
     }
 
     /// Those of XMPP streams.

@@ -4,6 +4,7 @@ use tavi_core::{Host, Parts, accounts::AccountError};
 use tavi_enrol::{
     Secret,
     admin::{ApiError, ErrorCode, NewPassword, NewUser, UserList, UserPassword, UserRow},
+    route::ListQuery,
 };
 use tavi_store::{Owner, StoreError, Table};
 use tavi_xmpp_proto::jid::BareJid;
@@ -27,18 +28,29 @@ pub async fn set_password(parts: &Parts, jid: &str, new: NewPassword) -> Outcome
     Ok(UserPassword { jid: jid.to_string(), password: new.password.is_none().then_some(password) })
 }
 
+/// A page of the accounts.
+pub async fn list(parts: &Parts, query: &ListQuery) -> Outcome<UserList> {
+    let after = query.after.as_deref().map(|after| address(parts, after)).transpose()?;
+    let page = parts.accounts.list(Host::Main, after.as_ref(), query.rows()).await.map_err(store_failed)?;
+    let next = page.last().filter(|_| page.len() == query.rows()).map(ToString::to_string);
+    let mut users = Vec::with_capacity(page.len());
+    for jid in &page {
+        users.push(row(parts, jid).await?);
+    }
+    Ok(UserList { users, next })
+}
+
 /// All accounts.
-pub async fn list(parts: &Parts) -> Outcome<UserList> {
-    let (mut users, mut after) = (Vec::new(), None::<BareJid>);
+pub async fn list_all(parts: &Parts) -> Outcome<UserList> {
+    let (mut all, mut query) = (UserList::default(), ListQuery::default());
     loop {
-        let page = parts.accounts.list(Host::Main, after.as_ref(), 1000).await.map_err(store_failed)?;
-        let Some(last) = page.last() else { break };
-        after = Some(last.clone());
-        for jid in &page {
-            users.push(row(parts, jid).await?);
+        let page = list(parts, &query).await?;
+        all.users.extend(page.users);
+        match page.next {
+            Some(next) => query.after = Some(next),
+            None => return Ok(all),
         }
     }
-    Ok(UserList { users })
 }
 
 async fn row(parts: &Parts, jid: &BareJid) -> Outcome<UserRow> {

@@ -21,6 +21,9 @@ use tavi_xmpp_proto::jid::BareJid;
 /// How often the broker looks whether its own certificate is to be renewed.
 const RENEWAL: Duration = Duration::from_secs(86_400);
 
+/// How long a broker whose store has failed still tells so before it ends.
+const FAREWELL: Duration = Duration::from_secs(5);
+
 /// Runs the broker until it is told to stop.
 pub fn run(args: &ServeArgs) -> Result<()> {
     let config = Config::load(args)?;
@@ -74,7 +77,10 @@ async fn serve(config: Config) -> Result<()> {
         error = store.failure() => Some(error),
     };
     if let Some(error) = &failed {
-        tracing::error!(%error, "the store has failed; stopping, since nothing can be saved. What was acknowledged is on the disk");
+        tracing::error!(%error, "the store has failed; stopping, since nothing can be saved. What was acknowledged is there");
+        // Everything is refused now; clients, /healthz and /metrics tell why for a moment.
+        let stopped = until_stopped(&mut signals, &config, &tls, &fronts);
+        _ = tokio::time::timeout(FAREWELL, stopped).await;
     }
     fronts.stop().await;
     drain(&node).await;
@@ -103,6 +109,7 @@ async fn first_engine(config: &Config) -> Result<Arc<KvStore>> {
 /// The parts and the modules, put together.
 pub async fn node(config: &Config, store: Arc<KvStore>) -> Result<Node> {
     let parts = Parts::load(config.hosts.clone(), store, Arc::new(SystemClock), config.limits.sessions()).await?;
+    parts.permit.set_quota(config.limits.grants_per_subject());
     parts.login.set_tokens(tokens::Registry::new(parts.clone()));
     let mut registry = Registry::default();
     tavi_modules::register(&mut registry, &parts)?;

@@ -49,7 +49,7 @@ async fn execute(command: UserCommand) -> Result<()> {
         UserCommand::List { place } => {
             let list = match reach(&place).await? {
                 Reached::Running(client) => client.users().await?,
-                Reached::Closed(store) => store.with(|node| async move { people::list(&node.parts).await }).await?,
+                Reached::Closed(store) => store.with(|node| async move { people::list_all(&node.parts).await }).await?,
             };
             show(&place, &list, || list_lines(&list));
         }

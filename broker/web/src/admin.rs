@@ -18,7 +18,7 @@ use tavi_enrol::admin::{
     AddedDevice, ApiError, DeviceList, DeviceRow, ErrorCode, GrantList, GrantRow, MAX_REQUEST, NewDevice, NewGrant,
     NewPassword, NewUser, Removed, Status, UserList, UserPassword,
 };
-use tavi_enrol::route::Route;
+use tavi_enrol::route::{ListQuery, Route};
 use tokio::time::timeout;
 
 use crate::reply::{self, Reply};
@@ -37,8 +37,8 @@ pub trait Admin: Send + Sync + 'static {
     /// What the broker is and where it listens.
     fn status(&self) -> impl Future<Output = Outcome<Status>> + Send;
 
-    /// All accounts.
-    fn users(&self) -> impl Future<Output = Outcome<UserList>> + Send;
+    /// A page of the accounts.
+    fn users(&self, query: ListQuery) -> impl Future<Output = Outcome<UserList>> + Send;
     /// Makes an account; [`ErrorCode::Conflict`] if there is one.
     fn add_user(&self, user: NewUser) -> impl Future<Output = Outcome<UserPassword>> + Send;
     /// Changes a password; [`ErrorCode::NotFound`] if there is no such account.
@@ -46,8 +46,8 @@ pub trait Admin: Send + Sync + 'static {
     /// Removes an account and ends its sessions.
     fn remove_user(&self, jid: String) -> impl Future<Output = Outcome<Removed>> + Send;
 
-    /// All devices.
-    fn devices(&self) -> impl Future<Output = Outcome<DeviceList>> + Send;
+    /// A page of the devices.
+    fn devices(&self, query: ListQuery) -> impl Future<Output = Outcome<DeviceList>> + Send;
     /// One device.
     fn device(&self, id: DeviceId) -> impl Future<Output = Outcome<DeviceRow>> + Send;
     /// Adds a device with its public key; [`ErrorCode::Conflict`] if its key or name is known.
@@ -55,8 +55,8 @@ pub trait Admin: Send + Sync + 'static {
     /// Revokes a device and ends its sessions within two seconds.
     fn remove_device(&self, id: DeviceId) -> impl Future<Output = Outcome<Removed>> + Send;
 
-    /// All grants.
-    fn grants(&self) -> impl Future<Output = Outcome<GrantList>> + Send;
+    /// A page of the grants, of all or of one subject.
+    fn grants(&self, query: ListQuery) -> impl Future<Output = Outcome<GrantList>> + Send;
     /// Adds a grant; one that is there already is answered with its row.
     fn add_grant(&self, grant: NewGrant) -> impl Future<Output = Outcome<GrantRow>> + Send;
     /// Removes a grant by the id of its row; takes effect on live sessions at once.
@@ -90,15 +90,15 @@ impl<A: Admin> Api<A> {
         let allowed = route.methods();
         match (request.method().clone(), route) {
             (Method::GET, Route::Status) => ok(admin.status().await),
-            (Method::GET, Route::Users) => ok(admin.users().await),
+            (Method::GET, Route::Users) => ok(admin.users(list_query(&request)?).await),
             (Method::POST, Route::Users) => created(admin.add_user(body(request).await?).await),
             (Method::PUT, Route::UserPassword(jid)) => ok(admin.set_password(jid, body(request).await?).await),
             (Method::DELETE, Route::User(jid)) => ok(admin.remove_user(jid).await),
-            (Method::GET, Route::Devices) => ok(admin.devices().await),
+            (Method::GET, Route::Devices) => ok(admin.devices(list_query(&request)?).await),
             (Method::POST, Route::Devices) => created(admin.add_device(body(request).await?).await),
             (Method::GET, Route::Device(id)) => ok(admin.device(device_id(&id)?).await),
             (Method::DELETE, Route::Device(id)) => ok(admin.remove_device(device_id(&id)?).await),
-            (Method::GET, Route::Grants) => ok(admin.grants().await),
+            (Method::GET, Route::Grants) => ok(admin.grants(list_query(&request)?).await),
             (Method::POST, Route::Grants) => created(admin.add_grant(body(request).await?).await),
             (Method::DELETE, Route::Grant(id)) => ok(admin.remove_grant(id).await),
             (method, _) => Ok(wrong_method(&method, allowed)),
@@ -128,6 +128,14 @@ fn no_such_path(path: &str) -> ApiError {
 fn wrong_method(method: &Method, allowed: &'static str) -> Reply {
     let error = ApiError::new(ErrorCode::MethodNotAllowed, format!("{method} does not apply here"));
     reply::with(refusal(&error.hint(format!("use {allowed}"))), ALLOW, allowed)
+}
+
+fn list_query(request: &Request<Incoming>) -> Outcome<ListQuery> {
+    let refused = || {
+        ApiError::new(ErrorCode::BadRequest, "the query makes no sense")
+            .hint("use after=ITEM, limit=N from 1, subject=S")
+    };
+    ListQuery::parse(request.uri().query()).ok_or_else(refused)
 }
 
 fn device_id(text: &str) -> Outcome<DeviceId> {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use support::{Stop, ask, send};
 use tavi_enrol::admin::*;
+use tavi_enrol::route::ListQuery;
 use tavi_enrol::{DeviceId, Secret};
 use tavi_web::Limits;
 use tavi_web::admin::{Admin, Outcome, serve};
@@ -25,9 +26,9 @@ impl Admin for Fake {
         Ok(Status { version: "0.1.0".into(), domain: "localhost".into(), uptime: 5, listeners })
     }
 
-    async fn users(&self) -> Outcome<UserList> {
+    async fn users(&self, query: ListQuery) -> Outcome<UserList> {
         let ann = UserRow { jid: "ann@localhost".into(), created: None, sessions: Some(1) };
-        Ok(UserList { users: vec![ann] })
+        Ok(UserList { users: vec![ann], next: query.after })
     }
 
     async fn add_user(&self, user: NewUser) -> Outcome<UserPassword> {
@@ -49,7 +50,7 @@ impl Admin for Fake {
         if jid == "ann@localhost" { Ok(Removed { removed: jid }) } else { missing(&jid) }
     }
 
-    async fn devices(&self) -> Outcome<DeviceList> {
+    async fn devices(&self, _: ListQuery) -> Outcome<DeviceList> {
         Ok(DeviceList::default())
     }
 
@@ -65,7 +66,7 @@ impl Admin for Fake {
         Ok(Removed { removed: id.to_string() })
     }
 
-    async fn grants(&self) -> Outcome<GrantList> {
+    async fn grants(&self, _: ListQuery) -> Outcome<GrantList> {
         Ok(GrantList::default())
     }
 

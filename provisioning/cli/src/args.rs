@@ -8,6 +8,7 @@ use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use tavi_enrol::DeviceId;
 use tavi_enrol::device::DeviceName;
 use tavi_enrol::grant::{Filter, GrantError, Rights, Subject};
+use tavi_enrol::route::ListQuery;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -47,8 +48,8 @@ pub enum Command {
 pub enum Device {
     /// Add a device: make its key pair, or take the public key that it made itself
     Add(Add),
-    /// List all devices
-    List,
+    /// List all devices, or some of them
+    List(Page),
     /// Remove a device: its sessions end and it can not log in again
     Remove {
         /// The device's id
@@ -56,6 +57,25 @@ pub enum Device {
     },
     /// Sign a token with a device's private key: a password that is good once, for ten minutes at most
     Token(Token),
+}
+
+/// Which part of a list.
+#[derive(clap::Args)]
+pub struct Page {
+    /// Only what stands behind this id
+    #[arg(long, value_name = "ID")]
+    pub after: Option<String>,
+    /// At most so many
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub limit: Option<u16>,
+}
+
+impl Page {
+    /// The query for it; none where all is wanted.
+    pub fn query(self) -> Option<ListQuery> {
+        let limit = self.limit.map(usize::from);
+        (self.after.is_some() || limit.is_some()).then_some(ListQuery { after: self.after, limit, subject: None })
+    }
 }
 
 #[derive(clap::Args)]
@@ -99,8 +119,8 @@ pub enum Service {
 pub enum Grant {
     /// Allow SUBJECT to do ACTIONS to the topics that FILTER matches, or deny it
     Add(GrantParts),
-    /// List all grants
-    List,
+    /// List all grants, or some of them
+    List(Page),
     /// Remove one grant, by its id or by its three parts
     #[command(override_usage = "tavi-fleet grant remove ID\n       tavi-fleet grant remove SUBJECT ACTIONS FILTER")]
     Remove {

@@ -17,7 +17,7 @@ use tavi_enrol::admin::{
     AddedDevice, ApiError, DeviceList, DeviceRow, ErrorCode, GrantList, GrantRow, MAX_ANSWER, NewDevice, NewGrant,
     NewPassword, NewUser, Removed, SOCKET_NAME, Status, UserList, UserPassword,
 };
-use tavi_enrol::route::Route;
+use tavi_enrol::route::{ListQuery, Route};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 use zeroize::Zeroizing;
@@ -52,7 +52,20 @@ impl Client {
 
     /// All accounts.
     pub async fn users(&self) -> Answer<UserList> {
-        self.get(Route::Users).await
+        let (mut all, mut query) = (UserList::default(), ListQuery::default());
+        loop {
+            let page = self.users_page(&query).await?;
+            all.users.extend(page.users);
+            match page.next {
+                Some(next) => query.after = Some(next),
+                None => return Ok(all),
+            }
+        }
+    }
+
+    /// A page of the accounts.
+    pub async fn users_page(&self, query: &ListQuery) -> Answer<UserList> {
+        self.list(Route::Users, query).await
     }
 
     /// Makes an account.
@@ -72,7 +85,20 @@ impl Client {
 
     /// All devices.
     pub async fn devices(&self) -> Answer<DeviceList> {
-        self.get(Route::Devices).await
+        let (mut all, mut query) = (DeviceList::default(), ListQuery::default());
+        loop {
+            let page = self.devices_page(&query).await?;
+            all.devices.extend(page.devices);
+            match page.next {
+                Some(next) => query.after = Some(next),
+                None => return Ok(all),
+            }
+        }
+    }
+
+    /// A page of the devices.
+    pub async fn devices_page(&self, query: &ListQuery) -> Answer<DeviceList> {
+        self.list(Route::Devices, query).await
     }
 
     /// One device.
@@ -92,7 +118,20 @@ impl Client {
 
     /// All grants.
     pub async fn grants(&self) -> Answer<GrantList> {
-        self.get(Route::Grants).await
+        let (mut all, mut query) = (GrantList::default(), ListQuery::default());
+        loop {
+            let page = self.grants_page(&query).await?;
+            all.grants.extend(page.grants);
+            match page.next {
+                Some(next) => query.after = Some(next),
+                None => return Ok(all),
+            }
+        }
+    }
+
+    /// A page of the grants.
+    pub async fn grants_page(&self, query: &ListQuery) -> Answer<GrantList> {
+        self.list(Route::Grants, query).await
     }
 
     /// Adds a grant.
@@ -109,15 +148,23 @@ impl Client {
         self.call(Method::GET, route, Bytes::new()).await
     }
 
+    async fn list<T: DeserializeOwned>(&self, route: Route, query: &ListQuery) -> Answer<T> {
+        self.request(Method::GET, format!("{route}{query}"), Bytes::new()).await
+    }
+
     async fn delete<T: DeserializeOwned>(&self, route: Route) -> Answer<T> {
         self.call(Method::DELETE, route, Bytes::new()).await
     }
 
     async fn call<T: DeserializeOwned>(&self, method: Method, route: Route, body: Bytes) -> Answer<T> {
+        self.request(method, route.to_string(), body).await
+    }
+
+    async fn request<T: DeserializeOwned>(&self, method: Method, uri: String, body: Bytes) -> Answer<T> {
         let stream = self.connect().await?;
         let request = Request::builder()
             .method(method)
-            .uri(route.to_string())
+            .uri(uri)
             .header(HOST, "localhost")
             .header(CONTENT_TYPE, "application/json")
             .body(Full::new(body))

@@ -4,10 +4,15 @@ use tavi_enrol::DeviceId;
 use tavi_enrol::admin::{DeviceList, DeviceRow};
 use tavi_fleet::Client;
 
-use crate::output::{Failure, Output};
+use crate::args::Page;
+use crate::output::{Failure, Output, more};
 
-pub async fn list(client: &Client, output: &Output) -> Result<(), Failure> {
-    output.show(&client.devices().await?, table)
+pub async fn list(client: &Client, page: Page, output: &Output) -> Result<(), Failure> {
+    let list = match page.query() {
+        Some(query) => client.devices_page(&query).await?,
+        None => client.devices().await?,
+    };
+    output.show(&list, table)
 }
 
 pub async fn remove(client: &Client, id: DeviceId, output: &Output) -> Result<(), Failure> {
@@ -20,7 +25,7 @@ fn table(list: &DeviceList) -> String {
         return "There are no devices yet. Add one: tavi-fleet device add --name NAME".into();
     }
     let rows: Vec<_> = list.devices.iter().map(row).collect();
-    format!("{:36}  {:11}  NAME\n{}", "ID", "STATE", rows.join("\n"))
+    format!("{:36}  {:11}  NAME\n{}{}", "ID", "STATE", rows.join("\n"), more(list.next.as_deref()))
 }
 
 fn row(device: &DeviceRow) -> String {

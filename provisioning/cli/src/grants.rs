@@ -2,10 +2,11 @@
 
 use tavi_enrol::admin::{GrantList, GrantRow};
 use tavi_enrol::grant::{Grant, Subject};
+use tavi_enrol::route::ListQuery;
 use tavi_fleet::Client;
 
-use crate::args::{GrantParts, Which, Who};
-use crate::output::{Failure, Output};
+use crate::args::{GrantParts, Page, Which, Who};
+use crate::output::{Failure, Output, more};
 
 pub async fn add(client: &Client, parts: GrantParts, output: &Output) -> Result<(), Failure> {
     let grant = complete(client, parts).await?;
@@ -17,8 +18,12 @@ pub async fn add(client: &Client, parts: GrantParts, output: &Output) -> Result<
     })
 }
 
-pub async fn list(client: &Client, output: &Output) -> Result<(), Failure> {
-    output.show(&client.grants().await?, table)
+pub async fn list(client: &Client, page: Page, output: &Output) -> Result<(), Failure> {
+    let list = match page.query() {
+        Some(query) => client.grants_page(&query).await?,
+        None => client.grants().await?,
+    };
+    output.show(&list, table)
 }
 
 pub async fn remove(client: &Client, which: Which, output: &Output) -> Result<(), Failure> {
@@ -39,22 +44,30 @@ async fn complete(client: &Client, parts: GrantParts) -> Result<Grant, Failure> 
     Ok(Grant { subject, actions: parts.actions, filter: parts.filter })
 }
 
-/// The id of exactly this grant.
+/// The id of exactly this grant. The broker looks for its subject in the normal form (RFC 7622 §3), as it does when a
+/// grant is added.
 async fn find(client: &Client, grant: &Grant) -> Result<String, Failure> {
-    let all = client.grants().await?.grants;
-    if let Some(row) = all.iter().find(|row| row.grant == *grant) {
-        return Ok(row.id.clone());
+    let mut query = ListQuery { subject: Some(grant.subject.to_string()), ..ListQuery::default() };
+    let mut near = Vec::new();
+    loop {
+        let page = client.grants_page(&query).await?;
+        let rows = page.grants.iter().filter(|row| row.grant.filter == grant.filter);
+        for row in rows {
+            if row.grant.actions == grant.actions {
+                return Ok(row.id.clone());
+            }
+            near.push(line(row));
+        }
+        match page.next {
+            Some(next) => query.after = Some(next),
+            None => break,
+        }
     }
-    let near: Vec<_> = all.iter().filter(|row| is_near(&row.grant, grant)).map(line).collect();
     let failure = Failure::new(format!("there is no grant {grant}"));
     Err(match near.as_slice() {
         [] => failure.hint("tavi-fleet grant list shows all grants"),
         near => failure.hint(format!("there is {}", near.join(", "))),
     })
-}
-
-fn is_near(row: &Grant, wanted: &Grant) -> bool {
-    row.subject == wanted.subject && row.filter == wanted.filter
 }
 
 fn line(row: &GrantRow) -> String {
@@ -75,5 +88,12 @@ fn table(list: &GrantList) -> String {
         format!("{:ids$}  {:subjects$}  {:actions$}  {}", row.id, subject(row), grant.actions, grant.filter)
     };
     let rows: Vec<_> = list.grants.iter().map(row).collect();
-    format!("{:ids$}  {:subjects$}  {:actions$}  FILTER\n{}", "ID", "SUBJECT", "ACTIONS", rows.join("\n"))
+    format!(
+        "{:ids$}  {:subjects$}  {:actions$}  FILTER\n{}{}",
+        "ID",
+        "SUBJECT",
+        "ACTIONS",
+        rows.join("\n"),
+        more(list.next.as_deref())
+    )
 }

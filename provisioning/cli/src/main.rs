@@ -39,11 +39,11 @@ async fn run(args: Args, output: &Output) -> Result<(), Failure> {
     let client = Client::new(args.local);
     match args.command {
         Command::Device(Device::Add(add)) => add::run(&client, &add, output).await,
-        Command::Device(Device::List) => devices::list(&client, output).await,
+        Command::Device(Device::List(page)) => devices::list(&client, page, output).await,
         Command::Device(Device::Remove { id }) => devices::remove(&client, id, output).await,
         Command::Device(Device::Token(token)) => token::run(&client, &token, output).await,
         Command::Grant(Grant::Add(grant)) => grants::add(&client, grant, output).await,
-        Command::Grant(Grant::List) => grants::list(&client, output).await,
+        Command::Grant(Grant::List(page)) => grants::list(&client, page, output).await,
         Command::Grant(Grant::Remove { which }) => grants::remove(&client, Which::parse_or_exit(&which), output).await,
     }
 }

@@ -31,6 +31,11 @@ impl Output {
     }
 }
 
+/// The last line of a list of which more can be asked for.
+pub fn more(next: Option<&str>) -> String {
+    next.map(|next| format!("\nThere is more: --after {next}")).unwrap_or_default()
+}
+
 /// Why nothing, or not all, was done, and what to do about it. Its JSON form is that of the API's errors.
 #[derive(Debug, Serialize)]
 pub struct Failure {

@@ -104,7 +104,11 @@ fn willing(request: &str, body: Value) -> Option<(u16, Value)> {
         }
         "POST /v1/devices" => (201, row(&body, json!("s3cret"))),
         "GET /v1/devices" => (200, json!({"devices": [row(&json!({"public_key": KEY, "name": "Pump"}), Value::Null)]})),
-        "GET /v1/grants" => (200, json!({"grants": [grant]})),
+        "GET /v1/grants?limit=1" => (200, json!({"grants": [grant], "next": "7"})),
+        "GET /v1/grants" | "GET /v1/grants?subject=Ann%40Localhost" | "GET /v1/grants?subject=ann%40localhost" => {
+            (200, json!({"grants": [grant]}))
+        }
+        "GET /v1/grants?subject=bob%40localhost" | "GET /v1/grants?after=7" => (200, json!({"grants": []})),
         "POST /v1/grants" => (201, [json!({"id": "8"}), body].into_iter().fold(json!({}), merge)),
         "DELETE /v1/grants/7" => (200, grant),
         _ if request == format!("DELETE /v1/devices/{ID}") => (200, json!({"removed": ID})),
@@ -283,6 +287,13 @@ fn grants_are_added_listed_and_removed() {
     assert_eq!(device["subject"], format!("{ID}@things.localhost"));
     let text = String::from_utf8(stage.run(&["grant", "list"]).stdout).unwrap();
     assert_eq!(text, "ID  SUBJECT        ACTIONS  FILTER\n7   ann@localhost  publish  a/#\n");
+    let page = String::from_utf8(stage.run(&["grant", "list", "--limit", "1"]).stdout).unwrap();
+    assert!(page.ends_with("a/#\nThere is more: --after 7\n"), "{page}");
+    assert_eq!(stage.json(&["grant", "list", "--after", "7"])["grants"], json!([]));
+    let denied = stage.json(&["grant", "add", "ann@localhost", "!update", "a/b"]);
+    assert_eq!(denied["actions"], "!publish");
+    // The broker normalises the subject.
+    assert_eq!(stage.json(&["grant", "remove", "Ann@Localhost", "publish", "a/#"])["id"], "7");
     assert_eq!(stage.json(&["grant", "remove", "7"])["id"], "7");
     assert_eq!(stage.json(&["grant", "remove", "ann@localhost", "update", "a/#"])["id"], "7");
     assert_eq!(stage.heard().last().unwrap(), "DELETE /v1/grants/7");

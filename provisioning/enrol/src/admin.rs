@@ -64,11 +64,14 @@ pub struct UserPassword {
     pub password: Option<Secret>,
 }
 
-/// `GET /v1/users`: all accounts in the order of their JIDs.
+/// `GET /v1/users`: accounts in a stable order, page by page.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct UserList {
     /// One row each.
     pub users: Vec<UserRow>,
+    /// What to ask for as `after` ([`crate::route::ListQuery`]) to get the next rows; none behind the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
 }
 
 /// One account.
@@ -105,11 +108,14 @@ pub struct AddedDevice {
     pub secret: Secret,
 }
 
-/// `GET /v1/devices`: all devices in the order of their ids.
+/// `GET /v1/devices`: devices in a stable order, page by page.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct DeviceList {
     /// One row each.
     pub devices: Vec<DeviceRow>,
+    /// What to ask for as `after` ([`crate::route::ListQuery`]) to get the next rows; none behind the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
 }
 
 /// `GET /v1/devices/ID`: one device.
@@ -133,11 +139,14 @@ pub struct DeviceRow {
 /// `POST /v1/grants`: the body is a [`Grant`]; adding one that is there already answers the old row.
 pub type NewGrant = Grant;
 
-/// `GET /v1/grants`: all grants.
+/// `GET /v1/grants`: grants in the order in which they were made, page by page.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct GrantList {
     /// One row each.
     pub grants: Vec<GrantRow>,
+    /// What to ask for as `after` ([`crate::route::ListQuery`]) to get the next rows; none behind the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
 }
 
 /// One grant, as the broker keeps it.

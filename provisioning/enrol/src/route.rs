@@ -77,6 +77,57 @@ impl fmt::Display for Route {
     }
 }
 
+/// The most rows that one answer lists.
+pub const MAX_ROWS: usize = 1_000;
+
+/// Which part of a list is asked for, as the query of a `GET`: `?after=ITEM&limit=N&subject=SUBJECT`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ListQuery {
+    /// Only rows behind this one, as `next` of the answer before named it.
+    pub after: Option<String>,
+    /// At most so many rows; [`MAX_ROWS`] if it is not said.
+    pub limit: Option<usize>,
+    /// Of grants: only those of this subject, which the broker normalises.
+    pub subject: Option<String>,
+}
+
+impl ListQuery {
+    /// Reads a request's query. `None` if a part of it is not known or has no legal value.
+    pub fn parse(query: Option<&str>) -> Option<Self> {
+        let mut list = Self::default();
+        for part in query.unwrap_or_default().split('&').filter(|part| !part.is_empty()) {
+            let (name, value) = part.split_once('=')?;
+            let value = decode(value)?;
+            match name {
+                "after" => list.after = Some(value),
+                "limit" => list.limit = Some(value.parse().ok().filter(|limit| *limit > 0)?),
+                "subject" => list.subject = Some(value),
+                _ => return None,
+            }
+        }
+        Some(list)
+    }
+
+    /// How many rows the answer may have.
+    pub fn rows(&self) -> usize {
+        self.limit.unwrap_or(MAX_ROWS).min(MAX_ROWS)
+    }
+}
+
+impl fmt::Display for ListQuery {
+    /// As it stands behind a path, with its `?`; nothing where nothing is asked for.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let limit = self.limit.map(|limit| limit.to_string());
+        let parts = [("after", &self.after), ("limit", &limit), ("subject", &self.subject)];
+        let mut before = '?';
+        for (name, value) in parts.into_iter().filter_map(|(name, value)| Some((name, value.as_deref()?))) {
+            write!(f, "{before}{name}={}", Segment(value))?;
+            before = '&';
+        }
+        Ok(())
+    }
+}
+
 /// One path segment: all but RFC 3986 §2.3's unreserved characters percent-encoded. `.` is encoded too, so that no
 /// id reads as a dot segment (§5.2.4).
 struct Segment<'a>(&'a str);
@@ -127,6 +178,19 @@ mod tests {
         let others = ["/v1/", "/v1", "/", "", "/v2/users", "/v1/users/", "/v1/users/a/b", "/v1/users/a/password/c"];
         for path in others.into_iter().chain(["/v1/status/x", "/v1/users/%4", "/v1/users/%ff", "/v1/nothing/x"]) {
             assert_eq!(Route::parse(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn parts_of_lists_are_asked_for_in_a_query() {
+        assert_eq!(ListQuery::parse(None), Some(ListQuery::default()));
+        assert_eq!(ListQuery::default().to_string(), "");
+        let query = ListQuery { after: Some("a&b=c".into()), limit: Some(7), subject: Some("@everyone".into()) };
+        assert_eq!(query.to_string(), "?after=a%26b%3Dc&limit=7&subject=%40everyone");
+        assert_eq!(ListQuery::parse(query.to_string().strip_prefix('?')), Some(query.clone()));
+        assert_eq!((query.rows(), ListQuery::default().rows()), (7, MAX_ROWS));
+        for refused in ["limit=0", "limit=x", "after=", "before=x", "after"] {
+            assert_eq!(ListQuery::parse(Some(refused)), None, "{refused}");
         }
     }
 
