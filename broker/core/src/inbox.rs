@@ -346,3 +346,6 @@ fn keep(slot: &mut Option<Waker>, cx: &Context<'_>) {
         *slot = Some(cx.waker().clone());
     }
 }
+
+#[cfg(test)]
+mod tests;

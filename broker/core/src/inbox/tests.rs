@@ -1,0 +1,98 @@
+//! A managed receiver whose connection is cut and resumed at any moment (XEP-0198 §5), against a model.
+
+use super::*;
+use proptest::prelude::*;
+use std::collections::VecDeque;
+use tavi_xmpp_proto::{sm::StreamManagement, stanza::Stanza};
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// Somebody writes.
+    Push,
+    /// The session takes what may leave, up to so many bytes, and writes it.
+    Write(usize),
+    /// The client reads so many stanzas.
+    Read(usize),
+    /// It acknowledges what it has read.
+    Acknowledge,
+    /// What was written and not read is lost; the client resumes.
+    Resume,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => Just(Step::Push),
+        3 => (1..2_000usize).prop_map(Step::Write),
+        3 => (1..5usize).prop_map(Step::Read),
+        2 => Just(Step::Acknowledge),
+        1 => Just(Step::Resume),
+    ]
+}
+
+struct World {
+    inbox: Inbox,
+    management: StreamManagement<u64>,
+    wire: VecDeque<Envelope>,
+    pushed: u32,
+    heard: Vec<String>,
+}
+
+impl World {
+    fn new() -> World {
+        let inbox = Inbox::new(Bound { items: 1_000, bytes: 1 << 20 }, Arc::new(IdSource::new(0, 0)));
+        inbox.manage(Bound { items: 4, bytes: 1_500 });
+        World { inbox, management: StreamManagement::new(), wire: VecDeque::new(), pushed: 0, heard: Vec::new() }
+    }
+
+    fn step(&mut self, step: Step) {
+        match step {
+            Step::Push => {
+                let xml = format!("<message><body>{}</body></message>", self.pushed);
+                self.pushed += 1;
+                self.inbox.push(Stanza::parse(xml.as_bytes()).unwrap().into()).unwrap();
+            }
+            Step::Write(bytes) => self.write(bytes),
+            Step::Read(count) => {
+                let count = count.min(self.wire.len());
+                self.heard.extend(self.wire.drain(..count).filter_map(|envelope| envelope.stanza.body()));
+            }
+            Step::Acknowledge => self.acknowledge(),
+            Step::Resume => {
+                self.wire.clear();
+                self.acknowledge();
+                self.wire.extend(self.inbox.sent());
+            }
+        }
+        assert!(self.inbox.sent().len() <= 4, "the window holds");
+        assert_eq!(self.inbox.sent().len(), self.management.waiting());
+    }
+
+    fn write(&mut self, bytes: usize) {
+        let mut taken = Vec::new();
+        let _ = self.inbox.poll_take(&mut Context::from_waker(Waker::noop()), bytes, &mut taken);
+        for (place, envelope) in taken {
+            self.management.sent(place);
+            self.wire.push_back(envelope);
+        }
+    }
+
+    fn acknowledge(&mut self) {
+        for place in self.management.acknowledge(self.heard.len() as u32).unwrap() {
+            assert!(self.inbox.acknowledge(place).is_some());
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 10_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn each_stanza_is_heard_once_and_in_order_over_cuts(steps in prop::collection::vec(step(), 0..40)) {
+        let mut world = World::new();
+        steps.into_iter().for_each(|step| world.step(step));
+        while world.heard.len() < world.pushed as usize {
+            [Step::Write(500), Step::Read(1), Step::Acknowledge].into_iter().for_each(|step| world.step(step));
+        }
+        prop_assert_eq!(&world.heard, &(0..world.pushed).map(|n| n.to_string()).collect::<Vec<_>>());
+    }
+}
