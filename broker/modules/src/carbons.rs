@@ -151,7 +151,8 @@ fn eligible(env: &Envelope, side: Side) -> bool {
     let copy = env.has(ns::CARBONS, "sent") || env.has(ns::CARBONS, "received");
     // A room gives its private messages to each session that is in it by itself; an invitation is for the person.
     let room = env.element(ns::MUC_USER, "x").is_some_and(|x| x.get_child(ns::MUC_USER, "invite").is_none());
-    !private && !copy && !(room && side == Side::Received) && matters(env, type_)
+    let belongs_to_one = private || copy || (room && side == Side::Received);
+    !belongs_to_one && matters(env, type_)
 }
 
 fn matters(env: &Envelope, type_: MessageType) -> bool {
