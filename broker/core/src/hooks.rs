@@ -76,6 +76,21 @@ pub trait OnUndelivered: Send + Sync {
     fn on_undelivered(&self, ev: &mut Ev<'_>) -> Flow;
 }
 
+/// When a stream offers features (RFC 6120 §4.3.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Nobody has logged in yet.
+    BeforeLogin,
+    /// Somebody has, and a resource is to be bound.
+    AfterLogin,
+}
+
+/// Something that the streams of clients offer.
+pub trait StreamFeature: Send + Sync {
+    /// What stands for it among the stream's features at this stage, if anything does.
+    fn offer(&self, stage: Stage) -> Option<Element>;
+}
+
 /// What happened to a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SessionEvent {
@@ -212,6 +227,7 @@ pub struct Registry {
     pub(crate) services: HashMap<Host, Arc<dyn Service>>,
     iq: HashMap<(&'static str, &'static str), ErasedHandle>,
     features: Vec<Feature>,
+    stream_features: Vec<Arc<dyn StreamFeature>>,
 }
 
 impl Registry {
@@ -280,6 +296,16 @@ impl Registry {
     /// Lists a feature for service discovery.
     pub fn feature(&mut self, host: Host, var: &'static str) {
         self.features.push(Feature { var, host });
+    }
+
+    /// Adds something that streams offer.
+    pub fn stream_feature(&mut self, feature: Arc<dyn StreamFeature>) {
+        self.stream_features.push(feature);
+    }
+
+    /// What modules add to the features of a stream, in the order of registration.
+    pub fn offers(&self, stage: Stage) -> Vec<Element> {
+        self.stream_features.iter().filter_map(|feature| feature.offer(stage)).collect()
     }
 
     /// All features, in the order of registration.

@@ -6,10 +6,12 @@ use crate::{presence, push::Book, roster};
 use std::sync::Arc;
 use tavi_core::{
     Account, AccountState, Effects, Envelope, Ev, Flow, Parts, Principal, Registry,
-    hooks::{OnReceived, OnSent, Phase},
+    hooks::{OnReceived, OnSent, Phase, Stage, StreamFeature},
     roster::{Contact, Subscription},
 };
-use tavi_xmpp_proto::{BareJid, Condition, Jid, PresenceType, Stanza, StanzaError, StanzaType, ns, stanza::Head};
+use tavi_xmpp_proto::{
+    BareJid, Condition, Element, Jid, PresenceType, Stanza, StanzaError, StanzaType, ns, stanza::Head,
+};
 
 /// A request is kept with its text, but not with more than this (bytes).
 const MAX_REQUEST: usize = 4096;
@@ -20,6 +22,14 @@ const MAX_REQUESTS: usize = 500;
 pub fn register(registry: &mut Registry, _: &Parts) {
     registry.on_sent(Phase::Filter, Arc::new(Subscriptions));
     registry.on_received(Phase::Filter, Arc::new(Subscriptions));
+    registry.stream_feature(Arc::new(Subscriptions));
+}
+
+impl StreamFeature for Subscriptions {
+    /// RFC 6121 §3.4.1: approvals are taken beforehand.
+    fn offer(&self, stage: Stage) -> Option<Element> {
+        (stage == Stage::AfterLogin).then(|| Element::new(ns::PRE_APPROVAL, "sub"))
+    }
 }
 
 /// The four stanzas that change subscriptions (RFC 6121 §3).

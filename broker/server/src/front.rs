@@ -14,7 +14,6 @@ use tavi_web::{
     Limits,
     http::{Health, Pages},
 };
-use tavi_xmpp_proto::{Element, ns};
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 
 /// What the front ends are made of.
@@ -72,9 +71,7 @@ fn xmpp(start: &Start<'_>) -> Arc<tavi_xmpp::Xmpp> {
         direct: start.tls.xmpps.clone(),
         certificate: start.tls.certificate.clone(),
     };
-    // RFC 6121 §3.4.1: the subscription module takes approvals beforehand.
-    let features = vec![Element::new(ns::PRE_APPROVAL, "sub")];
-    tavi_xmpp::Xmpp::new(start.node.clone(), Some(tls), start.config.limits.xmpp(), features)
+    tavi_xmpp::Xmpp::new(start.node.clone(), Some(tls), start.config.limits.xmpp())
 }
 
 impl Fronts {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use socket2::{SockRef, TcpKeepalive};
+use tavi_core::hooks::Stage;
 use tavi_core::metrics::Protocol;
 use tavi_core::sessions::Inbox;
 use tavi_core::{Closed, Node};
@@ -31,8 +32,8 @@ pub(crate) struct Shared {
     pub node: Node,
     pub tls: Option<Tls>,
     pub config: Config,
-    /// Stream features of modules, offered after login.
-    pub features: Vec<Element>,
+    /// What modules add to the features of a stream before and after login.
+    pub offers: [Vec<Element>; 2],
     pub is_login_host: Box<dyn Fn(&str) -> bool + Send + Sync>,
     /// Sessions, so that the stop can end them; by their number in the core.
     sessions: Mutex<std::collections::HashMap<u64, Arc<Inbox>>>,
@@ -55,15 +56,15 @@ pub(crate) enum Port {
 
 impl Xmpp {
     /// A front end for the node's people and devices. Without `tls` only clients on this machine can log in.
-    /// `features` are what modules add to the stream's features after login.
-    pub fn new(node: Node, tls: Option<Tls>, config: Config, features: Vec<Element>) -> Arc<Xmpp> {
+    pub fn new(node: Node, tls: Option<Tls>, config: Config) -> Arc<Xmpp> {
         let hosts = node.clone();
+        let offers = [Stage::BeforeLogin, Stage::AfterLogin].map(|stage| node.router.registry().offers(stage));
         let shared = Shared {
             is_login_host: Box::new(move |domain| is_login_host(&hosts, domain)),
             node,
             tls,
             config,
-            features,
+            offers,
             sessions: Mutex::default(),
             resumable: Arc::default(),
             connections: AtomicUsize::new(0),

@@ -330,7 +330,7 @@ impl Talk {
             is_login_host: &*self.shared.is_login_host,
             layer: self.layer,
             bindings: &self.bindings,
-            features: &self.shared.features,
+            offers: [&self.shared.offers[0], &self.shared.offers[1]],
             entropy,
         }
     }

@@ -1,6 +1,6 @@
 //! The table of RFC 6121 Appendix A, and dialogues of two people.
 
-use super::{Change, State, Way};
+use super::{Change, State, Subscriptions, Way, ns};
 use crate::tests::world::World;
 
 /// The states in the order of Appendix A.1.
@@ -210,4 +210,14 @@ async fn a_bot_lets_everybody_in_and_is_seen_as_available() {
     let _bot = world.bot("pump").await;
     let mut romeo = world.online("romeo/orchard").await;
     romeo.sees("<presence from='pump@bots.localhost/bot'/>");
+}
+
+#[test]
+fn approvals_beforehand_are_offered_after_login_only() {
+    use tavi_core::{Registry, hooks::Stage};
+    let mut registry = Registry::default();
+    registry.stream_feature(std::sync::Arc::new(Subscriptions));
+    assert!(registry.offers(Stage::BeforeLogin).is_empty());
+    let names: Vec<_> = registry.offers(Stage::AfterLogin).iter().map(|offer| offer.ns().to_owned()).collect();
+    assert_eq!(names, [ns::PRE_APPROVAL]);
 }

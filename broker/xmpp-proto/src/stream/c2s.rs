@@ -46,8 +46,8 @@ pub struct Setting<'a> {
     pub layer: Layer,
     /// What TLS gives to bind to.
     pub bindings: &'a ChannelBindings,
-    /// Stream features of modules, offered after login.
-    pub features: &'a [Element],
+    /// What modules add to the features, before and after login.
+    pub offers: [&'a [Element]; 2],
     /// Fresh random octets for each call: stream ids, nonces, resources.
     pub entropy: [u8; 18],
 }

@@ -18,6 +18,7 @@ pub(crate) fn before_login(setting: &Setting<'_>, out: &mut Vec<u8>) {
         list.push(Element::new(ns::SASL, "mechanisms").children(mechanisms.iter().map(item)));
         list.extend(setting.bindings.feature());
     }
+    list.extend_from_slice(setting.offers[0]);
     write(&list, out);
 }
 
@@ -40,7 +41,7 @@ pub(crate) fn after_login(setting: &Setting<'_>, out: &mut Vec<u8>) {
         Element::new(ns::SESSION, "session").child(Element::new(ns::SESSION, "optional")),
         Element::new(ns::SM, "sm"),
     ];
-    list.extend_from_slice(setting.features);
+    list.extend_from_slice(setting.offers[1]);
     write(&list, out);
 }
 

@@ -47,7 +47,7 @@ impl Broker {
         }
         let node = Node::new(parts, Registry::default());
         let (tls, certificate) = tls();
-        let xmpp = Xmpp::new(node.clone(), Some(tls), config, Vec::new());
+        let xmpp = Xmpp::new(node.clone(), Some(tls), config);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let tls_listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, tls_address) = (listener.local_addr().unwrap(), tls_listener.local_addr().unwrap());

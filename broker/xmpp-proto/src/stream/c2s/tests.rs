@@ -45,7 +45,7 @@ impl Server {
             is_login_host: &|host| host == "tavi.example" || host == "things.tavi.example",
             layer: self.layer,
             bindings: &bindings,
-            features: &features,
+            offers: [&[], &features],
             entropy: [9; 18],
         };
         let mut out = Vec::new();
