@@ -20,7 +20,8 @@ pub struct Config {
     pub unacknowledged: usize,
     /// The same in bytes; 4 MiB by default.
     pub unacknowledged_bytes: usize,
-    /// How long a client that gets nothing more may take to acknowledge; 60 s by default.
+    /// How long a client may take to acknowledge when it gets nothing more before, or to take any of what is written to
+    /// it; 60 s by default.
     pub acknowledge_deadline: Duration,
     /// How long a session whose connection is gone waits to be resumed (XEP-0198 §5); 300 s by default, 0 for never.
     pub resume: Duration,

@@ -277,7 +277,7 @@ impl Session {
             return Err(end);
         }
         moved |= if stuck { self.poll_only_close(cx)? } else { self.poll_inbox(cx)? };
-        self.poll_deadline(cx)?;
+        self.poll_deadline(cx, stuck)?;
         moved |= self.can_read() && self.poll_read(cx)?;
         Ok(moved)
     }
@@ -320,6 +320,7 @@ impl Session {
         if self.out.is_empty() {
             return Ok(false);
         }
+        let before = self.written;
         match self.wire.poll_write_all(cx, &self.out, &mut self.written) {
             Poll::Ready(Ok(())) => {
                 (self.out, self.written) = (Vec::new(), 0);
@@ -327,7 +328,13 @@ impl Session {
                 Ok(false)
             }
             Poll::Ready(Err(_)) => Err(End::Broken),
-            Poll::Pending => Ok(self.out.len() >= HIGH_WATER),
+            Poll::Pending => {
+                let stuck = self.out.len() >= HIGH_WATER;
+                if stuck && self.written > before {
+                    self.deadline = None;
+                }
+                Ok(stuck)
+            }
         }
     }
 
@@ -378,9 +385,11 @@ impl Session {
         self.shared.node.router.feed_soon(&self.bound.account, self.bound.id, &self.bound.inbox);
     }
 
-    /// Who has to acknowledge before it gets more has so much time for it. It loses nothing.
-    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
-        if self.management.is_none() || !self.bound.inbox.is_held_up() {
+    /// Who has to acknowledge before it gets more, or takes nothing of what is being written, has so much time for it. It
+    /// loses nothing.
+    fn poll_deadline(&mut self, cx: &mut Context<'_>, stuck: bool) -> Result<(), End> {
+        let held_up = self.management.is_some() && self.bound.inbox.is_held_up();
+        if !held_up && !stuck {
             self.deadline = None;
             return Ok(());
         }
@@ -390,7 +399,7 @@ impl Session {
             Poll::Pending => Ok(()),
             Poll::Ready(()) if self.resumption.is_some() => Err(End::Broken),
             Poll::Ready(()) => {
-                let text = "what was sent is not acknowledged";
+                let text = "what was sent is not taken";
                 Err(StreamError::new(StreamCondition::ConnectionTimeout).text(text).into())
             }
         }
