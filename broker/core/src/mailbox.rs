@@ -182,12 +182,6 @@ impl<T: Weigh> Mailbox<T> {
         self.state.lock().items.len()
     }
 
-    /// Whether half its room is taken: who can wait leaves the rest to those who can not.
-    pub fn is_half_full(&self) -> bool {
-        let state = self.state.lock();
-        state.items.len() * 2 >= self.max_items || state.bytes * 2 >= self.max_bytes
-    }
-
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
