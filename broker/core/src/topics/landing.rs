@@ -9,7 +9,7 @@ use super::{
 };
 use crate::publication::{Change, Publication};
 use parking_lot::MutexGuard;
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 /// A publication that was begun.
 pub(super) struct Open {
@@ -96,6 +96,10 @@ impl Topics {
             state.delivering = true;
             MutexGuard::unlocked(&mut state, || open.hand_out());
             state.delivering = false;
+        }
+        if state.open.is_empty() {
+            // Most topics are quiet most of the time, and there are many.
+            state.open = VecDeque::new();
         }
     }
 

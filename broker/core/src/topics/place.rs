@@ -16,7 +16,7 @@ use std::{
 
 const SHARDS: usize = 16;
 /// Bytes of all places together, about; beyond it those go that were not used of late.
-const MAX_BYTES: usize = 24 << 20;
+const MAX_BYTES: usize = 16 << 20;
 
 /// A topic's place: its lock is the one under which ids are drawn and values change.
 #[derive(Default)]

@@ -18,10 +18,15 @@ use tavi_core::{
 use tavi_store::{Commit, Expect, Op, Owner, Row, SharedStore, StoreError, Table};
 use tavi_wire::topic::matches;
 use tavi_xmpp_proto::{BareJid, Jid, MessageType, Stanza, stanza::Head};
-use tokio::sync::broadcast::{self, error::RecvError};
+use tokio::sync::{
+    Semaphore,
+    broadcast::{self, error::RecvError},
+};
 
 /// Subscriptions of one account, device or bot.
 const MAX_SUBSCRIPTIONS: usize = 1000;
+/// Searches for last items that run at once.
+const SEARCHES: usize = 2;
 /// The longest JID that can be kept as an item's key, in bytes.
 const MAX_JID: usize = 2000;
 /// In front of the JID in the key of a subscription's row; the row's owner is the node.
@@ -35,6 +40,8 @@ pub(super) struct Subscribers {
     hosts: Arc<Hosts>,
     store: SharedStore,
     accounts: Arc<Accounts>,
+    /// So many search for last items at once; all others have their turns between.
+    searches: Arc<Semaphore>,
 }
 
 /// One subscribed JID with its filters.
@@ -63,6 +70,7 @@ impl Subscribers {
             hosts: parts.hosts.clone(),
             store: parts.store.clone(),
             accounts: parts.accounts.clone(),
+            searches: Arc::new(Semaphore::new(SEARCHES)),
         }
     }
 
@@ -178,8 +186,13 @@ impl Subscribers {
         let wanted = state.receivers().filter(|session| jid.is_bare() || session.jid == *jid);
         for session in wanted {
             let source = Source { jid: jid.clone(), filter: Arc::from(""), stream: retained.clone() };
-            tokio::spawn(feed(self.hosts.jid(Host::Pubsub).clone(), session.inbox.clone(), vec![source]));
+            self.spawn_feed(session.inbox.clone(), vec![source]);
         }
+    }
+
+    fn spawn_feed(&self, inbox: Arc<Inbox>, sources: Vec<Source>) {
+        let pubsub = self.hosts.jid(Host::Pubsub).clone();
+        tokio::spawn(feed((pubsub, self.searches.clone()), inbox, sources));
     }
 
     fn subscriber(&self, jid: &Jid, who: &Principal, node: &str) -> Arc<dyn Subscriber> {
@@ -297,7 +310,7 @@ impl OnSession for Subscribers {
             }
         }
         if !sources.is_empty() {
-            tokio::spawn(feed(self.hosts.jid(Host::Pubsub).clone(), session.inbox.clone(), sources));
+            self.spawn_feed(session.inbox.clone(), sources);
         }
     }
 }
@@ -311,7 +324,7 @@ struct Source {
 
 /// Hands last items to a session, each topic's once, as the session has room: there is no limit that cuts off, and
 /// nobody waits for it. Ends with the session.
-async fn feed(pubsub: Jid, inbox: Arc<Inbox>, mut sources: Vec<Source>) {
+async fn feed((pubsub, searches): (Jid, Arc<Semaphore>), inbox: Arc<Inbox>, mut sources: Vec<Source>) {
     for at in 0..sources.len() {
         let (before, rest) = sources.split_at_mut(at);
         let Source { jid, stream, .. } = &mut rest[0];
@@ -323,7 +336,11 @@ async fn feed(pubsub: Jid, inbox: Arc<Inbox>, mut sources: Vec<Source>) {
             if poll_fn(|cx| inbox.poll_space(cx)).await.is_err() {
                 return;
             }
-            match poll_fn(|cx| stream.poll_give(cx, &mut take)).await {
+            // It is never closed; while one waits for room, another searches.
+            let Ok(turn) = searches.acquire().await else { return };
+            let given = poll_fn(|cx| stream.poll_give(cx, &mut take)).await;
+            drop(turn);
+            match given {
                 Ok(given) if given || !stream.is_at_end() => {}
                 Ok(_) => break,
                 Err(error) => return tracing::error!(%error, to = %jid, "last items could not be read"),
