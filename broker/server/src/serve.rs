@@ -149,7 +149,12 @@ async fn first_admin(config: &Config, parts: &Parts) -> Result<()> {
 /// The only time that this password is shown.
 fn show_first(config: &Config, jid: &BareJid, password: &Secret) -> Result<()> {
     if config.log_format == LogFormat::Json {
-        let made = FirstAccount { made: jid.as_str(), password: password.expose() };
+        let fields = FirstAccount {
+            message: "made the first account; its password is shown this once",
+            account: jid.as_str(),
+            password: password.expose(),
+        };
+        let made = FirstLine { level: "INFO", target: "tavi", fields };
         eprintln!("{}", serde_json::to_string(&made)?);
         return Ok(());
     }
@@ -160,10 +165,18 @@ fn show_first(config: &Config, jid: &BareJid, password: &Secret) -> Result<()> {
     Ok(())
 }
 
-/// The first account's line where lines are JSON.
+/// The first account's line, in the form of the log's lines; the log itself never sees the password.
+#[derive(serde::Serialize)]
+struct FirstLine<'a> {
+    level: &'a str,
+    target: &'a str,
+    fields: FirstAccount<'a>,
+}
+
 #[derive(serde::Serialize)]
 struct FirstAccount<'a> {
-    made: &'a str,
+    message: &'a str,
+    account: &'a str,
     password: &'a str,
 }
 
