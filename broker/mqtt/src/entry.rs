@@ -7,7 +7,7 @@
 //!
 //! `S` is the seat that outlives connections, `W` what is published as a will.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Session key: who, and which of their clients. One principal can not take over another's session.
 pub type Key = (Box<str>, Box<str>);
@@ -44,8 +44,8 @@ struct Entry<S, W> {
     lease: Lease<W>,
     /// The connection whose work is not done: it holds the session or has just left it.
     busy: Option<LinkId>,
-    /// Connections that wait for the session, in the order of their arrival.
-    line: VecDeque<LinkId>,
+    /// The connection that waits for the session; a later one takes its place.
+    next: Option<LinkId>,
 }
 
 /// Whether a connection has the session.
@@ -59,9 +59,10 @@ enum Lease<W> {
 pub enum Arrival<S> {
     /// It may enter now.
     Enter,
-    /// It waits until the former one is done; that one's seat is to be told that it is replaced.
-    Wait(S),
-    /// While it waited, a later one began the session anew.
+    /// It waits until the former one is done; that one's seat is to be told that it is replaced, and whoever waited
+    /// before is to be woken.
+    Wait(S, Option<LinkId>),
+    /// A later one has the session or waits for it.
     Outdated,
 }
 
@@ -90,10 +91,8 @@ pub struct Entered<S, W> {
     pub will: Option<W>,
     /// The former connection or session had a will, published or not: its record is there.
     pub had_will: bool,
-    /// A later connection waits already: this one is to be told that it is replaced.
-    pub replaced: bool,
-    /// Connections that have to arrive again.
-    pub woken: Vec<LinkId>,
+    /// A connection that has to arrive again.
+    pub woken: Option<LinkId>,
 }
 
 /// A session that is no more.
@@ -125,8 +124,8 @@ pub struct Left<S, W> {
     pub will: Option<W>,
     /// There was a will and it does not wait: its record is not needed any more.
     pub will_gone: bool,
-    /// Connections that have to arrive again.
-    pub woken: Vec<LinkId>,
+    /// A connection that has to arrive again.
+    pub woken: Option<LinkId>,
 }
 
 /// What has to be done because its time has come.
@@ -160,8 +159,8 @@ pub struct Revoked<S> {
     pub seat: S,
     /// Whether anything of it is stored.
     pub stored: bool,
-    /// Connections that have to arrive again.
-    pub woken: Vec<LinkId>,
+    /// A connection that has to arrive again.
+    pub woken: Option<LinkId>,
 }
 
 impl<S, W> Default for Entries<S, W> {
@@ -174,7 +173,7 @@ impl<S: Clone, W> Entries<S, W> {
     /// A connection wants the session. It asks again when it is woken, under the same number.
     pub fn arrive(&mut self, key: &Key, link: LinkId, clean: bool) -> Arrival<S> {
         let Some(entry) = self.all.get(key) else { return Arrival::Enter };
-        if entry.holder().is_some_and(|holder| holder > link) {
+        if entry.holder().max(entry.next).is_some_and(|later| later > link) {
             return Arrival::Outdated;
         }
         if clean || !entry.durable || entry.is_turn_of(link) {
@@ -182,18 +181,14 @@ impl<S: Clone, W> Entries<S, W> {
         }
         let seat = entry.seat.clone();
         // Whoever waits was there in time: neither session nor will ends over it.
-        self.change(key, |entry| entry.wait_in_line(link));
-        Arrival::Wait(seat)
+        let mut overtaken = None;
+        self.change(key, |entry| overtaken = entry.next.replace(link));
+        Arrival::Wait(seat, overtaken.filter(|overtaken| *overtaken != link))
     }
 
-    /// A connection that waited does not wait any more; gives whose turn it is instead.
-    pub fn give_up(&mut self, key: &Key, link: LinkId) -> Option<LinkId> {
-        let mut next = None;
-        self.change(key, |entry| {
-            entry.line.retain(|waiting| *waiting != link);
-            next = entry.next_in_line();
-        });
-        next
+    /// A connection that waited does not wait any more.
+    pub fn give_up(&mut self, key: &Key, link: LinkId) {
+        self.change(key, |entry| entry.next = entry.next.filter(|next| *next != link));
     }
 
     /// A connection whose turn it is enters; `new_seat` makes a seat if no session goes on.
@@ -205,20 +200,20 @@ impl<S: Clone, W> Entries<S, W> {
             Some(entry) => entry.end_for(new_seat),
             None => Entered::new(new_seat()),
         };
-        entered.woken.retain(|woken| *woken != link);
+        entered.woken = entered.woken.filter(|woken| *woken != link);
         let lease = Lease::Held { link, will };
-        let entry = Entry { seat: entered.seat.clone(), durable, lease, busy: Some(link), line: VecDeque::new() };
+        let entry = Entry { seat: entered.seat.clone(), durable, lease, busy: Some(link), next: None };
         self.put_in(key, entry);
         entered
     }
 
     fn resume(&mut self, key: &Key, mut entry: Entry<S, W>, link: LinkId, will: Option<LastWill<W>>) -> Entered<S, W> {
-        entry.line.retain(|waiting| *waiting != link);
         let had_will = entry.has_will();
+        let woken = entry.next.take().filter(|next| *next != link);
         (entry.lease, entry.busy) = (Lease::Held { link, will }, Some(link));
-        let (seat, replaced) = (entry.seat.clone(), !entry.line.is_empty());
+        let seat = entry.seat.clone();
         self.put_in(key, entry);
-        Entered { resumed: true, had_will, replaced, ..Entered::new(seat) }
+        Entered { resumed: true, had_will, woken, ..Entered::new(seat) }
     }
 
     /// A connection is over. `None`: it did not hold the session any more. `expiry`: seconds that the session lives on.
@@ -237,7 +232,7 @@ impl<S: Clone, W> Entries<S, W> {
         let had_will = will.is_some();
         let will = will.filter(|_| parting == Parting::Cut);
         if expiry == 0 || !entry.durable {
-            let (ended, woken) = (Some(entry.seat), entry.line.into());
+            let (ended, woken) = (Some(entry.seat), entry.next);
             return Some(Left { ended, will: will.map(|will| will.what), will_gone: had_will, woken });
         }
         let (now, later) = entry.decide(will);
@@ -246,20 +241,20 @@ impl<S: Clone, W> Entries<S, W> {
         let will = later.map(|will| (after(now_ms, will.delay), will.what));
         entry.lease = Lease::Left { ends_ms, will };
         self.put_in(key, entry);
-        Some(Left { ended: None, will: now, will_gone, woken: Vec::new() })
+        Some(Left { ended: None, will: now, will_gone, woken: None })
     }
 
     /// All that a connection began is saved; gives whose turn it is now.
     pub fn done(&mut self, key: &Key, link: LinkId) -> Option<LinkId> {
         let entry = self.all.get_mut(key).filter(|entry| entry.busy == Some(link))?;
         entry.busy = None;
-        entry.next_in_line()
+        entry.next
     }
 
     /// Puts back a session that an earlier process left, with the moments of its end and of its will.
     pub fn restore(&mut self, key: Key, seat: S, ends_ms: Option<u64>, will: Option<(u64, W)>) {
         let lease = Lease::Left { ends_ms, will };
-        self.put_in(&key, Entry { seat, durable: true, lease, busy: None, line: VecDeque::new() });
+        self.put_in(&key, Entry { seat, durable: true, lease, busy: None, next: None });
     }
 
     /// When there is something to be done.
@@ -290,7 +285,7 @@ impl<S: Clone, W> Entries<S, W> {
     pub fn revoke_one(&mut self, key: Key) -> Option<Revoked<S>> {
         let entry = self.take_out(&key)?;
         let stored = entry.durable || entry.has_will();
-        Some(Revoked { key, seat: entry.seat, stored, woken: entry.line.into() })
+        Some(Revoked { key, seat: entry.seat, stored, woken: entry.next })
     }
 
     /// How many sessions of a principal outlive their connections.
@@ -345,17 +340,7 @@ impl<S, W> Entry<S, W> {
     }
 
     fn is_turn_of(&self, link: LinkId) -> bool {
-        self.busy.is_none() && self.line.front().is_none_or(|first| *first == link)
-    }
-
-    fn wait_in_line(&mut self, link: LinkId) {
-        if !self.line.contains(&link) {
-            self.line.push_back(link);
-        }
-    }
-
-    fn next_in_line(&self) -> Option<LinkId> {
-        self.line.front().copied().filter(|_| self.busy.is_none())
+        self.busy.is_none() && self.next.is_none_or(|next| next <= link)
     }
 
     fn has_will(&self) -> bool {
@@ -378,7 +363,7 @@ impl<S, W> Entry<S, W> {
     fn decide(&self, will: Option<LastWill<W>>) -> (Option<W>, Option<LastWill<W>>) {
         match will {
             Some(will) if will.delay == 0 => (Some(will.what), None),
-            Some(will) if self.line.is_empty() => (None, Some(will)),
+            Some(will) if self.next.is_none() => (None, Some(will)),
             _ => (None, None),
         }
     }
@@ -393,7 +378,7 @@ impl<S, W> Entry<S, W> {
     /// The will's moment or the end, whichever comes first.
     fn deadline(&self) -> Option<u64> {
         match &self.lease {
-            Lease::Left { ends_ms, will } if self.line.is_empty() => {
+            Lease::Left { ends_ms, will } if self.next.is_none() => {
                 let will_ms = will.as_ref().map(|(at, _)| *at);
                 will_ms.into_iter().chain(*ends_ms).min()
             }
@@ -405,7 +390,7 @@ impl<S, W> Entry<S, W> {
     fn end_for(mut self, new_seat: impl FnOnce() -> S) -> Entered<S, W> {
         let held = self.holder().is_some();
         let will = self.take_will().map(|will| will.what);
-        let (had_will, woken) = (will.is_some(), self.line.into());
+        let (had_will, woken) = (will.is_some(), self.next);
         let former = Some(Former { seat: self.seat, durable: self.durable, held });
         Entered { former, will, had_will, woken, ..Entered::new(new_seat()) }
     }
@@ -413,8 +398,7 @@ impl<S, W> Entry<S, W> {
 
 impl<S, W> Entered<S, W> {
     fn new(seat: S) -> Self {
-        let woken = Vec::new();
-        Self { seat, resumed: false, former: None, will: None, had_will: false, replaced: false, woken }
+        Self { seat, resumed: false, former: None, will: None, had_will: false, woken: None }
     }
 }
 

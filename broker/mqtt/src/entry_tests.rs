@@ -78,10 +78,10 @@ fn of_a_takeover_the_undelayed_will_is_published_and_the_delayed_one_is_not() {
     for (delay, published) in [(0, Some(7)), (5, None)] {
         let mut world = World::default();
         enter(&mut world, durable(1, Some((7, delay))));
-        assert_eq!(world.arrive(&key(), 2, false), Arrival::Wait(1));
+        assert_eq!(world.arrive(&key(), 2, false), Arrival::Wait(1, None));
         let left = world.leave(&key(), 1, (Parting::Cut, 60), 0).unwrap();
         assert_eq!((left.will, left.will_gone), (published, true));
-        assert_eq!(world.arrive(&key(), 2, false), Arrival::Wait(1), "what it began is not done");
+        assert_eq!(world.arrive(&key(), 2, false), Arrival::Wait(1, None), "what it began is not done");
         assert_eq!(world.done(&key(), 1), Some(2));
         assert_eq!(world.arrive(&key(), 2, false), Arrival::Enter);
         assert!(enter(&mut world, durable(2, None)).resumed);
@@ -95,7 +95,7 @@ fn who_waits_keeps_the_session_alive_and_who_gives_up_lets_it_end() {
     world.leave(&key(), 1, (Parting::Cut, 5), 0);
     world.arrive(&key(), 2, false);
     assert_eq!(world.due(6_000), None);
-    assert_eq!(world.give_up(&key(), 2), None, "the first one is not done");
+    world.give_up(&key(), 2);
     assert!(matches!(world.due(6_000), Some(Due::End { seat: 1, .. })));
 }
 
@@ -105,8 +105,21 @@ fn who_waited_while_a_later_one_began_anew_is_outdated() {
     enter(&mut world, durable(1, None));
     world.arrive(&key(), 2, false);
     let third = enter(&mut world, Entrance { clean: true, ..durable(3, None) });
-    assert_eq!(third.woken, [2]);
+    assert_eq!(third.woken, Some(2));
     assert_eq!(world.arrive(&key(), 2, false), Arrival::Outdated);
+}
+
+#[test]
+fn of_two_that_wait_the_later_one_gets_the_session() {
+    let mut world = World::default();
+    enter(&mut world, durable(1, None));
+    assert_eq!(world.arrive(&key(), 2, false), Arrival::Wait(1, None));
+    assert_eq!(world.arrive(&key(), 3, false), Arrival::Wait(1, Some(2)));
+    assert_eq!(world.arrive(&key(), 2, false), Arrival::Outdated);
+    world.leave(&key(), 1, (Parting::Cut, 60), 0);
+    assert_eq!(world.done(&key(), 1), Some(3));
+    assert_eq!(world.arrive(&key(), 3, false), Arrival::Enter);
+    assert!(enter(&mut world, durable(3, None)).resumed);
 }
 
 #[test]
@@ -139,7 +152,7 @@ struct Storm {
     links: u64,
     holder: Option<(LinkId, u32)>,
     undone: Vec<LinkId>,
-    line: Vec<LinkId>,
+    next: Option<LinkId>,
     wills: BTreeMap<u64, Fate>,
     delays: HashMap<u64, u32>,
 }
@@ -148,7 +161,10 @@ impl Storm {
     fn arrives(&mut self, link: LinkId, clean: bool, (expiry, delay): (u32, Option<u32>)) {
         match self.world.arrive(&key(), link, clean) {
             Arrival::Enter => self.enters(link, clean, (expiry, delay)),
-            Arrival::Wait(_) => self.line.push(link),
+            Arrival::Wait(_, overtaken) => {
+                assert_eq!(std::mem::replace(&mut self.next, Some(link)), overtaken);
+                self.wake(overtaken);
+            }
             Arrival::Outdated => {}
         }
     }
@@ -173,7 +189,7 @@ impl Storm {
         }
         self.holder = Some((link, expiry));
         self.undone.push(link);
-        self.line.retain(|waiting| *waiting != link);
+        self.next = None;
         self.wake(entered.woken);
     }
 
@@ -184,7 +200,7 @@ impl Storm {
             let delay = u64::from(self.delays[&link].min(expiry)) * 1000;
             *fate = match parting {
                 Parting::InOrder => Fate::Dropped,
-                Parting::Cut if resumable && delay > 0 && !self.line.is_empty() => Fate::Dropped,
+                Parting::Cut if resumable && delay > 0 && self.next.is_some() => Fate::Dropped,
                 Parting::Cut if resumable => Fate::Between(self.now_ms + delay, self.now_ms + delay),
                 Parting::Cut => Fate::Between(self.now_ms, self.now_ms),
             };
@@ -196,7 +212,6 @@ impl Storm {
 
     fn wake(&mut self, woken: impl IntoIterator<Item = LinkId>) {
         for link in woken {
-            self.line.retain(|waiting| *waiting != link);
             self.arrives(link, false, (60, None));
         }
     }
@@ -210,9 +225,8 @@ impl Storm {
     }
 
     fn gives_up(&mut self) {
-        let Some(link) = self.line.pop() else { return };
-        let next = self.world.give_up(&key(), link);
-        self.wake(next);
+        let Some(link) = self.next.take() else { return };
+        self.world.give_up(&key(), link);
         self.looks();
     }
 
@@ -245,9 +259,8 @@ impl Storm {
         let entry = self.world.all.get(&key());
         assert!(self.world.deadlines.len() <= self.world.all.len());
         assert_eq!(entry.and_then(Entry::holder), self.holder.map(|(link, _)| link));
-        let line: Vec<LinkId> = entry.map(|entry| entry.line.iter().copied().collect()).unwrap_or_default();
-        assert_eq!(line, self.line);
-        assert!(line.is_empty() || entry.unwrap().busy.is_some(), "who waits, waits for somebody");
+        assert_eq!(entry.and_then(|entry| entry.next), self.next);
+        assert!(self.next.is_none() || entry.unwrap().busy.is_some(), "who waits, waits for somebody");
     }
 
     fn suffers(&mut self, action: u8, choice: u8) {

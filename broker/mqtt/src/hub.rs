@@ -82,7 +82,7 @@ pub struct Now {
     pub monotonic_ms: u64,
 }
 
-/// A connection that waits to enter: if it goes, the next one gets its turn.
+/// A connection that waits to enter: if it goes, nobody waits.
 struct Waiting<'a> {
     hub: &'a Hub,
     key: &'a Key,
@@ -93,8 +93,7 @@ impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         let mut sessions = self.hub.sessions.lock();
         sessions.waiting.remove(&self.link);
-        let next = sessions.entries.give_up(self.key, self.link);
-        sessions.wake(next);
+        sessions.entries.give_up(self.key, self.link);
         drop(sessions);
         self.hub.sooner.notify_one();
     }
@@ -174,8 +173,8 @@ impl Hub {
     /// is not empty.
     ///
     /// # Errors
-    /// [`Reason::QUOTA`] if the principal has as many durable sessions as it may have; [`Reason::BUSY`] if another
-    /// connection began the session anew while this one waited for it.
+    /// [`Reason::QUOTA`] if the principal has as many durable sessions as it may have; [`Reason::BUSY`] if a later
+    /// connection came while this one waited for the session.
     pub async fn enter(self: &Arc<Self>, principal: &Principal, connect: &mut Connect) -> Result<Entered, Reason> {
         let key: Key = (principal.subject().into(), connect.client_id.as_str().into());
         let (mut waiting, mut link) = (None, None);
@@ -193,8 +192,9 @@ impl Hub {
                         return entered;
                     }
                     Arrival::Outdated => Err(Reason::BUSY)?,
-                    Arrival::Wait(former) => {
+                    Arrival::Wait(former, overtaken) => {
                         former.tell(Closed::Replaced);
+                        sessions.wake(overtaken);
                         let (sender, turn) = oneshot::channel();
                         sessions.waiting.insert(link, sender);
                         turn
@@ -241,9 +241,6 @@ impl Hub {
         }
         let window = self.config.in_flight.min(connect.receive_maximum);
         let (mailbox, held) = sit_down(&entry.seat, window);
-        if entry.replaced {
-            mailbox.close(Closed::Replaced);
-        }
         if self.is_stopping() {
             mailbox.close(Closed::Shutdown);
         }

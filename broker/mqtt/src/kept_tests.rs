@@ -302,7 +302,7 @@ impl World {
         }
     }
 
-    fn is_right(self) -> Result<(), TestCaseError> {
+    fn ends_well(self) -> Result<(), TestCaseError> {
         let mut first = BTreeSet::new();
         for id in &self.reader.seen {
             if first.insert(*id) {
@@ -336,7 +336,7 @@ proptest! {
             world.suffers(action);
         }
         world.ends();
-        world.is_right()?;
+        world.ends_well()?;
     }
 }
 

@@ -290,7 +290,7 @@ impl Storm {
             19 => self.subscribes(),
             20 | 21 => self.retains(),
             22 => self.lamp_connects(),
-            23 => self.lamp_goes(choice % 2 == 0),
+            23 => self.lamp_goes(choice.is_multiple_of(2)),
             _ => {}
         }
     }

@@ -92,18 +92,29 @@ impl World {
 
     /// `name` connects with the client identifier `client_id`.
     pub async fn join_as(&self, name: &str, client_id: &str, version: Version, connect: Connect) -> Actor {
+        self.tries((name, client_id), version, connect).await.unwrap()
+    }
+
+    /// The same, and perhaps is not let in.
+    pub async fn tries(
+        &self,
+        (name, client_id): (&str, &str),
+        version: Version,
+        connect: Connect,
+    ) -> Result<Actor, Reason> {
         let mut codec = Codec::new(1 << 20);
         let bytes = connect.encode(client_id, version);
         let Ok(Some((Packet::Connect(mut connect), _))) = codec.decode(&bytes) else { panic!("a bad CONNECT") };
         let who = Principal::Account(format!("{name}@localhost").parse().unwrap());
-        let Entered { place, session_present, held, ticket } = self.hub.enter(&who, &mut connect).await.unwrap();
+        let Entered { place, session_present, held, ticket } = self.hub.enter(&who, &mut connect).await?;
         ticket.complete().await.unwrap();
         let session = Session::new(&connect, self.bounds, &held, self.hub.monotonic_ms());
         let client = Client::new(self.hub.clone(), place, session);
         let mut out = Vec::new();
         let welcome = Welcome { session_present, receive_maximum: 10, maximum_packet: 1 << 20, ..Welcome::default() };
         reply::welcome(&mut out, version, &welcome, u32::MAX).unwrap();
-        Actor { name: name.into(), hub: self.hub.clone(), client: Some(client), codec, version, inbox: Vec::new(), out }
+        let (hub, inbox) = (self.hub.clone(), Vec::new());
+        Ok(Actor { name: name.into(), hub, client: Some(client), codec, version, inbox, out })
     }
 }
 
