@@ -89,6 +89,8 @@ pub struct Entered<S, W> {
     pub former: Option<Former<S>>,
     /// A will that is published now.
     pub will: Option<W>,
+    /// The connection that has to be done before the will is published: a will is its client's last word.
+    pub after: Option<LinkId>,
     /// The former connection or session had a will, published or not: its record is there.
     pub had_will: bool,
     /// A connection that has to arrive again.
@@ -139,6 +141,8 @@ pub enum Due<S, W> {
         seat: S,
         /// The will.
         will: W,
+        /// The connection that has to be done first.
+        after: Option<LinkId>,
     },
     /// A session ends, and with it the delay of its will.
     End {
@@ -148,6 +152,8 @@ pub enum Due<S, W> {
         seat: S,
         /// Its will.
         will: Option<W>,
+        /// The connection that has to be done first.
+        after: Option<LinkId>,
     },
 }
 
@@ -268,11 +274,11 @@ impl<S: Clone, W> Entries<S, W> {
         if self.all.get(&key).and_then(Entry::ends_ms) == Some(at) {
             let mut entry = self.take_out(&key)?;
             let will = entry.take_will().map(|will| will.what);
-            return Some(Due::End { key, seat: entry.seat, will });
+            return Some(Due::End { key, seat: entry.seat, will, after: entry.busy });
         }
         let mut due = None;
-        self.change(&key, |entry| due = entry.take_will().map(|will| (entry.seat.clone(), will.what)));
-        due.map(|(seat, will)| Due::Will { key, seat, will })
+        self.change(&key, |entry| due = entry.take_will().map(|will| (entry.seat.clone(), will.what, entry.busy)));
+        due.map(|(seat, will, after)| Due::Will { key, seat, will, after })
     }
 
     /// Takes away all sessions of a principal.
@@ -390,15 +396,15 @@ impl<S, W> Entry<S, W> {
     fn end_for(mut self, new_seat: impl FnOnce() -> S) -> Entered<S, W> {
         let held = self.holder().is_some();
         let will = self.take_will().map(|will| will.what);
-        let (had_will, woken) = (will.is_some(), self.next);
+        let (had_will, woken, after) = (will.is_some(), self.next, self.busy);
         let former = Some(Former { seat: self.seat, durable: self.durable, held });
-        Entered { former, will, had_will, woken, ..Entered::new(new_seat()) }
+        Entered { former, will, after, had_will, woken, ..Entered::new(new_seat()) }
     }
 }
 
 impl<S, W> Entered<S, W> {
     fn new(seat: S) -> Self {
-        Self { seat, resumed: false, former: None, will: None, had_will: false, woken: None }
+        Self { seat, resumed: false, former: None, will: None, after: None, had_will: false, woken: None }
     }
 }
 

@@ -35,9 +35,9 @@ fn a_will_waits_for_its_delay_or_for_the_end_of_the_session() {
         assert_eq!((left.will, left.will_gone), (None, false));
         assert_eq!(world.next_deadline(), Some(at_ms));
         assert_eq!(world.due(at_ms - 1), None);
-        let end = |will| Due::End { key: key(), seat: 1, will };
+        let end = |will| Due::End { key: key(), seat: 1, will, after: None };
         if at_ms < 9_000 {
-            assert_eq!(world.due(at_ms), Some(Due::Will { key: key(), seat: 1, will: 7 }));
+            assert_eq!(world.due(at_ms), Some(Due::Will { key: key(), seat: 1, will: 7, after: None }));
             assert_eq!(world.due(9_000), Some(end(None)));
         } else {
             assert_eq!(world.due(at_ms), Some(end(Some(7))));

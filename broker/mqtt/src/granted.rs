@@ -14,6 +14,8 @@ use crate::seat::{Parcel, is_empty_value};
 
 /// Retained values that get their rows in one commit.
 const AT_ONCE: usize = 128;
+/// Bytes of them.
+const BYTES_AT_ONCE: usize = 256 << 10;
 
 /// Some retained values of a durable session.
 #[derive(Default)]
@@ -28,6 +30,8 @@ pub struct Batch {
     pub reached: Option<Arc<str>>,
     /// There are no more.
     pub ended: bool,
+    /// They could not be read on.
+    pub failed: Option<StoreError>,
 }
 
 /// What is left to be read for one subscription.
@@ -56,23 +60,24 @@ impl Granted {
         op
     }
 
-    /// Takes some of the values; those of QoS 1 and 2 get rows at `seat`, with ids of `fresh` where they need one.
-    ///
-    /// # Errors
-    /// If they can not be read.
-    pub fn pull(
-        &mut self,
-        seat: &KeptSeat,
-        fresh: impl Fn() -> u64,
-        cx: &mut Context<'_>,
-    ) -> Result<Batch, StoreError> {
-        let mut batch = Batch::default();
-        while batch.rows.len() + batch.live.len() < AT_ONCE {
+    /// Takes some of the values; those of QoS 1 and 2 get rows at `seat`, with ids of `fresh` where they need one. The
+    /// rows that the batch has are coming, even if it failed: they have to be landed.
+    pub fn pull(&mut self, seat: &KeptSeat, fresh: impl Fn() -> u64, cx: &mut Context<'_>) -> Batch {
+        let (mut batch, mut bytes) = (Batch::default(), 0);
+        while batch.rows.len() + batch.live.len() < AT_ONCE && bytes < BYTES_AT_ONCE {
             let Poll::Ready(found) = self.stream.poll_next(cx) else { break };
-            let Some(publication) = found? else {
-                batch.ended = true;
-                break;
+            let publication = match found {
+                Ok(Some(publication)) => publication,
+                Ok(None) => {
+                    batch.ended = true;
+                    break;
+                }
+                Err(error) => {
+                    batch.failed = Some(error);
+                    break;
+                }
             };
+            bytes += publication.weight();
             batch.reached = Some(publication.topic.clone());
             let qos = self.wanted.min(publication.qos);
             if is_empty_value(&publication) {
@@ -85,7 +90,7 @@ impl Granted {
                 batch.rows.push((place, publication, qos));
             }
         }
-        Ok(batch)
+        batch
     }
 
     /// Whether it is for this filter.

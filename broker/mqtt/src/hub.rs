@@ -50,6 +50,16 @@ struct Sessions {
     entries: Entries<Seat, Box<Will>>,
     links: LinkId,
     waiting: HashMap<LinkId, oneshot::Sender<()>>,
+    /// Wills that wait until what their connections began is done.
+    parted: HashMap<LinkId, Parted>,
+}
+
+/// A will that is on its way, saved under a record of its own.
+struct Parted {
+    principal: Principal,
+    will: Box<Will>,
+    record: (Owner, String),
+    saved: Ticket,
 }
 
 impl Sessions {
@@ -228,8 +238,9 @@ impl Hub {
         if let Some(former) = entry.former {
             self.end_former(&former, &mut ops);
         }
-        if let Some(will) = &entry.will {
-            self.part_with(principal.clone(), will, &owner, std::mem::take(&mut ops));
+        if let Some(will) = entry.will {
+            let parted = self.part_with((principal, &owner), will, std::mem::take(&mut ops));
+            self.publish_after(sessions, entry.after, parted);
         }
         if let Seat::Kept(_) = entry.seat {
             ops.push(record::put(record::SESSION, SessionRecord { expiry, left_ms: 0, sent: 0 }.encode()));
@@ -328,7 +339,10 @@ impl Hub {
             ops.push(record::delete(record::WILL));
         }
         match left.will {
-            Some(will) => self.part_with(place.seat.principal().clone(), &will, &place.owner, ops),
+            Some(will) => {
+                let parted = self.part_with((place.seat.principal(), &place.owner), will, ops);
+                self.publish_after(&mut sessions, Some(*link), parted);
+            }
             None => drop(self.commit(&place.owner, ops)),
         }
         drop(sessions);
@@ -349,32 +363,47 @@ impl Hub {
     }
 
     /// All that a connection began is saved: the next one may go on.
-    pub(crate) fn done(&self, key: &Key, link: LinkId) {
+    pub(crate) fn done(self: &Arc<Self>, key: &Key, link: LinkId) {
         let mut sessions = self.sessions.lock();
+        // Before the next one may publish anything.
+        if let Some(parted) = sessions.parted.remove(&link) {
+            self.publish_will(parted);
+        }
         let next = sessions.entries.done(key, link);
         sessions.wake(next);
     }
 
     // --- wills ---
 
-    /// Publishes a will. `ops` are committed with its own record, under which the next start finds it if this one ends
-    /// before it is published; the caller holds the lock on the sessions.
-    fn part_with(self: &Arc<Self>, principal: Principal, will: &Will, owner: &Owner, mut ops: Vec<Op>) {
+    /// A will is going to be published. `ops` are committed with its own record, under which the next start finds it if
+    /// this one ends before it is published; the caller holds the lock on the sessions.
+    fn part_with(&self, (principal, owner): (&Principal, &Owner), will: Box<Will>, mut ops: Vec<Op>) -> Parted {
         let item = record::parted_item(self.next_id());
-        ops.push(record::put(&item, record::encode_will(will)));
+        ops.push(record::put(&item, record::encode_will(&will)));
         let saved = self.commit(owner, ops);
-        self.publish_will(principal, will, (owner.clone(), item), saved);
+        Parted { principal: principal.clone(), will, record: (owner.clone(), item), saved }
     }
 
-    /// Publishes a will in a task of its own, after `saved`; then its record is deleted.
-    fn publish_will(self: &Arc<Self>, principal: Principal, will: &Will, record: (Owner, String), saved: Ticket) {
+    /// A will is its client's last word (semantics.md, order): it is published when what the connection began is done.
+    fn publish_after(self: &Arc<Self>, sessions: &mut Sessions, link: Option<LinkId>, parted: Parted) {
+        match link {
+            Some(link) => drop(sessions.parted.insert(link, parted)),
+            None => self.publish_will(parted),
+        }
+    }
+
+    /// Publishes a will in a task of its own, after it is saved; then its record is deleted.
+    fn publish_will(self: &Arc<Self>, parted: Parted) {
+        // Outside a runtime (the very end of the process) the next start publishes it.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let Parted { principal, will, record, saved } = parted;
         let draft = render::draft(will.body.topic().into(), &will.body, will.qos, will.retain, self.now_ms());
         // A refused will is logged by the access model and gone.
         let mut ticket = self.node.parts.topics.publish_as(&principal, Action::Publish, draft).unwrap_or_default();
         ticket.join(saved);
         let hub = self.clone();
         hub.node.parts.metrics.draining.add(1);
-        tokio::spawn(async move {
+        runtime.spawn(async move {
             match ticket.complete().await {
                 Ok(()) => {
                     // Without this the next start publishes it again.
@@ -403,20 +432,23 @@ impl Hub {
         let mut sessions = self.sessions.lock();
         let Some(due) = sessions.entries.due(now_ms) else { return false };
         let mut ops = Vec::new();
-        let (key, seat, will) = match due {
-            Due::Will { key, seat, will } => {
+        let (key, seat, will, after) = match due {
+            Due::Will { key, seat, will, after } => {
                 ops.push(record::delete(record::WILL));
-                (key, seat, Some(will))
+                (key, seat, Some(will), after)
             }
-            Due::End { key, seat, will } => {
+            Due::End { key, seat, will, after } => {
                 // If this is lost in a crash, the session is found expired at the next start.
                 self.end_seat(&seat, &mut ops);
-                (key, seat, will)
+                (key, seat, will, after)
             }
         };
         let owner = Owner::mqtt(&key.0, &key.1);
         match will {
-            Some(will) => self.part_with(seat.principal().clone(), &will, &owner, ops),
+            Some(will) => {
+                let parted = self.part_with((seat.principal(), &owner), will, ops);
+                self.publish_after(&mut sessions, after, parted);
+            }
             None => drop(self.commit(&owner, ops)),
         }
         true

@@ -118,6 +118,8 @@ struct Kept {
     online: Option<Arc<Mailbox<Parcel>>>,
     filters: BTreeMap<Box<str>, SubOptions>,
     granted: VecDeque<Granted>,
+    /// Retained values whose rows are on their way to the store.
+    granting: usize,
     /// Packet ids of the client's own QoS 2 publishes that it has not released.
     held: BTreeSet<u16>,
     /// Those of which it is not known that everybody has them, with the ids under which they are published.
@@ -164,6 +166,11 @@ impl KeptSeat {
     /// The session ends: what is still on its way to the store for it is not saved.
     pub fn end(&self) {
         self.kept.lock().ended = true;
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&self) -> bool {
+        self.kept.lock().ended
     }
 
     /// Saves something of the session, unless it has ended: its rows are gone then, or are another session's.
@@ -316,7 +323,7 @@ impl KeptSeat {
         &self,
         front: Option<u64>,
         free: impl Fn(u16) -> bool,
-        may: impl Fn(&str) -> bool,
+        may: impl Fn(&str, bool) -> bool,
         now_ms: u64,
     ) -> Next {
         let mut kept = self.kept.lock();
@@ -361,7 +368,7 @@ impl KeptSeat {
     /// Whether the retained values that a subscription found may be read on: when all before them are on their way.
     pub fn wants_granted(&self) -> bool {
         let kept = self.kept.lock();
-        kept.backlog.is_empty() && !kept.backlog.is_behind()
+        kept.granting == 0 && kept.backlog.is_empty() && !kept.backlog.is_behind()
     }
 
     /// The row of a retained value that a subscription found, and its place. It is not asked whether there is room:
@@ -369,11 +376,16 @@ impl KeptSeat {
     pub fn keep_retained(&self, publication: &Arc<Publication>, qos: Qos, fresh: impl FnOnce() -> u64) -> (u64, Op) {
         let mut kept = self.kept.lock();
         let place = kept.place_of(publication.id, fresh);
+        kept.granting += 1;
         (place, kept.queue(place, publication, (qos, true)))
     }
 
     /// Rows of [`KeptSeat::keep_retained`] are saved, or could not be.
     pub fn land_retained(&self, rows: Vec<(u64, Arc<Publication>, Qos)>, saved: bool) {
+        {
+            let mut kept = self.kept.lock();
+            kept.granting = kept.granting.saturating_sub(rows.len());
+        }
         for (place, publication, qos) in rows {
             if saved {
                 self.land(place, &publication, (qos, true));
@@ -457,6 +469,7 @@ impl Kept {
             online: None,
             filters: BTreeMap::new(),
             granted: VecDeque::new(),
+            granting: 0,
             held: BTreeSet::new(),
             begun: BTreeMap::new(),
             full: false,
@@ -499,7 +512,8 @@ impl Kept {
             filled.rows > 0 && over
         };
         while is_over(self.filled) {
-            let first = self.expiring.first_entry().filter(|first| first.key().0 <= now_ms)?;
+            let bounded = expired.len() < EVICTED_AT_ONCE;
+            let first = self.expiring.first_entry().filter(|first| bounded && first.key().0 <= now_ms)?;
             let ((_, id), size) = first.remove_entry();
             if self.backlog.has(id) {
                 self.evicted.insert(id);
@@ -527,13 +541,13 @@ impl Kept {
         true
     }
 
-    fn give(&mut self, may: impl Fn(&str) -> bool, now_ms: u64) -> Next {
+    fn give(&mut self, may: impl Fn(&str, bool) -> bool, now_ms: u64) -> Next {
         let Some(Given { id, item: owing, repeated }) = self.backlog.next() else { return Next::Nothing };
         let dup = repeated || id <= self.maybe_sent;
         if let Some(publication) = &owing.publication {
             // MQTT 5.0 §3.3.2.3.3: what has expired is not delivered, unless its delivery began before (§4.4).
             let expired = !dup && publication.expired(now_ms);
-            let forbidden = owing.read && !may(&publication.topic);
+            let forbidden = !may(&publication.topic, owing.read);
             if (expired || forbidden) && !self.released.contains(&id) {
                 return self.taken(id).map_or(Next::Nothing, Next::Gone);
             }
@@ -563,6 +577,8 @@ impl Kept {
     }
 }
 
+/// Expired rows that one publication deletes at most.
+const EVICTED_AT_ONCE: usize = 1000;
 /// Ids of one node in one millisecond.
 const SPARE: u64 = 4096;
 /// So many failed rows are remembered until they are deleted.

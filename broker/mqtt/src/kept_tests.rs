@@ -205,7 +205,7 @@ impl World {
     fn sends(&mut self) -> bool {
         let Some(link) = &mut self.link else { return false };
         let free = |packet_id| link.flight.len() < WINDOW && !link.flight.contains_key(&packet_id);
-        match self.seat.next(None, free, |_| true, 1) {
+        match self.seat.next(None, free, |_, _| true, 1) {
             Next::Owed(Sending { row, owing, dup }) => {
                 assert!(link.flight.insert(owing.packet_id, row).is_none(), "the id is in use");
                 if link.broken {

@@ -693,8 +693,9 @@ async fn a_clean_start_publishes_the_will_that_waits() {
     world.settle().await;
     assert_eq!(reader.hears(), ["PUBLISH q0 home/gone=lamp"]);
     let _next = world.new_style("lamp", Connect { clean: true, ..connect }).await;
+    assert_eq!(lamp.hears(), ["CONNACK new", "DISCONNECT 0x8e"]);
     world.settle().await;
-    assert_eq!((lamp.hears().len(), reader.hears()), (2, vec!["PUBLISH q0 home/gone=lamp".to_owned()]));
+    assert_eq!(reader.hears(), ["PUBLISH q0 home/gone=lamp"]);
 }
 
 #[tokio::test]
@@ -1105,4 +1106,109 @@ async fn an_acknowledgement_and_the_same_subscription_in_one_segment() {
     assert_eq!(reader.hears(), ["CONNACK present", "PUBLISH q1 #2 home/a=kept dup retain"]);
     reader.puback(2);
     assert_eq!(reader.hears(), NOTHING);
+}
+
+#[tokio::test]
+async fn a_subscribe_that_is_refused_as_a_whole_leaves_nothing_behind() {
+    let world = World::new().await;
+    let mut pump = world.old("pump", clean()).await;
+    pump.retains("home/old", "kept");
+    let mut reader = world.new_style("reader", durable()).await;
+    reader.subscribes(1, "home/a", 1);
+    reader.says(b"\x82\x1b\0\x02\0\0\x08home/old\x01\0\x0a$share/g/x\x01");
+    assert!(!reader.is_connected());
+    pump.publishes(1, 1, "home/a", "new");
+    let mut reader = world.new_style("reader", durable()).await;
+    assert_eq!(reader.hears(), ["CONNACK present", "PUBLISH q1 #1 home/a=new"]);
+}
+
+#[tokio::test]
+async fn a_will_is_its_client_s_last_word() {
+    let store = Arc::new(MemoryStore::delayed());
+    let opening = tokio::spawn(World::over(store.clone(), Config::default(), stage::NOW));
+    let world = release_until(&store, opening).await;
+    let connect = Connect { will: with_will("home/lamp", "offline", 0), ..durable() };
+    let mut reader = release_while(&store, world.old("reader", clean())).await;
+    reader.subscribes(1, "home/lamp", 0);
+    reader.hears();
+    for way in ["cut", "taken over", "clean start"] {
+        let mut lamp = release_while(&store, world.new_style("lamp", connect.clone())).await;
+        lamp.publishes(2, 1, "home/b", "first");
+        lamp.publishes_with(0x03, 2, "home/lamp", "online");
+        let next = match way {
+            "cut" => None,
+            "taken over" => Some(durable()),
+            _ => Some(Connect { clean: true, ..durable() }),
+        };
+        let coming = async {
+            if let Some(connect) = next {
+                let coming = world.new_style("lamp", connect);
+                tokio::pin!(coming);
+                if waits(&mut coming).await {
+                    lamp.hears();
+                    coming.await.disconnects();
+                } else {
+                    lamp.hears();
+                }
+            } else {
+                lamp.is_cut();
+            }
+        };
+        release_while(&store, coming).await;
+        for _ in 0..9 {
+            store.release_all();
+            world.settle().await;
+        }
+        assert_eq!(reader.hears(), ["PUBLISH q0 home/lamp=online", "PUBLISH q0 home/lamp=offline"], "{way}");
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_was_ended_subscribes_to_nothing() {
+    let world = World::new().await;
+    let mut reader = world.new_style("reader", durable()).await;
+    let before = world.hub.node().parts.topics.counts().0;
+    let _next = world.new_style("reader", Connect { clean: true, ..durable() }).await;
+    // what was read before the end was noticed
+    reader.subscribes(1, "home/#", 1);
+    assert_eq!(reader.hears()[1..], ["DISCONNECT 0x8e"]);
+    assert_eq!(world.hub.node().parts.topics.counts().0, before);
+}
+
+#[tokio::test]
+async fn who_acknowledges_nothing_gets_few_rows_however_often_it_subscribes() {
+    let world = World::with(Config { in_flight: 10, ..Config::default() }).await;
+    let mut pump = world.old("pump", clean()).await;
+    for number in 0..300 {
+        pump.retains(&format!("home/{number}"), "kept");
+    }
+    let mut reader = world.old("reader", durable()).await;
+    for id in 1..=100 {
+        reader.subscribes(id, "home/#", 1);
+        reader.hears();
+    }
+    let size = world.store.queue_size(&Owner::mqtt("reader@localhost", "reader")).await.unwrap();
+    assert!(size.rows <= 256, "{size:?}");
+}
+
+#[tokio::test]
+async fn what_waits_in_memory_is_not_delivered_when_the_right_is_gone() {
+    let world = World::with(Config { in_flight: 2, ..Config::default() }).await;
+    world.grant("reader@localhost", "subscribe", "yard/#").await;
+    world.grant("pump@localhost", "publish", "yard/#").await;
+    let mut pump = world.old("pump", clean()).await;
+    let mut readers = [world.old("reader", clean()).await, world.join_as("reader", "d", Version::V4, durable()).await];
+    for reader in &mut readers {
+        reader.subscribes(1, "yard/#", 1);
+    }
+    for id in 1..=9 {
+        pump.publishes(1, id, "yard/a", "x");
+        readers.iter_mut().for_each(|reader| drop(reader.hears()));
+    }
+    world.hub.node().parts.permit.remove(|grant| &*grant.filter == "yard/#").1.await.unwrap();
+    for reader in &mut readers {
+        reader.puback(1);
+        reader.puback(2);
+        assert_eq!(reader.hears(), NOTHING);
+    }
 }

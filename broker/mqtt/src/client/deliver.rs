@@ -19,6 +19,9 @@ use crate::render;
 use crate::seat::{Parcel, is_empty_value};
 use crate::session::{Answer, Sent};
 
+/// Rows that are dropped in one turn at most before others get theirs.
+const DROPPED_AT_ONCE: usize = 500;
+
 /// Retained values whose rows are being saved.
 pub(super) struct Granting {
     commit: Commit,
@@ -30,7 +33,8 @@ impl Client {
     pub(super) fn deliver(&mut self, cx: &mut Context<'_>, out: &mut Vec<u8>) -> Result<bool, Fault> {
         let seat = self.place.seat.kept().cloned();
         loop {
-            if out.len() >= WRITE_AHEAD {
+            // What is dropped writes nothing, so it is counted too.
+            if out.len() >= WRITE_AHEAD || self.deletes.len() >= DROPPED_AT_ONCE {
                 self.check_open(cx)?;
                 return Ok(true);
             }
@@ -69,8 +73,8 @@ impl Client {
             self.waiting.shrink_to(16);
             self.next = 0;
         }
-        let expired = publication.expired(self.now.wall_ms);
-        if expired || !self.write(&publication, Head { qos, retain, ..Head::default() }, 0, out) {
+        let gone = publication.expired(self.now.wall_ms) || (self.asks() && !self.may_receive(&publication.topic));
+        if gone || !self.write(&publication, Head { qos, retain, ..Head::default() }, 0, out) {
             self.hub.count(Outcome::Dropped, 1);
         }
         true
@@ -80,12 +84,11 @@ impl Client {
     fn write_kept(&mut self, seat: &Arc<KeptSeat>, out: &mut Vec<u8>) -> bool {
         let front = self.waiting.get(self.next).map(|parcel| parcel.publication.id);
         let session = &self.session;
-        let (permit, who) = (&self.hub.node().parts.permit, self.place.seat.principal());
+        let asks = self.asks();
         let next = seat.next(
             front,
             |packet_id| session.has_room(Qos::AtLeastOnce) && !session.is_open(packet_id),
-            // semantics.md, permissions: asked at each delivery.
-            |topic| permit.may(who, Action::Subscribe, topic),
+            |topic, read| !(read || asks) || self.may_receive(topic),
             self.now.wall_ms,
         );
         match next {
@@ -98,6 +101,16 @@ impl Client {
             Next::Nothing => return false,
         }
         true
+    }
+
+    /// Whether grants have changed since the client came: then what waits in memory is asked about again. semantics.md,
+    /// permissions: each delivery is permitted when it is made.
+    fn asks(&self) -> bool {
+        self.hub.node().parts.permit.generation() != self.generation
+    }
+
+    fn may_receive(&self, topic: &str) -> bool {
+        self.hub.node().parts.permit.may(self.place.seat.principal(), Action::Subscribe, topic)
     }
 
     fn send(&mut self, seat: &KeptSeat, sending: Sending, out: &mut Vec<u8>) {
@@ -181,8 +194,12 @@ impl Client {
             return Ok(false);
         }
         let Some(granted) = self.granted.front_mut() else { return Ok(false) };
-        let Batch { rows, live, mut ops, reached, ended } =
-            granted.pull(seat, || self.hub.next_id(), cx).map_err(|_| Fault::Store)?;
+        let batch = granted.pull(seat, || self.hub.next_id(), cx);
+        let Batch { rows, live, mut ops, reached, ended, failed } = batch;
+        if failed.is_some() {
+            seat.land_retained(rows, false);
+            return Err(Fault::Store);
+        }
         match reached {
             _ if ended => ops.extend(granted.finished()),
             Some(topic) => ops.extend(granted.reached(&topic)),
@@ -230,11 +247,16 @@ impl Client {
         if self.deletes.is_empty() {
             return;
         }
-        let ops = std::mem::take(&mut self.deletes);
-        let rows = ops.iter().filter_map(|op| if let Op::QueueDelete { id } = op { Some(*id) } else { None });
-        let rows = rows.collect();
-        let commit = self.saver()(ops);
-        self.deleting.push_back((commit, rows));
+        let mut rest = std::mem::take(&mut self.deletes);
+        while !rest.is_empty() {
+            // One commit takes a bounded number of operations.
+            let more = rest.split_off(rest.len().min(1000));
+            let rows = rest.iter().filter_map(|op| if let Op::QueueDelete { id } = op { Some(*id) } else { None });
+            let rows = rows.collect();
+            let commit = self.saver()(rest);
+            self.deleting.push_back((commit, rows));
+            rest = more;
+        }
     }
 
     /// Tells the seat of rows that are gone; true if some are, so that their packet ids are free.
@@ -242,9 +264,9 @@ impl Client {
         let Seat::Kept(seat) = &self.place.seat else { return false };
         let before = self.deleting.len();
         while let Some((commit, rows)) = self.deleting.front_mut() {
-            // A row that could not be deleted comes again after the next start, as after a crash.
-            if std::pin::Pin::new(commit).poll(cx).is_pending() {
-                break;
+            let Poll::Ready(deleted) = std::pin::Pin::new(commit).poll(cx) else { break };
+            if let Err(error) = deleted {
+                tracing::error!(%error, "acknowledged rows of an MQTT session come again after the next start");
             }
             seat.deleted(rows);
             self.deleting.pop_front();

@@ -51,6 +51,8 @@ pub struct Client {
     now: Now,
     /// How many of the open tickets are for something that is not published yet.
     unpublished: usize,
+    /// The access model when the client came.
+    generation: u64,
     /// The connection is over: nobody subscribes any more.
     left: bool,
 }
@@ -104,7 +106,7 @@ enum Waiting {
 impl Client {
     /// A client at its place.
     pub fn new(hub: Arc<Hub>, place: Place, session: Session) -> Self {
-        let now = hub.now();
+        let (now, generation) = (hub.now(), hub.node().parts.permit.generation());
         let granted = place.seat.kept().map(|seat| seat.take_granted()).unwrap_or_default();
         Self {
             hub,
@@ -121,6 +123,7 @@ impl Client {
             granting: None,
             now,
             unpublished: 0,
+            generation,
             left: false,
         }
     }

@@ -33,11 +33,21 @@ impl Client {
         if subscribe.has_identifier {
             return Err(Fault::SubscriptionIdentifier);
         }
+        // MQTT 5.0 §4.8.2: CONNACK said that there are no shared subscriptions. Asked before anything is begun.
+        let is_shared = |wish: &Wish| wish.filter.starts_with("$share/");
+        if self.version() == Version::V5 && subscribe.filters.iter().any(is_shared) {
+            return Err(Fault::SharedSubscription);
+        }
         let mut done = Subscribed { packet_id: subscribe.packet_id, ..Subscribed::default() };
         let mut ops = Vec::new();
         for wish in &subscribe.filters {
-            let grant = self.subscribe_one(wish, &mut done, &mut ops)?;
-            done.grants.push(grant);
+            match self.subscribe_one(wish, &mut done, &mut ops) {
+                Ok(grant) => done.grants.push(grant),
+                Err(fault) => {
+                    self.not_subscribed(done);
+                    return Err(fault);
+                }
+            }
         }
         let ticket = self.commit(ops);
         self.after(ticket, Pending::Subscribed(Box::new(done)), size, out)
@@ -49,10 +59,6 @@ impl Client {
         done: &mut Subscribed,
         ops: &mut Vec<Op>,
     ) -> Result<Result<Qos, Reason>, Fault> {
-        // MQTT 5.0 §4.8.2: CONNACK said that there are no shared subscriptions.
-        if self.version() == Version::V5 && wish.filter.starts_with("$share/") {
-            return Err(Fault::SharedSubscription);
-        }
         if let Err(error) = check_filter(&wish.filter) {
             tracing::warn!(who = %self.place.seat.principal(), filter = wish.filter, %error, "MQTT subscription refused");
             return Ok(Err(Reason::FILTER_INVALID));
@@ -67,6 +73,11 @@ impl Client {
             Err(_) => Ok(Err(Reason::NOT_AUTHORIZED)),
             Ok(found) => {
                 self.place.add_filter(&wish.filter, options, ops);
+                if self.place.seat.kept().is_some_and(|seat| seat.has_ended()) {
+                    // Whoever ended the session may not have seen this subscription.
+                    self.hub.node().parts.topics.unsubscribe(self.place.seat.id(), &wish.filter);
+                    return Err(Fault::TakenOver);
+                }
                 if wants_retained(wish.options.retain_handling, found.existed) {
                     // What an earlier SUBSCRIBE of this filter has not got yet comes with this one.
                     self.forget_granted(&wish.filter, ops);
@@ -95,16 +106,25 @@ impl Client {
             done.rest.push(granted);
             return Ok(());
         };
-        // Whoever is not ready is asked again when the subscription is saved.
-        let mut cx = Context::from_waker(Waker::noop());
-        let batch = granted.pull(seat, || self.hub.next_id(), &mut cx).map_err(|_| Fault::Store)?;
-        done.rows.extend(batch.rows);
-        done.live.extend(batch.live);
-        ops.extend(batch.ops);
-        if !batch.ended {
-            ops.push(granted.promise(self.hub.next_id(), batch.reached.as_ref()));
-            done.rest.push(granted);
+        let mut reached = None;
+        // While others are on their way, or wait, these are read when their turn comes.
+        if seat.wants_granted() {
+            // Whoever is not ready is asked again when the subscription is saved.
+            let mut cx = Context::from_waker(Waker::noop());
+            let batch = granted.pull(seat, || self.hub.next_id(), &mut cx);
+            done.rows.extend(batch.rows);
+            done.live.extend(batch.live);
+            ops.extend(batch.ops);
+            if batch.failed.is_some() {
+                return Err(Fault::Store);
+            }
+            if batch.ended {
+                return Ok(());
+            }
+            reached = batch.reached;
         }
+        ops.push(granted.promise(self.hub.next_id(), reached.as_ref()));
+        done.rest.push(granted);
         Ok(())
     }
 
