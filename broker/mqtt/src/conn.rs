@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use tavi_store::Room;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
@@ -37,6 +38,8 @@ pub struct Conn<S> {
     inbox: Vec<u8>,
     outbox: Outbox,
     timer: Option<Pin<Box<Sleep>>>,
+    /// While too much waits for the disk, nothing is read.
+    room: Room,
     /// All is said and our side of the stream is closed.
     shut: bool,
 }
@@ -94,7 +97,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conn<S> {
     /// A connection; `inbox` holds what came behind CONNECT, `greeting` is the CONNACK.
     pub fn new(stream: S, hub: Arc<Hub>, client: Client, codec: Codec, (inbox, greeting): (Vec<u8>, Vec<u8>)) -> Self {
         let outbox = Outbox { bytes: greeting, sent: 0 };
-        Self { stream, hub, client: Some(client), codec, inbox, outbox, timer: None, shut: false }
+        Self {
+            stream,
+            hub,
+            client: Some(client),
+            codec,
+            inbox,
+            outbox,
+            timer: None,
+            room: Room::default(),
+            shut: false,
+        }
     }
 
     /// One round: write what is left over, decode, read, deliver, write.
@@ -157,7 +170,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conn<S> {
         // What a full window left undecoded comes first.
         let used = reader.decode(&self.inbox)?;
         self.inbox.drain(..used);
-        if reader.client.is_full() {
+        if reader.client.is_full() || !self.room.poll_open(&*self.hub.node().parts.store, cx) {
             reader.client.is_not_read();
             return Ok(Turn::Idle);
         }

@@ -1,5 +1,6 @@
 //! Back pressure: whether those who make commits may go on, and how they wait until they may.
 
+use crate::Store;
 use parking_lot::Mutex;
 use std::{
     collections::HashMap,
@@ -49,6 +50,17 @@ impl Gate {
     }
 }
 
+impl Room {
+    /// Whether a store has room; if not, the task is woken when it has. For a session that polls its parts in turn.
+    pub fn poll_open(&mut self, store: &dyn Store, cx: &mut Context<'_>) -> bool {
+        if store.has_room() {
+            return true;
+        }
+        *self = store.room();
+        Pin::new(self).poll(cx).is_ready()
+    }
+}
+
 impl Future for Room {
     type Output = ();
 
@@ -83,6 +95,19 @@ mod tests {
         fn wake(self: Arc<Self>) {
             self.0.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    #[test]
+    fn a_session_that_polls_is_woken_when_there_is_room() {
+        let (store, woken) = (crate::MemoryStore::default(), Arc::new(Woken::default()));
+        let waker = Waker::from(woken.clone());
+        let (mut room, mut cx) = (Room::default(), Context::from_waker(&waker));
+        assert!(room.poll_open(&store, &mut cx));
+        store.set_room(false);
+        assert!(!room.poll_open(&store, &mut cx) && !room.poll_open(&store, &mut cx));
+        store.set_room(true);
+        assert_eq!(woken.0.load(Ordering::Relaxed), 1);
+        assert!(room.poll_open(&store, &mut cx));
     }
 
     #[test]

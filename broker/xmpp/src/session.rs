@@ -80,6 +80,8 @@ pub(crate) struct Session {
     /// The default language of the client's stream (RFC 6120 §4.7.4).
     lang: Option<Box<str>>,
     tickets: TicketQueue<Due>,
+    /// While too much waits for the disk, nothing is read.
+    disk: tavi_store::Room,
     /// One stanza at a time is with the core; writes, acknowledgements and the inbox do not wait for it.
     routing: Option<Routing>,
     /// Read, but not dealt with yet.
@@ -152,6 +154,7 @@ impl Session {
             _attached: attached,
             lang,
             tickets: TicketQueue::default(),
+            disk: tavi_store::Room::default(),
             routing: None,
             pending: Pending::default(),
             ending: None,
@@ -278,12 +281,13 @@ impl Session {
         }
         moved |= if stuck { self.poll_only_close(cx)? } else { self.poll_inbox(cx)? };
         self.poll_deadline(cx, stuck)?;
-        moved |= self.can_read() && self.poll_read(cx)?;
+        moved |= self.can_read(cx) && self.poll_read(cx)?;
         Ok(moved)
     }
 
-    fn can_read(&self) -> bool {
-        self.pending.bytes < READ_AHEAD && self.ending.is_none() && self.out.len() < HIGH_WATER
+    fn can_read(&mut self, cx: &mut Context<'_>) -> bool {
+        let wants = self.pending.bytes < READ_AHEAD && self.ending.is_none() && self.out.len() < HIGH_WATER;
+        wants && self.disk.poll_open(&*self.shared.node.parts.store, cx)
     }
 
     /// Acknowledges and delivers what has become durable, in order.
