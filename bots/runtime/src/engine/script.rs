@@ -141,7 +141,7 @@ pub struct Script {
     pub commands: Vec<Command>,
     /// Topic handlers in the order of their declaration.
     pub topics: Vec<TopicHandler>,
-    /// Who may use the bot's own grants: bare JIDs, or [`EVERYONE`].
+    /// Who may use the bot's own grants: bare JIDs, or `@everyone`.
     pub served: Vec<String>,
     pub(super) functions: BTreeMap<String, usize>,
     pub(super) constants: Arc<rhai::Map>,
