@@ -162,7 +162,7 @@ impl Storm {
         match self.world.arrive(&key(), link, clean) {
             Arrival::Enter => self.enters(link, clean, (expiry, delay)),
             Arrival::Wait(_, overtaken) => {
-                assert_eq!(std::mem::replace(&mut self.next, Some(link)), overtaken);
+                assert_eq!(self.next.replace(link), overtaken);
                 self.wake(overtaken);
             }
             Arrival::Outdated => {}
