@@ -5,7 +5,7 @@ use crate::{
     clock::Clock,
     metrics::Metrics,
     principal::{Host, Hosts, Principal},
-    throttle::Throttle,
+    throttle::{PATIENCE, Throttle},
 };
 use parking_lot::Mutex;
 use std::{
@@ -30,6 +30,9 @@ pub enum Denied {
         /// How long to wait with the answer.
         delay: Duration,
     },
+    /// Too many guesses at this account from this address are under way: it was not looked at, and may be tried again.
+    #[error("too many logins at once")]
+    Busy,
     /// The store cannot be read.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -131,33 +134,33 @@ impl Login {
         matches!(self.hosts.principal(&jid)?, Principal::Account(_) | Principal::Device(_)).then_some(jid)
     }
 
-    /// The verb: checks a credential, in turn with others for the same account from the same address. Passwords are
-    /// compared in constant time, off the network threads.
+    /// The verb: checks a credential, a few at a time for one account from one address. Passwords are compared in constant
+    /// time, off the network threads. Takes no longer than [`PATIENCE`] and the check itself.
     ///
     /// # Errors
     /// [`Denied::Wrong`] with the time for which the answer is to be held back.
     pub async fn login(&self, attempt: Attempt<'_>) -> Result<Principal, Denied> {
-        let (name, address) = (self.counted_name(attempt.user), attempt.peer.address);
-        let turn = self.throttle.lock().begin(&name, address, self.clock.now_ms());
-        if !turn.wait.is_zero() {
-            tokio::time::sleep(turn.wait).await;
-        }
+        let name = self.counted_name(attempt.user);
+        let turn = self.throttle.lock().begin(&name, attempt.peer.address);
+        let place = turn.line.enter(PATIENCE).await.ok_or(Denied::Busy)?;
         let jid = self.resolve(attempt.user);
         let right = match &attempt.credential {
             Credential::Secret(secret) => self.is_secret(jid.as_ref(), &attempt, secret).await?,
             Credential::Proof { challenge, answer } => challenge.finish(answer).is_ok(),
         };
-        match jid.and_then(|jid| self.hosts.principal(&jid)) {
-            Some(principal) if right => {
-                self.throttle.lock().succeeded(&turn);
-                Ok(principal)
-            }
-            _ => {
-                self.metrics.login_failures.add(1);
-                tracing::info!(user = %attempt.user, peer = %address, "login failed");
-                Err(Denied::Wrong { delay: self.throttle.lock().failed(&turn, self.clock.now_ms()) })
-            }
+        if let Some(principal) = jid.and_then(|jid| self.hosts.principal(&jid)).filter(|_| right) {
+            self.throttle.lock().succeeded(&turn);
+            return Ok(principal);
         }
+        self.metrics.login_failures.add(1);
+        tracing::info!(user = %attempt.user, peer = %attempt.peer.address, "login failed");
+        let delay = self.throttle.lock().failed(&turn, self.clock.now_ms());
+        // A wrong guess keeps its place until it is answered, also when the guesser does not wait for that.
+        tokio::spawn(async move {
+            tokio::time::sleep(delay).await;
+            drop(place);
+        });
+        Err(Denied::Wrong { delay })
     }
 
     async fn is_secret(&self, jid: Option<&BareJid>, attempt: &Attempt<'_>, secret: &[u8]) -> Result<bool, Denied> {
@@ -267,5 +270,19 @@ mod tests {
             let denied = login.login(attempt(user, "guess")).await;
             assert_eq!(denied, Err(Denied::Wrong { delay: Duration::from_millis(100) }), "{user}");
         }
+    }
+
+    #[tokio::test]
+    async fn many_with_the_right_password_come_in_at_once_beside_a_guess_that_is_held_back() {
+        let login = over(&Arc::new(MemoryStore::default()));
+        login.accounts.create(&"romeo@localhost".parse().unwrap(), "secret").await.unwrap();
+        let peer = Peer::at(Ipv4Addr::LOCALHOST.into());
+        let attempt = |secret: &'static str| {
+            let credential = Credential::Secret(secret.as_bytes());
+            login.login(Attempt { user: "romeo", credential, audience: "mqtt", peer: &peer })
+        };
+        assert!(matches!(attempt("guess").await, Err(Denied::Wrong { .. })));
+        let all = futures_util::future::join_all((0..40).map(|_| attempt("secret"))).await;
+        assert!(all.iter().all(Result::is_ok), "{all:?}");
     }
 }

@@ -1,30 +1,93 @@
 //! How guesses at passwords are slowed down: by account and address together, and by address alone.
 //!
-//! Guesses at one account from one address take turns: each begins when the one before it is answered, so side by side
-//! they are no faster than one after the other. The table is bounded; when it is full the least guilty entry goes, so
-//! a flood of other names frees nobody who guesses at one.
+//! Of the guesses at one account from one address only a few are looked at at a time, and a wrong one keeps its place until
+//! it is answered: side by side they are little faster than one after the other. A right one gives its place back at once,
+//! so many clients of one account come in together. Who finds no place within [`PATIENCE`], or too many in front, is told
+//! to come again: nobody waits longer, and nobody's hanging up costs others more. The table is bounded; when it is full
+//! the least guilty entry goes, so a flood of other names frees nobody who guesses at one.
 
 use hashbrown::HashMap;
 use std::{
     collections::BTreeSet,
     hash::{BuildHasher, RandomState},
     net::{IpAddr, Ipv6Addr},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 const FORGET_MS: u64 = 600_000;
 const MAX_REMEMBERED: usize = 10_000;
 /// Failures that an address has free: behind one there may be many people.
 const FREE_OF_ADDRESS: u32 = 4;
 
-/// One guess's place in the row of those at the same account from the same address.
+/// Guesses at one account from one address that are looked at, or whose answers are held back, at the same time.
+const AT_ONCE: usize = 2;
+/// How many more may wait for that.
+const WAITING: usize = 64;
+/// Lines that may stand empty.
+const MIN_SWEPT: usize = 256;
+/// How long they wait; longer than an answer is held back.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(6);
+
+/// The guesses at one account from one address that are under way.
 #[derive(Debug)]
-pub struct Turn {
+pub(crate) struct Line {
+    places: Arc<Semaphore>,
+    waiting: AtomicUsize,
+}
+
+impl Default for Line {
+    fn default() -> Line {
+        Line { places: Arc::new(Semaphore::new(AT_ONCE)), waiting: AtomicUsize::new(0) }
+    }
+}
+
+impl Line {
+    /// A place, or `None` if there is none within `patience`.
+    pub(crate) async fn enter(self: &Arc<Line>, patience: Duration) -> Option<Place> {
+        if let Ok(permit) = self.places.clone().try_acquire_owned() {
+            return Some(Place { _permit: permit, _line: self.clone() });
+        }
+        let _waits = Waits::begin(&self.waiting)?;
+        // The semaphore is never closed.
+        let permit = tokio::time::timeout(patience, self.places.clone().acquire_owned()).await.ok()?.ok()?;
+        Some(Place { _permit: permit, _line: self.clone() })
+    }
+}
+
+/// A guess's place; while it lives, so does the line.
+#[derive(Debug)]
+pub(crate) struct Place {
+    _permit: OwnedSemaphorePermit,
+    _line: Arc<Line>,
+}
+
+/// Somebody who waits counts until he stops, for whatever reason.
+struct Waits<'a>(&'a AtomicUsize);
+
+impl Waits<'_> {
+    fn begin(count: &AtomicUsize) -> Option<Waits<'_>> {
+        let waits = Waits(count);
+        (count.fetch_add(1, Ordering::Relaxed) < WAITING).then_some(waits)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// One guess.
+#[derive(Debug)]
+pub(crate) struct Turn {
     pair: u64,
     address: u64,
-    /// How long to wait before the credential is looked at.
-    pub wait: Duration,
-    hold: Duration,
+    pub(crate) line: Arc<Line>,
 }
 
 /// Failures by account and address, and by address, forgotten after ten minutes.
@@ -34,37 +97,51 @@ pub(crate) struct Throttle {
     counts: HashMap<u64, Count>,
     /// All entries, least guilty first.
     order: BTreeSet<(u32, u64, u64)>,
+    /// Who guesses just now.
+    lines: HashMap<u64, Arc<Line>>,
+    sweep_at: usize,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Count {
     failures: u32,
-    /// When the last guess is answered, in milliseconds.
+    /// When the last one was, in milliseconds.
     until: u64,
 }
 
 impl Throttle {
-    /// A guess begins. It counts as a failure until it [`succeeded`](Self::succeeded).
-    pub(crate) fn begin(&mut self, account: &str, address: IpAddr, now_ms: u64) -> Turn {
+    /// A guess begins.
+    pub(crate) fn begin(&mut self, account: &str, address: IpAddr) -> Turn {
+        self.sweep();
         let address = network(address);
         let (pair, address) = (self.hasher.hash_one((account, address)), self.hasher.hash_one(address));
-        let before = self.recall(pair, now_ms);
-        let (from, failures) = (before.until.max(now_ms), before.failures.saturating_add(1));
-        let hold = delay(failures);
-        self.keep(pair, Count { failures, until: from + hold.as_millis() as u64 });
-        Turn { pair, address, wait: Duration::from_millis(from - now_ms), hold }
+        Turn { pair, address, line: self.lines.entry(pair).or_default().clone() }
     }
 
     /// It was wrong; gives how long to hold the answer back.
     pub(crate) fn failed(&mut self, turn: &Turn, now_ms: u64) -> Duration {
-        let failures = self.recall(turn.address, now_ms).failures.saturating_add(1);
-        self.keep(turn.address, Count { failures, until: now_ms });
-        turn.hold.max(delay(failures.saturating_sub(FREE_OF_ADDRESS)))
+        let pair = self.fails(turn.pair, now_ms);
+        let address = self.fails(turn.address, now_ms);
+        delay(pair).max(delay(address.saturating_sub(FREE_OF_ADDRESS)))
+    }
+
+    fn fails(&mut self, key: u64, now_ms: u64) -> u32 {
+        let failures = self.recall(key, now_ms).failures.saturating_add(1);
+        self.keep(key, Count { failures, until: now_ms });
+        failures
     }
 
     /// It was right: the failures before it are forgotten.
     pub(crate) fn succeeded(&mut self, turn: &Turn) {
         self.forget(turn.pair);
+    }
+
+    /// Lines in which nobody stands any more go, when there are twice as many as after the last time.
+    fn sweep(&mut self) {
+        if self.lines.len() >= self.sweep_at.max(MIN_SWEPT) {
+            self.lines.retain(|_, line| Arc::strong_count(line) > 1);
+            self.sweep_at = self.lines.len() * 2;
+        }
     }
 
     fn recall(&self, key: u64, now_ms: u64) -> Count {
@@ -113,10 +190,8 @@ mod tests {
         IpAddr::from([192, 0, 2, last])
     }
 
-    /// One guess after the other: the next begins when this one is answered.
     fn guess(throttle: &mut Throttle, account: &str, address: IpAddr, now: &mut u64) -> u64 {
-        let turn = throttle.begin(account, address, *now);
-        *now += turn.wait.as_millis() as u64;
+        let turn = throttle.begin(account, address);
         let hold = throttle.failed(&turn, *now).as_millis() as u64;
         *now += hold;
         hold
@@ -125,22 +200,46 @@ mod tests {
     #[test]
     fn failures_are_answered_ever_more_slowly_and_forgotten_in_time_or_by_success() {
         let (mut throttle, mut now) = (Throttle::default(), 1_000_000);
+        let delays: Vec<u64> = (0..8).map(|n| guess(&mut throttle, "romeo", away(n), &mut now)).collect();
+        assert_eq!(delays, [100; 8], "the owner elsewhere is not held up");
         let delays: Vec<u64> = (0..8).map(|_| guess(&mut throttle, "romeo", HOME, &mut now)).collect();
         assert_eq!(delays, [100, 200, 400, 800, 1600, 3200, 5000, 5000]);
-        let turn = throttle.begin("romeo", HOME, now);
+        let turn = throttle.begin("romeo", HOME);
         throttle.succeeded(&turn);
-        assert_eq!(throttle.begin("romeo", HOME, now).hold, delay(1));
         now += FORGET_MS + 5_000;
         assert_eq!(guess(&mut throttle, "romeo", HOME, &mut now), 100);
     }
 
-    #[test]
-    fn guesses_side_by_side_take_turns() {
+    #[tokio::test]
+    async fn guesses_side_by_side_wait_for_a_place_and_not_for_long() {
         let mut throttle = Throttle::default();
-        let waits: Vec<u64> = (0..5).map(|_| throttle.begin("romeo", HOME, 0).wait.as_millis() as u64).collect();
-        assert_eq!(waits, [0, 100, 300, 700, 1500]);
-        assert_eq!(throttle.begin("romeo", away(1), 0).wait, Duration::ZERO, "the owner elsewhere is not held up");
-        assert_eq!(throttle.begin("juliet", HOME, 0).wait, Duration::ZERO);
+        let line = throttle.begin("romeo", HOME).line.clone();
+        let (first, second) = (line.enter(PATIENCE).await.unwrap(), line.enter(PATIENCE).await.unwrap());
+        assert!(Arc::ptr_eq(&line, &throttle.begin("romeo", HOME).line), "all guesses stand in one line");
+        assert!(line.enter(Duration::ZERO).await.is_none(), "two places are held");
+        let enter = || {
+            tokio::spawn({
+                let line = line.clone();
+                async move { line.enter(PATIENCE).await.is_some() }
+            })
+        };
+        let waiting: Vec<_> = (0..WAITING).map(|_| enter()).collect();
+        while line.waiting.load(Ordering::Relaxed) < WAITING {
+            tokio::task::yield_now().await;
+        }
+        assert!(line.enter(Duration::MAX).await.is_none(), "too many wait already");
+        // Somebody who hangs up makes room for another one.
+        waiting[0].abort();
+        while line.waiting.load(Ordering::Relaxed) == WAITING {
+            tokio::task::yield_now().await;
+        }
+        let late = enter();
+        drop(first);
+        for (n, waits) in waiting.into_iter().enumerate().skip(1) {
+            assert!(waits.await.unwrap(), "number {n} comes in behind those whose guess was right");
+        }
+        assert!(late.await.unwrap());
+        drop(second);
     }
 
     #[test]
@@ -150,22 +249,18 @@ mod tests {
             guess(&mut throttle, "romeo", HOME, &mut now);
         }
         for n in 0..50_000 {
-            let turn = throttle.begin(&format!("name{n}"), away(n as u8), now);
-            throttle.failed(&turn, now);
+            let mut then = now;
+            guess(&mut throttle, &format!("name{n}"), away(n as u8), &mut then);
         }
         assert_eq!((throttle.counts.len(), throttle.order.len()), (MAX_REMEMBERED, MAX_REMEMBERED));
-        assert_eq!(throttle.begin("romeo", HOME, now).hold, Duration::from_secs(5));
+        assert!(throttle.lines.len() <= MIN_SWEPT);
+        assert_eq!(guess(&mut throttle, "romeo", HOME, &mut now), 5_000);
     }
 
     #[test]
     fn one_address_that_tries_many_names_is_slowed_too_after_a_few() {
         let mut throttle = Throttle::default();
-        let holds: Vec<u64> = (0..7)
-            .map(|n| {
-                let turn = throttle.begin(&format!("name{n}"), HOME, 0);
-                throttle.failed(&turn, 0).as_millis() as u64
-            })
-            .collect();
+        let holds: Vec<u64> = (0..7).map(|n| guess(&mut throttle, &format!("name{n}"), HOME, &mut 0)).collect();
         assert_eq!(holds, [100, 100, 100, 100, 100, 200, 400]);
         assert_eq!(network("2001:db8::1".parse().unwrap()), network("2001:db8::ffff".parse().unwrap()));
     }

@@ -213,6 +213,7 @@ async fn login(hub: &Hub, connect: &mut Connect, peer: Peer) -> Result<Principal
             tokio::time::sleep(delay).await;
             Err(Reason::BAD_CREDENTIALS)
         }
+        Err(Denied::Busy) => Err(Reason::BUSY),
         Err(Denied::Store(error)) => {
             tracing::error!(%error, "MQTT login failed because the store failed");
             Err(Reason::UNAVAILABLE)

@@ -223,6 +223,8 @@ impl Talk {
                 tokio::time::sleep(delay).await;
                 Ok(Next::Wait(wanted.refuse().answer(&mut self.out)?))
             }
+            // RFC 6120 §6.5.11: the client may try again.
+            Err(Denied::Busy) => Ok(Next::Wait(wanted.unavailable().answer(&mut self.out)?)),
             Err(Denied::Store(error)) => {
                 tracing::error!(%error, "a credential could not be checked");
                 Ok(Next::Wait(wanted.unavailable().answer(&mut self.out)?))
