@@ -135,7 +135,7 @@ impl Login {
     }
 
     /// The verb: checks a credential, a few at a time for one account from one address. Passwords are compared in constant
-    /// time, off the network threads. Takes no longer than [`PATIENCE`] and the check itself.
+    /// time, off the network threads. Takes no longer than six seconds and the check itself.
     ///
     /// # Errors
     /// [`Denied::Wrong`] with the time for which the answer is to be held back.

@@ -51,9 +51,10 @@ impl SmRequest {
                 Some(SmRequest::Enable { resume })
             }
             "resume" => {
-                let previous = element.get_attr("previd").unwrap_or_default().into();
-                let handled = element.get_attr("h").and_then(|h| h.parse().ok()).unwrap_or(0);
-                Some(SmRequest::Resume { previous, handled })
+                let handled: Option<u32> = element.get_attr("h").and_then(|h| h.parse().ok());
+                // Without a count it names nothing that could be resumed.
+                let previous = element.get_attr("previd").filter(|_| handled.is_some()).unwrap_or_default();
+                Some(SmRequest::Resume { previous: previous.into(), handled: handled.unwrap_or_default() })
             }
             "r" => Some(SmRequest::Ask),
             "a" => element.get_attr("h")?.parse().ok().map(SmRequest::Answer),

@@ -133,6 +133,12 @@ impl Pending {
     }
 }
 
+impl Pending {
+    fn has_close(&self) -> bool {
+        self.items.iter().any(|incoming| matches!(incoming, Incoming::Close))
+    }
+}
+
 /// About how much something that was read holds.
 fn size(incoming: &Incoming) -> usize {
     match incoming {
@@ -187,7 +193,8 @@ impl Session {
                 tokio::spawn(take_leave(former, self.shared.config.farewell_deadline));
                 resume
             }
-            End::Broken if self.resumption.is_some() => {
+            // A stream that was closed is not resumed, also if nobody got as far as reading that.
+            End::Broken if self.resumption.is_some() && !self.pending.has_close() => {
                 self.wire = Wire::Gone;
                 self.heed()?;
                 self.wait().await?
@@ -281,7 +288,7 @@ impl Session {
         }
         moved |= if stuck { self.poll_only_close(cx)? } else { self.poll_inbox(cx)? };
         self.poll_deadline(cx, stuck)?;
-        moved |= self.can_read(cx) && self.poll_read(cx)?;
+        moved |= self.can_read(cx) && self.poll_read(cx);
         Ok(moved)
     }
 
@@ -410,16 +417,19 @@ impl Session {
     }
 
     /// Reads once; true when something came.
-    fn poll_read(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> bool {
         let Session { wire, ingress, pending, ending, .. } = self;
-        match wire.poll_read(cx, |bytes| read_all(bytes, ingress, pending, ending)) {
-            Poll::Pending => Ok(false),
-            Poll::Ready(Ok(Some(()))) => Ok(true),
+        let end = match wire.poll_read(cx, |bytes| read_all(bytes, ingress, pending, ending)) {
+            Poll::Pending => return false,
+            Poll::Ready(Ok(Some(()))) => return true,
             // A stream that can be resumed ends only when it is closed.
-            Poll::Ready(_) if self.resumption.is_some() => Err(End::Broken),
-            Poll::Ready(Ok(None)) => Err(End::Closed),
-            Poll::Ready(Err(error)) => Err(broken(&error)),
-        }
+            Poll::Ready(_) if self.resumption.is_some() => End::Broken,
+            Poll::Ready(Ok(None)) => End::Closed,
+            Poll::Ready(Err(error)) => broken(&error),
+        };
+        // What was read before is dealt with first.
+        self.ending.get_or_insert(end);
+        true
     }
 
     fn take_bytes(&mut self, bytes: &[u8]) {
@@ -449,7 +459,10 @@ impl Session {
                 // RFC 6120 §4.9.1.1: an error ends the stream, and is not answered with another.
                 Incoming::Element(element) if element.is(ns::STREAM, "error") => return Err(End::Closed),
                 Incoming::Element(element) => self.element(&element)?,
-                Incoming::Close => return Err(End::Closed),
+                Incoming::Close => {
+                    self.pending = Pending::default();
+                    return Err(End::Closed);
+                }
                 Incoming::Header(_) => return Err(StreamError::from(StreamCondition::NotWellFormed).into()),
             }
             self.poll_routing(cx);
@@ -559,6 +572,9 @@ impl Session {
         let deadline = self.shared.config.farewell_deadline;
         // What is still being routed waits for no room from here on.
         self.bound.inbox.close(Closed::Gone);
+        if matches!(end, End::Broken | End::Closed) {
+            self.route_rest().await;
+        }
         // A client that does not read its last words loses them.
         if let Ok(true) = tokio::time::timeout(deadline, self.farewell(&end)).await {
             self.all_written();
@@ -571,6 +587,17 @@ impl Session {
         drop(entered);
         let mut said = false;
         let _ = tokio::time::timeout(deadline, poll_fn(|cx| wire.poll_hang_up(cx, &mut said))).await;
+    }
+
+    /// Whatever was read before the connection broke is routed, so that nothing depends on how soon that is noticed.
+    async fn route_rest(&mut self) {
+        while let Some(incoming) = self.pending.pop() {
+            let Incoming::Stanza(stanza) = incoming else { continue };
+            poll_fn(|cx| self.poll_settled(cx)).await;
+            if self.stanza(stanza).is_err() {
+                return;
+            }
+        }
     }
 
     /// Writes what is still to be written, and the end of the stream; whether all of it went out. A managed stream

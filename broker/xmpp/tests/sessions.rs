@@ -49,6 +49,37 @@ async fn many_messages_in_small_pieces_keep_their_order() {
     tokio::join!(sending, hearing);
 }
 
+/// Somebody who says much, closes the stream and then only reads is heard to the end.
+#[tokio::test]
+async fn what_stands_before_the_end_of_a_stream_is_heard() {
+    for enable in ["", "<enable xmlns='urn:xmpp:sm:3'/>", "<enable xmlns='urn:xmpp:sm:3' resume='true'/>"] {
+        let broker = Broker::start().await;
+        let mut romeo = broker.login("romeo", "orchard").await;
+        let mut juliet = broker.login("juliet", "balcony").await;
+        let message = |n| format!("<message to='juliet@localhost/balcony'><body>{n}</body></message>");
+        let all: String = (0..600).map(message).collect();
+        let sending = async {
+            romeo.say(&format!("{enable}{all}</stream:stream>")).await;
+            romeo.stream.shutdown().await.unwrap();
+            let mut last = None;
+            while let Some(incoming) = romeo.hear().await {
+                last = Some(incoming);
+            }
+            assert!(matches!(last, Some(Incoming::Close)), "{last:?}");
+        };
+        let hearing = async {
+            for n in 0..600 {
+                assert_eq!(juliet.hear_stanza().await.body(), Some(n.to_string()));
+            }
+        };
+        tokio::join!(sending, hearing);
+        let account = broker.node.parts.sessions.known(&"romeo@localhost".parse().unwrap()).unwrap();
+        while !account.lock().sessions.is_empty() {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
 #[tokio::test]
 async fn starttls_then_a_login_bound_to_the_connection() {
     let broker = Broker::start().await;
