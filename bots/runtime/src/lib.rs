@@ -29,6 +29,7 @@ mod store;
 
 pub use engine::Metered;
 pub use runtime::{Bots, StartError};
+pub use store::forget;
 
 #[cfg(test)]
 #[global_allocator]

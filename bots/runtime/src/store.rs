@@ -175,6 +175,23 @@ pub fn put_conversation(person: &str, conversation: &Conversation) -> Op {
     put(format!("c/{person}"), conversation.encode())
 }
 
+/// Deletes what all bots know of a person who is no more, so that nobody who gets the name next hears of it.
+///
+/// # Errors
+/// If the store fails; it may be called again.
+pub async fn forget(store: &SharedStore, person: &str) -> Result<(), StoreError> {
+    let items = [format!("c/{person}"), format!("x/{person}")];
+    let mut after = None::<(Owner, Box<str>)>;
+    loop {
+        let rows = store.scan(Table::Bot, after.as_ref().map(|(owner, item)| (owner, &**item)), PAGE).await?;
+        let Some(last) = rows.last() else { return Ok(()) };
+        after = Some((last.owner.clone(), last.item.clone()));
+        for row in rows.iter().filter(|row| items.iter().any(|item| **item == *row.item)) {
+            store.commit(&row.owner, vec![delete(row.item.to_string())]).await?;
+        }
+    }
+}
+
 /// Sets aside what cannot be read, for whoever wants to look at it.
 pub fn put_damaged(person: &str, value: Bytes) -> Op {
     put(format!("x/{person}"), value.to_vec())
@@ -239,6 +256,23 @@ mod tests {
         rows.commit(vec![outgoing[0].delete(), delete_script("12")]).await.unwrap();
         assert_eq!(rows.outgoing().await.unwrap().len(), 299);
         assert!(rows.scripts().await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn all_bots_forget_a_person_and_nobody_else() {
+        let store: SharedStore = Arc::new(MemoryStore::default());
+        let bots = ["lamp@bots.localhost", "oven@bots.localhost"].map(|jid| Rows::new(store.clone(), jid));
+        for bot in &bots {
+            let people = ["a@b", "aa@b"].map(|person| put_conversation(person, &Conversation::default()));
+            bot.commit(people.into_iter().chain([put_damaged("a@b", Bytes::from_static(b"x"))]).collect())
+                .await
+                .unwrap();
+        }
+        forget(&store, "a@b").await.unwrap();
+        for bot in &bots {
+            assert_eq!(bot.conversations().await.unwrap(), [("aa@b".to_owned(), Conversation::default())]);
+            assert!(bot.all("x/").await.unwrap().is_empty());
+        }
     }
 
     #[tokio::test]

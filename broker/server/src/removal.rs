@@ -119,6 +119,7 @@ impl Removals {
         parts.permit.remove_subject(jid.as_str()).1.await?;
         self.leave_contacts(jid).await?;
         self.clear_values(jid).await?;
+        tavi_bots::forget(&parts.store, jid.as_str()).await?;
         let owner = Owner::account(jid.as_str());
         let record = parts.store.load(&owner, Table::Device, "").await?;
         let keep =
