@@ -156,7 +156,8 @@ impl Ear {
             node.parts.topics.unsubscribe(self.id, gone);
         }
         let options = SubOptions { qos: Qos::AtLeastOnce, no_local: true, ..SubOptions::default() };
-        let subscribe = |filter: &String| node.parts.topics.subscribe(&subscriber, filter, options).is_ok();
+        // What is retained is no news to a script: the stream is dropped unread.
+        let subscribe = |filter: &String| node.parts.topics.join(&subscriber, filter, options).is_ok();
         *heard = wanted.into_iter().filter(|filter| heard.contains(filter) || subscribe(filter)).collect();
     }
 

@@ -356,6 +356,7 @@ impl Hub {
                 for filter in &place.filters {
                     self.node.parts.topics.unsubscribe(seat.id, filter);
                 }
+                seat.end();
                 0
             }
             Seat::Kept(seat) => seat.detach(&place.mailbox),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tavi_core::metrics::{Outcome, Protocol};
 use tavi_core::publication::Change;
 use tavi_core::topics::{SubOptions, Subscriber};
-use tavi_core::{Mailbox, Metrics, Overflow, Principal, Publication, Pushed, Weigh};
+use tavi_core::{Closed, Mailbox, Metrics, Overflow, Principal, Publication, Pushed, Weigh};
 
 use crate::packet::Qos;
 
@@ -76,6 +76,15 @@ pub struct LiveSeat {
     pub metrics: Arc<Metrics>,
 }
 
+impl LiveSeat {
+    /// The connection has ended. Receivers that were found for a topic may hold the seat for long: they hold nothing
+    /// that waited, and what still comes is refused.
+    pub fn end(&self) {
+        self.mailbox.close(Closed::Gone);
+        drop(self.mailbox.take());
+    }
+}
+
 impl Subscriber for LiveSeat {
     fn id(&self) -> u64 {
         self.id
@@ -104,4 +113,42 @@ pub fn push_live(mailbox: &Mailbox<Parcel>, parcel: Parcel, metrics: &Metrics) {
 
 pub(crate) fn drop_count(metrics: &Metrics, count: usize) {
     metrics.messages(Protocol::Mqtt, Outcome::Dropped).add(count as u64);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tavi_core::publication::Rendered;
+
+    fn publication() -> Arc<Publication> {
+        Arc::new(Publication {
+            id: 1,
+            time_ms: 1,
+            topic: "home/a".into(),
+            change: Change::Value,
+            payload: vec![0; 100].into(),
+            content_type: None,
+            qos: Qos::AtMostOnce,
+            retain: false,
+            from: Principal::Anon { loopback: true },
+            from_session: 0,
+            item: None,
+            properties: None,
+            rendered: Rendered::default(),
+        })
+    }
+
+    #[test]
+    fn a_seat_that_is_held_after_its_end_holds_nothing() {
+        let room = Room { parcels: 4, bytes: 2_000, rows: 0, row_bytes: 0 };
+        let principal = Principal::Anon { loopback: true };
+        let seat = LiveSeat { id: 1, principal, mailbox: room.mailbox(), metrics: Arc::default() };
+        let (waits, late) = (publication(), publication());
+        seat.deliver(&waits, &[SubOptions::default()]);
+        assert_eq!((seat.mailbox.len(), Arc::strong_count(&waits)), (1, 2));
+        seat.end();
+        seat.deliver(&late, &[SubOptions::default()]);
+        assert_eq!((seat.mailbox.len(), Arc::strong_count(&waits), Arc::strong_count(&late)), (0, 1, 1));
+        assert_eq!(seat.mailbox.closed(), Some(Closed::Gone));
+    }
 }
