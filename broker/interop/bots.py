@@ -39,6 +39,8 @@ async def bot(broker: Broker):
     pump = await broker.add_device("pump")
     romeo = await Person(broker, "romeo", await broker.add_user("romeo")).come()
     await broker.grant("porter@bots.localhost", "subscribe,publish", f"d/{pump.id}/#")
+    # What a bot does for a person is bounded by that person's own rights too.
+    await broker.grant("romeo@localhost", "subscribe,publish", f"d/{pump.id}/#")
     broker.add_bot("porter", BOT.replace("PUMP", pump.id))
     await says(romeo, "porter@bots.localhost", "hello", "I know lamp, not hello.")
     command = mosquitto("sub", broker, pump, "-t", f"d/{pump.id}/cmd/#", "-q", "1", "-d", "-F", "got %p")

@@ -5,7 +5,7 @@ use crate::{
     clock::Clock,
     metrics::Metrics,
     principal::{Host, Hosts, Principal},
-    throttle::{PATIENCE, Throttle},
+    throttle::{PATIENCE, Throttle, Turn},
 };
 use parking_lot::Mutex;
 use std::{
@@ -135,18 +135,33 @@ impl Login {
     }
 
     /// The verb: checks a credential, a few at a time for one account from one address. Passwords are compared in constant
-    /// time, off the network threads. Takes no longer than six seconds and the check itself.
+    /// time, off the network threads. Waits at most six seconds for a place behind wrong guesses.
     ///
     /// # Errors
     /// [`Denied::Wrong`] with the time for which the answer is to be held back.
     pub async fn login(&self, attempt: Attempt<'_>) -> Result<Principal, Denied> {
         let name = self.counted_name(attempt.user);
         let turn = self.throttle.lock().begin(&name, attempt.peer.address);
-        let place = turn.line.enter(PATIENCE).await.ok_or(Denied::Busy)?;
         let jid = self.resolve(attempt.user);
-        let right = match &attempt.credential {
-            Credential::Secret(secret) => self.is_secret(jid.as_ref(), &attempt, secret).await?,
-            Credential::Proof { challenge, answer } => challenge.finish(answer).is_ok(),
+        let mut place = None;
+        let right = loop {
+            if place.is_none() && self.is_suspect(&turn) {
+                place = Some(turn.line.enter(PATIENCE).await.ok_or(Denied::Busy)?);
+            }
+            match &attempt.credential {
+                Credential::Proof { challenge, answer } => break challenge.finish(answer).is_ok(),
+                Credential::Secret(secret) if let Some((jid, tokens)) = self.device_token(jid.as_ref(), secret) => {
+                    break tokens.verify(jid, secret, attempt.audience).await;
+                }
+                Credential::Secret(password) => {
+                    // The semaphore is never closed.
+                    let _check = self.checks.acquire().await;
+                    // Whoever guessed wrong while this one waited has made it suspect.
+                    if place.is_some() || !self.is_suspect(&turn) {
+                        break self.is_password(attempt.user, password).await?;
+                    }
+                }
+            }
         };
         if let Some(principal) = jid.and_then(|jid| self.hosts.principal(&jid)).filter(|_| right) {
             self.throttle.lock().succeeded(&turn);
@@ -163,20 +178,28 @@ impl Login {
         Err(Denied::Wrong { delay })
     }
 
-    async fn is_secret(&self, jid: Option<&BareJid>, attempt: &Attempt<'_>, secret: &[u8]) -> Result<bool, Denied> {
-        let device = jid.filter(|jid| self.hosts.find(jid.domain()) == Some(Host::Things));
-        if let (Some(jid), Some(tokens)) = (device, self.tokens.get().filter(|_| looks_like_token(secret))) {
-            return Ok(tokens.verify(jid, secret, attempt.audience).await);
-        }
+    fn is_suspect(&self, turn: &Turn) -> bool {
+        self.throttle.lock().is_suspect(turn, self.clock.now_ms())
+    }
+
+    /// Whether a secret is a token of a device, and who checks it.
+    fn device_token<'a>(
+        &'a self,
+        jid: Option<&'a BareJid>,
+        secret: &[u8],
+    ) -> Option<(&'a BareJid, &'a Arc<dyn Tokens>)> {
+        let device = jid.filter(|jid| self.hosts.find(jid.domain()) == Some(Host::Things))?;
+        Some((device, self.tokens.get().filter(|_| looks_like_token(secret))?))
+    }
+
+    async fn is_password(&self, user: &str, password: &[u8]) -> Result<bool, Denied> {
         // For an unknown user as much work as for a known one, so that time does not tell which names exist.
-        let keys = self.scram(attempt.user, Hash::Sha256).await?;
-        Ok(self.verify(keys, secret).await)
+        let keys = self.scram(user, Hash::Sha256).await?;
+        Ok(self.verify(keys, password).await)
     }
 
     async fn verify(&self, keys: ScramKeys, password: &[u8]) -> bool {
         let Ok(password) = String::from_utf8(password.to_vec()).map(Zeroizing::new) else { return false };
-        // The semaphore is never closed.
-        let Ok(_permit) = self.checks.acquire().await else { return false };
         tokio::task::spawn_blocking(move || keys.verify_password(&password)).await.unwrap_or(false)
     }
 
@@ -282,7 +305,11 @@ mod tests {
             login.login(Attempt { user: "romeo", credential, audience: "mqtt", peer: &peer })
         };
         assert!(matches!(attempt("guess").await, Err(Denied::Wrong { .. })));
-        let all = futures_util::future::join_all((0..40).map(|_| attempt("secret"))).await;
-        assert!(all.iter().all(Result::is_ok), "{all:?}");
+        let all = futures_util::future::join_all((0..300).map(|_| attempt("secret"))).await;
+        let (right, busy): (Vec<_>, Vec<_>) = all.into_iter().partition(Result::is_ok);
+        assert!(busy.iter().all(|denied| *denied == Err(Denied::Busy)), "{busy:?}");
+        assert!(right.len() >= 66, "{}", right.len());
+        let all = futures_util::future::join_all((0..300).map(|_| attempt("secret"))).await;
+        assert!(all.iter().all(Result::is_ok), "nobody guesses any more");
     }
 }

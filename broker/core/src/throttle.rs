@@ -1,8 +1,8 @@
 //! How guesses at passwords are slowed down: by account and address together, and by address alone.
 //!
-//! Of the guesses at one account from one address only a few are looked at at a time, and a wrong one keeps its place until
-//! it is answered: side by side they are little faster than one after the other. A right one gives its place back at once,
-//! so many clients of one account come in together. Who finds no place within [`PATIENCE`], or too many in front, is told
+//! Once one guess at an account from an address was wrong, only a few more of them are looked at at a time, and a wrong one
+//! keeps its place until it is answered: side by side they are little faster than one after the other. A right one frees
+//! the others, so thousands of clients of one account come in together. Who finds no place within [`PATIENCE`], or too many in front, is told
 //! to come again: nobody waits longer, and nobody's hanging up costs others more. The table is bounded; when it is full
 //! the least guilty entry goes, so a flood of other names frees nobody who guesses at one.
 
@@ -116,6 +116,11 @@ impl Throttle {
         let address = network(address);
         let (pair, address) = (self.hasher.hash_one((account, address)), self.hasher.hash_one(address));
         Turn { pair, address, line: self.lines.entry(pair).or_default().clone() }
+    }
+
+    /// Whether there were wrong ones lately at this account from this address: then this one needs a place in the line.
+    pub(crate) fn is_suspect(&self, turn: &Turn, now_ms: u64) -> bool {
+        self.recall(turn.pair, now_ms).failures > 0
     }
 
     /// It was wrong; gives how long to hold the answer back.

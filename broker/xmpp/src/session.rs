@@ -19,7 +19,7 @@ use tavi_store::StoreError;
 use tavi_xmpp_proto::ingress::{Incoming, Ingress};
 use tavi_xmpp_proto::sm::{self, Resumable, SmRequest, StreamManagement};
 use tavi_xmpp_proto::stream::{self, c2s};
-use tavi_xmpp_proto::{Condition, Element, Stanza, StreamCondition, StreamError, ns};
+use tavi_xmpp_proto::{Condition, Element, Kind, Stanza, StreamCondition, StreamError, ns};
 use tokio::time::Sleep;
 
 use crate::listener::{Entered, Shared};
@@ -134,6 +134,11 @@ impl Pending {
 }
 
 impl Pending {
+    fn begins_with_iq(&self) -> bool {
+        let is_iq = |incoming: &Incoming| matches!(incoming, Incoming::Stanza(stanza) if stanza.kind() == Kind::Iq);
+        self.items.front().is_some_and(is_iq)
+    }
+
     fn has_close(&self) -> bool {
         self.items.iter().any(|incoming| matches!(incoming, Incoming::Close))
     }
@@ -382,7 +387,7 @@ impl Session {
     fn deliver(&mut self, taken: Vec<(u64, Envelope)>) {
         let delivered = self.shared.node.parts.metrics.messages(Protocol::Xmpp, Outcome::Delivered);
         for (place, envelope) in taken {
-            delivered.add(u64::from(envelope.stanza.kind() == tavi_xmpp_proto::Kind::Message));
+            delivered.add(u64::from(envelope.stanza.kind() == Kind::Message));
             envelope.write(&mut self.out);
             match &mut self.management {
                 Some(management) => management.sent(place),
@@ -474,6 +479,8 @@ impl Session {
         !self.pending.items.is_empty()
             && self.routing.is_none()
             && !self.tickets.is_full()
+            // The answer to a request tells that what was sent before it is durable.
+            && (self.tickets.is_empty() || !self.pending.begins_with_iq())
             && self.bound.inbox.poll_room(cx).is_ready()
     }
 
@@ -484,7 +491,7 @@ impl Session {
             return Ok(());
         }
         let parts = &self.shared.node.parts;
-        if stanza.kind() == tavi_xmpp_proto::Kind::Message {
+        if stanza.kind() == Kind::Message {
             parts.metrics.messages(Protocol::Xmpp, Outcome::Received).add(1);
         }
         let origin = if self.management.is_some() { Origin::Managed } else { Origin::Plain };
