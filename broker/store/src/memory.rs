@@ -11,12 +11,12 @@ use std::{
 
 /// A store that forgets everything when it is dropped.
 ///
-/// Commits resolve at once, or, in a store made by [`MemoryStore::delayed`], when the test says so: then nothing of a
-/// commit is visible before its release.
+/// Commits resolve at once, or, in a store made by [`MemoryStore::delayed`] or told to [`hold`](MemoryStore::hold) them,
+/// when the test says so: then nothing of a commit is visible before its release.
 #[derive(Default)]
 pub struct MemoryStore {
     state: Mutex<State>,
-    waiting: Option<Mutex<VecDeque<Waiting>>>,
+    waiting: Mutex<Option<VecDeque<Waiting>>>,
     gate: Arc<Gate>,
 }
 
@@ -29,17 +29,22 @@ struct Waiting {
 impl MemoryStore {
     /// A store whose commits wait for [`release`](MemoryStore::release).
     pub fn delayed() -> MemoryStore {
-        MemoryStore { waiting: Some(Mutex::default()), ..MemoryStore::default() }
+        MemoryStore { waiting: Mutex::new(Some(VecDeque::new())), ..MemoryStore::default() }
+    }
+
+    /// From now on commits wait, too.
+    pub fn hold(&self) {
+        self.waiting.lock().get_or_insert_default();
     }
 
     /// How many commits wait.
     pub fn waiting(&self) -> usize {
-        self.waiting.as_ref().map_or(0, |waiting| waiting.lock().len())
+        self.waiting.lock().as_ref().map_or(0, VecDeque::len)
     }
 
     /// The owners of the waiting commits, oldest first.
     pub fn waiting_owners(&self) -> Vec<Owner> {
-        self.waiting.as_ref().map(|w| w.lock().iter().map(|w| w.owner.clone()).collect()).unwrap_or_default()
+        self.waiting.lock().iter().flatten().map(|w| w.owner.clone()).collect()
     }
 
     /// Applies and resolves the `count` oldest waiting commits, in order; gives how many there were.
@@ -72,7 +77,7 @@ impl MemoryStore {
     }
 
     fn take(&self, index: usize) -> Option<Waiting> {
-        self.waiting.as_ref()?.lock().remove(index)
+        self.waiting.lock().as_mut()?.remove(index)
     }
 
     fn read<T: Send + 'static>(&self, look: impl FnOnce(&State) -> T) -> Read<'static, T> {
@@ -85,11 +90,12 @@ impl Store for MemoryStore {
         if let Err(error) = limits::validate(owner, &ops) {
             return Commit::ready(Err(error));
         }
-        let Some(waiting) = &self.waiting else {
+        let mut waiting = self.waiting.lock();
+        let Some(waiting) = &mut *waiting else {
             return Commit::ready(self.state.lock().commit(owner, ops));
         };
         let (slot, commit) = Commit::pending();
-        waiting.lock().push_back(Waiting { owner: owner.clone(), ops, slot });
+        waiting.push_back(Waiting { owner: owner.clone(), ops, slot });
         commit
     }
 

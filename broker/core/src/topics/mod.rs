@@ -418,6 +418,4 @@ impl Topics {
 }
 
 #[cfg(test)]
-mod slow_store;
-#[cfg(test)]
 mod tests;

@@ -1,11 +1,10 @@
 //! Topics as their users see them, over a store in memory.
 
-use super::slow_store::SlowStore;
 use super::*;
 use crate::{clock::FakeClock, permit::Grant};
 use proptest::prelude::*;
 use std::task::{Context, Poll, Waker};
-use tavi_store::{Op, Store};
+use tavi_store::{MemoryStore, Op, Store};
 
 struct Reader {
     id: u64,
@@ -32,7 +31,7 @@ impl Subscriber for Reader {
 struct World {
     topics: Arc<Topics>,
     permit: Arc<Permit>,
-    store: Arc<SlowStore>,
+    store: Arc<MemoryStore>,
 }
 
 const NOW: u64 = 1_760_000_000_000;
@@ -41,7 +40,7 @@ async fn world() -> World {
     reopen(Arc::default()).await
 }
 
-async fn reopen(store: Arc<SlowStore>) -> World {
+async fn reopen(store: Arc<MemoryStore>) -> World {
     let permit = Arc::new(Permit::load(store.clone()).await.unwrap());
     let ids = Arc::new(IdSource::new(0, store.last_id()));
     let topics = Topics::load(store.clone(), permit.clone(), ids, Arc::new(FakeClock::at(NOW))).await.unwrap();
@@ -63,6 +62,11 @@ impl World {
         let draft = Draft { topic: topic.into(), payload: value.into(), retain, ..Draft::default() };
         self.topics.publish(&who(name), draft)?.complete().await.unwrap();
         Ok(())
+    }
+
+    /// The oldest commit that waits fails.
+    fn fail(&self) {
+        self.store.refuse(StoreError::Unavailable("a test says so".into()));
     }
 
     async fn grant(&self, subject: &str, actions: &str, filter: &str) {
@@ -196,7 +200,7 @@ async fn who_joins_while_a_value_is_saved_waits_for_it() {
     let (reader, handle) = world.reader("romeo", false);
     let mut joined = world.topics.join(&handle, "u/romeo/#", SubOptions::default()).unwrap();
     assert!(pull(&mut joined.retained).is_pending());
-    assert!(world.store.save());
+    assert!(world.store.release_at(0));
     assert!(pull(&mut joined.retained).is_pending(), "on the disk, but not landed");
     saving.complete().await.unwrap();
     assert_eq!(pull(&mut joined.retained), Poll::Ready(Some("new".into())));
@@ -214,7 +218,7 @@ async fn a_first_value_that_is_being_saved_is_waited_for_too() {
         world.topics.join(&handle, filter, SubOptions::default()).unwrap()
     });
     assert!(joined.iter_mut().all(|joined| pull(&mut joined.retained).is_pending()));
-    world.store.fail();
+    world.fail();
     assert!(saving.complete().await.is_err());
     let ends = Poll::Ready(None);
     assert!(joined.iter_mut().all(|joined| pull(&mut joined.retained) == ends), "it was never saved");
@@ -243,7 +247,7 @@ async fn who_subscribes_at_once_gets_what_is_being_saved_as_a_delivery() {
     assert_eq!((found.retained.len(), &*found.retained[0].payload), (1, &b"old"[..]));
     let found = world.topics.subscribe(&durable, "u/romeo/#", SubOptions::default()).unwrap();
     assert!(!found.ticket.is_ready());
-    while world.store.save() {}
+    while world.store.release_at(0) {}
     found.ticket.complete().await.unwrap();
     saving.complete().await.unwrap();
     assert_eq!(*live.seen.lock(), ["u/romeo/a=new"]);
@@ -258,8 +262,8 @@ async fn publications_of_a_topic_leave_in_the_order_in_which_they_were_begun() {
     world.topics.subscribe(&handle, "u/romeo/+", SubOptions::default()).unwrap();
     world.store.hold();
     let [first, second, third] = ["1", "2", "3"].map(|v| world.topics.publish(&who("romeo"), retained(v)).unwrap());
-    world.store.fail();
-    while world.store.save() {}
+    world.fail();
+    while world.store.release_at(0) {}
     third.complete().await.unwrap();
     assert!(reader.seen.lock().is_empty(), "it waits for those before it");
     assert!(first.complete().await.is_err());
@@ -416,8 +420,8 @@ async fn play(steps: Vec<Step>) {
     for step in steps {
         match step {
             Step::Publish => publisher.publish(&world),
-            Step::Save(true) => drop(world.store.save()),
-            Step::Save(false) => world.store.fail(),
+            Step::Save(true) => drop(world.store.release_at(0)),
+            Step::Save(false) => world.fail(),
             Step::Poll(at) => publisher.poll(at),
             Step::Join(wild) => joiners.push(Joiner::new(&world, if wild { "u/romeo/#" } else { "u/romeo/a" })),
             Step::Pull(n) => joiners.get_mut(n).into_iter().for_each(Joiner::pull),
@@ -427,7 +431,7 @@ async fn play(steps: Vec<Step>) {
             }
         }
     }
-    while world.store.save() {}
+    while world.store.release_at(0) {}
     while !publisher.open.is_empty() {
         publisher.poll(0);
     }

@@ -154,35 +154,23 @@ impl Client {
 
     // --- retained values ---
 
-    /// Takes the next retained value that a subscription of a clean session found.
+    /// Takes the next retained value that a subscription of a clean session found; true if the subscription went on.
     fn grant_live(&mut self, cx: &mut Context<'_>) -> Result<bool, Fault> {
-        let Some(found) = self.next_granted(cx)? else { return Ok(false) };
-        if let Some((publication, qos)) = found {
-            self.waiting.push(Parcel { publication, qos, retain: true });
-        }
-        Ok(true)
-    }
-
-    /// The next value; `Some(None)`: a subscription has all of its values.
-    #[allow(clippy::type_complexity)]
-    fn next_granted(&mut self, cx: &mut Context<'_>) -> Result<Option<Option<(Arc<Publication>, Qos)>>, Fault> {
         if self.next < self.waiting.len() {
-            return Ok(None);
+            return Ok(false);
         }
-        let Some(granted) = self.granted.front_mut() else { return Ok(None) };
+        let Some(granted) = self.granted.front_mut() else { return Ok(false) };
         let wanted = granted.wanted;
-        let Poll::Ready(found) = granted.stream.poll_next(cx) else { return Ok(None) };
+        let Poll::Ready(found) = granted.stream.poll_next(cx) else { return Ok(false) };
         match found.map_err(|_| Fault::Store)? {
-            Some(publication) if is_empty_value(&publication) => Ok(Some(None)),
+            Some(publication) if is_empty_value(&publication) => {}
             Some(publication) => {
                 let qos = wanted.min(publication.qos);
-                Ok(Some(Some((publication, qos))))
+                self.waiting.push(Parcel { publication, qos, retain: true });
             }
-            None => {
-                self.granted.pop_front();
-                Ok(Some(None))
-            }
+            None => drop(self.granted.pop_front()),
         }
+        Ok(true)
     }
 
     /// Gives some of the retained values of a durable session their rows, and lands those that have them.
