@@ -202,7 +202,7 @@ impl Admin for Office {
                 if let (Some(names), Some(name)) = (&mut names.0, &record.name) {
                     names.insert(name.clone(), record.id);
                 }
-                tracing::info!(target: AUDIT, device = %jid, name = ?record.name, "the administrator added a device");
+                tracing::info!(target: AUDIT, device = %jid, name = record.name.as_ref().map(tracing::field::display), "the administrator added a device");
                 Ok(AddedDevice { device: self.row(record)?, secret })
             }
             Err(StoreError::Conflict { .. }) => Err(people::refusal(AccountError::Exists(jid))),
@@ -256,7 +256,7 @@ impl Admin for Office {
             self.parts.permit.room_for(&grant.subject).map_err(full)?;
             self.parts.permit.add(grant.clone()).await.map_err(store_failed)?;
             let (subject, rights, filter) = (&*grant.subject, &grant.rights, &*grant.filter);
-            tracing::info!(target: AUDIT, subject, ?rights, filter, "the administrator added a grant");
+            tracing::info!(target: AUDIT, subject, %rights, filter, "the administrator added a grant");
         }
         Ok(GrantRow { note, ..grant_row(&standing.unwrap_or(grant))? })
     }
@@ -270,7 +270,7 @@ impl Admin for Office {
         commit.await.map_err(store_failed)?;
         let gone = removed.ok_or_else(none)?;
         let (subject, rights, filter) = (&*gone.subject, &gone.rights, &*gone.filter);
-        tracing::info!(target: AUDIT, subject, ?rights, filter, "the administrator removed a grant");
+        tracing::info!(target: AUDIT, subject, %rights, filter, "the administrator removed a grant");
         grant_row(&gone)
     }
 }
