@@ -54,7 +54,7 @@ impl Default for Config {
             queue_bytes: 16 << 20,
             stored_messages: 1_000_000,
             stored_bytes: 1 << 30,
-            max_subscriptions: 1_000,
+            max_subscriptions: 10_000,
             max_durable_sessions: 100,
             max_session_expiry: u32::MAX,
             max_connections: 100_000,

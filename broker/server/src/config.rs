@@ -372,7 +372,7 @@ pub const TEMPLATE: &str = r#"# Tavi's configuration. Every key is optional; wha
 #stored_bytes = 1073741824  # the same, in bytes
 #durable_sessions = 100     # of one person or device
 #session_expiry_seconds = 4294967295 # how long a session may outlive its connection, also one of 3.1.1; the default: for ever
-#subscriptions = 1000       # of one session
+#subscriptions = 10000      # of one session
 
 [limits.coap]
 #observers_per_peer = 64
