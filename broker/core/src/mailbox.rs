@@ -118,7 +118,7 @@ impl<T: Weigh> Mailbox<T> {
 
     /// Wakes the receiver, though nothing was put in: there is something for it elsewhere.
     pub fn wake(&self) {
-        let waker = self.state.lock().waker.take();
+        let waker = self.state.lock().wakers();
         wake(waker);
     }
 
@@ -191,7 +191,11 @@ impl<T: Weigh> Mailbox<T> {
 impl<T: Weigh> State<T> {
     fn close(&mut self, why: Closed) -> Option<Waker> {
         self.closed.get_or_insert(why);
-        // Both are the one receiver's.
+        self.wakers()
+    }
+
+    /// The receiver's, whichever it waits with.
+    fn wakers(&mut self) -> Option<Waker> {
         let closer = self.closer.take();
         self.waker.take().or(closer)
     }
@@ -279,6 +283,24 @@ mod tests {
         assert!(mailbox.poll_closed(&mut cx).is_pending());
         mailbox.close(Closed::Revoked);
         assert_eq!(mailbox.poll_closed(&mut cx), Poll::Ready(Closed::Revoked));
+    }
+
+    #[tokio::test]
+    async fn a_receiver_that_takes_nothing_is_told_of_what_is_elsewhere() {
+        let mailbox = std::sync::Arc::new(Mailbox::<&str>::new(4, 100));
+        let looks = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let receiver = tokio::spawn({
+            let (mailbox, looks) = (mailbox.clone(), looks.clone());
+            poll_fn(move |cx| {
+                looks.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                mailbox.poll_closed(cx)
+            })
+        });
+        tokio::task::yield_now().await;
+        mailbox.wake();
+        tokio::task::yield_now().await;
+        assert_eq!(looks.load(std::sync::atomic::Ordering::Relaxed), 2);
+        receiver.abort();
     }
 
     #[tokio::test]

@@ -77,6 +77,8 @@ pub struct Rendered {
     pub stored: OnceLock<Bytes>,
     /// Whether there are several receivers, so that their rows share one body.
     pub is_shared: bool,
+    /// The id of an attempt to publish the same that failed: its rows, if there are any, go when this one's come.
+    pub replaces: Option<u64>,
 }
 
 /// One value on its way.

@@ -14,8 +14,8 @@ use tavi_store::{Commit, StoreError};
 /// What is done once everything of a ticket is saved: the deliveries. It must not block.
 pub type Deliver = Box<dyn FnOnce() + Send>;
 
-/// A save that may begin only when all others have landed.
-pub type LastSave = Box<dyn FnOnce() -> Commit + Send>;
+/// Saves that may begin only when all before them have landed.
+pub type Stage = Box<dyn FnOnce() -> Vec<Commit> + Send>;
 
 /// Complete when all that must be durable is. Saves come first, then the deliveries, then the acknowledgement.
 ///
@@ -25,7 +25,7 @@ pub type LastSave = Box<dyn FnOnce() -> Commit + Send>;
 #[derive(Default)]
 pub struct Ticket {
     commits: SmallVec<[Commit; 2]>,
-    last: Vec<LastSave>,
+    stages: VecDeque<Stage>,
     landings: SmallVec<[Deliver; 1]>,
     deliveries: SmallVec<[Deliver; 1]>,
     failed: Option<StoreError>,
@@ -47,10 +47,10 @@ impl Ticket {
         self.commits.push(commit);
     }
 
-    /// Adds a save that begins when all commits have landed, still before the deliveries: the note that nothing of
-    /// this has to be repeated after a crash.
-    pub fn save_last(&mut self, save: LastSave) {
-        self.last.push(save);
+    /// Adds saves that begin when all that was added before has landed, still before the deliveries: what a restart
+    /// repeats, or the note that nothing of this has to be repeated.
+    pub fn save_next(&mut self, stage: Stage) {
+        self.stages.push_back(stage);
     }
 
     /// Adds something that is done as soon as all commits have landed, though other tickets of the same sender are
@@ -67,7 +67,7 @@ impl Ticket {
     /// Adds all of another ticket.
     pub fn join(&mut self, other: Ticket) {
         self.commits.extend(other.commits);
-        self.last.extend(other.last);
+        self.stages.extend(other.stages);
         self.landings.extend(other.landings);
         self.deliveries.extend(other.deliveries);
         self.failed = self.failed.take().or(other.failed);
@@ -75,25 +75,29 @@ impl Ticket {
 
     /// Whether nothing has to be saved: polling it completes it at once.
     pub fn is_ready(&self) -> bool {
-        self.commits.is_empty() && self.last.is_empty()
+        self.commits.is_empty() && self.stages.is_empty()
     }
 
     /// Advances it; when the last commit has landed, the deliveries run and the result is given. A failed save
     /// delivers nothing, so that the sender may repeat it.
     pub fn poll_done(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StoreError>> {
-        ready!(self.poll_commits(cx));
-        if self.failed.is_none() && !self.last.is_empty() {
-            self.commits.extend(self.last.drain(..).map(|save| save()));
-            ready!(self.poll_commits(cx));
-        }
+        ready!(self.poll_saves(cx));
         Poll::Ready(self.finish())
     }
 
-    /// Lets land what waits for nothing but commits that have landed.
+    /// Saves on, though tickets before it are open, and lets land what waits for nothing else.
     fn poll_landings(&mut self, cx: &mut Context<'_>) {
-        let done = !self.landings.is_empty() && self.last.is_empty() && self.poll_commits(cx).is_ready();
-        if done && self.failed.is_none() {
+        if self.poll_saves(cx).is_ready() && self.failed.is_none() {
             self.landings.drain(..).for_each(|land| land());
+        }
+    }
+
+    fn poll_saves(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            ready!(self.poll_commits(cx));
+            let stage = if self.failed.is_none() { self.stages.pop_front() } else { None };
+            let Some(stage) = stage else { return Poll::Ready(()) };
+            self.commits.extend(stage());
         }
     }
 
@@ -113,6 +117,7 @@ impl Ticket {
 
     fn finish(&mut self) -> Result<(), StoreError> {
         if let Some(error) = self.failed.take() {
+            self.stages.clear();
             self.landings.clear();
             self.deliveries.clear();
             return Err(error);
@@ -274,27 +279,53 @@ mod tests {
     }
 
     #[test]
-    fn the_last_save_waits_for_the_others_and_the_deliveries_for_it() {
+    fn each_stage_waits_for_the_one_before_and_the_deliveries_for_all() {
         let log = Log::default();
-        let ((slot, commit), (last_slot, last)) = (Commit::pending(), Commit::pending());
+        let (slots, commits): (Vec<_>, Vec<_>) = (0..3).map(|_| Commit::pending()).unzip();
         let mut ticket = Ticket::done();
-        ticket.wait_for(commit);
-        let begun = says(&log, "last save");
-        ticket.save_last(Box::new(move || {
-            begun();
-            last
-        }));
+        for (number, commit) in commits.into_iter().enumerate() {
+            let begun = says(&log, ["first", "second", "third"][number]);
+            ticket.save_next(Box::new(move || {
+                begun();
+                vec![commit]
+            }));
+        }
         ticket.then(says(&log, "delivery"));
         assert!(!ticket.is_ready());
+        let (first_slot, first) = Commit::pending();
+        let mut before = Ticket::done();
+        before.wait_for(first);
+        let mut queue = TicketQueue::default();
+        queue.push(before, 0, 1);
+        queue.push(ticket, 1, 1);
+        for (slot, so_far) in slots.into_iter().zip(1..) {
+            assert!(poll(&mut queue).is_none(), "a ticket saves on behind another that is open");
+            assert_eq!(log.lock().len(), so_far);
+            slot.resolve(Ok(()));
+        }
+        assert!(poll(&mut queue).is_none());
+        assert_eq!(*log.lock(), ["first", "second", "third"]);
+        first_slot.resolve(Ok(()));
+        assert_eq!(poll(&mut queue), Some((0, Ok(()))));
+        assert_eq!(poll(&mut queue), Some((1, Ok(()))));
+        assert_eq!(log.lock().last(), Some(&"delivery"));
+    }
+
+    #[test]
+    fn what_follows_a_failed_stage_is_not_begun() {
+        let log = Log::default();
+        let mut ticket = Ticket::done();
+        ticket.save_next(Box::new(|| vec![Commit::ready(Err(StoreError::Unavailable("full".into())))]));
+        let begun = says(&log, "never");
+        ticket.save_next(Box::new(move || {
+            begun();
+            Vec::new()
+        }));
+        ticket.then(says(&log, "never"));
         let mut queue = TicketQueue::default();
         queue.push(ticket, (), 1);
-        assert!(poll(&mut queue).is_none() && log.lock().is_empty());
-        slot.resolve(Ok(()));
-        assert!(poll(&mut queue).is_none());
-        assert_eq!(*log.lock(), ["last save"]);
-        last_slot.resolve(Ok(()));
-        assert_eq!(poll(&mut queue), Some(((), Ok(()))));
-        assert_eq!(*log.lock(), ["last save", "delivery"]);
+        assert!(matches!(poll(&mut queue), Some(((), Err(StoreError::Unavailable(_))))));
+        assert!(log.lock().is_empty());
     }
 
     #[test]

@@ -304,6 +304,11 @@ impl<S: Clone, W> Entries<S, W> {
         self.all.get(key).is_some_and(|entry| entry.durable)
     }
 
+    /// The seat of a session.
+    pub fn seat(&self, key: &Key) -> Option<&S> {
+        self.all.get(key).map(|entry| &entry.seat)
+    }
+
     /// All sessions: whose, the seat, and whether a connection has it.
     pub fn each(&self) -> impl Iterator<Item = (&Key, &S, bool)> {
         self.all.iter().map(|(key, entry)| (key, &entry.seat, entry.holder().is_some()))

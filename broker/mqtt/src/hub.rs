@@ -525,6 +525,16 @@ impl Hub {
         *self.stop.borrow()
     }
 
+    /// The seats of all durable sessions.
+    pub(crate) fn kept_seats(&self) -> Vec<Arc<KeptSeat>> {
+        self.sessions.lock().entries.each().filter_map(|(_, seat, _)| seat.kept().cloned()).collect()
+    }
+
+    /// The durable session of a client, if it has one.
+    pub fn kept(&self, subject: &str, client_id: &str) -> Option<Arc<KeptSeat>> {
+        self.sessions.lock().entries.seat(&(subject.into(), client_id.into()))?.kept().cloned()
+    }
+
     /// Publications that wait in memory for connected clients, all together.
     pub fn waiting(&self) -> usize {
         let seats: Vec<Seat> = self.sessions.lock().entries.each().map(|(_, seat, _)| seat.clone()).collect();

@@ -115,6 +115,10 @@ struct Kept {
     sent: u64,
     /// Rows up to this one may have been sent by an earlier process.
     maybe_sent: u64,
+    /// Rows up to this one are an earlier process's.
+    former: u64,
+    /// Of those, what this process publishes again: nobody was sent it.
+    again: BTreeSet<u64>,
     online: Option<Arc<Mailbox<Parcel>>>,
     filters: BTreeMap<Box<str>, SubOptions>,
     granted: VecDeque<Granted>,
@@ -144,6 +148,8 @@ pub struct Recalled {
     pub first_packet_id: u16,
     /// Rows up to this one may have been sent.
     pub maybe_sent: u64,
+    /// The greatest id that was stored.
+    pub last_id: u64,
 }
 
 impl KeptSeat {
@@ -214,6 +220,16 @@ impl KeptSeat {
         self.kept.lock().backlog.len()
     }
 
+    /// Whether this process publishes again what an earlier one began, so that some rows may have been counted twice.
+    pub fn is_counted_twice(&self) -> bool {
+        !self.kept.lock().again.is_empty()
+    }
+
+    /// What the store counts.
+    pub fn recount(&self, size: QueueSize) {
+        self.kept.lock().filled = size;
+    }
+
     /// How much is kept.
     pub fn size(&self) -> QueueSize {
         self.kept.lock().filled
@@ -226,15 +242,16 @@ impl KeptSeat {
         self.kept.lock().held.insert(packet_id);
     }
 
-    /// Begins to publish a QoS 2 publish of the client, under `fresh` unless it is `again` what failed before: then under
-    /// the same id as before, so that whoever has it already gets it once.
-    pub fn begin(&self, packet_id: u16, again: bool, fresh: impl FnOnce() -> u64) -> u64 {
+    /// A QoS 2 publish of the client is published under this id.
+    pub fn begin(&self, packet_id: u16, id: u64) {
         let mut kept = self.kept.lock();
         kept.held.insert(packet_id);
-        let failed = kept.begun.get(&packet_id).copied().filter(|_| again);
-        let id = failed.unwrap_or_else(fresh);
         kept.begun.insert(packet_id, id);
-        id
+    }
+
+    /// The id under which an attempt to publish it failed, or is under way.
+    pub fn failed(&self, packet_id: u16) -> Option<u64> {
+        self.kept.lock().begun.get(&packet_id).copied()
     }
 
     /// Everybody has it.
@@ -409,6 +426,11 @@ impl KeptSeat {
             return None;
         };
         kept.full &= kept.filled.rows * 4 > self.room.rows as u64 * 3;
+        // An attempt that failed may have left its row; one commit takes that and puts this.
+        ops.extend(publication.rendered.replaces.map(|id| Op::QueueDelete { id }));
+        if publication.id <= kept.former {
+            kept.again.insert(publication.id);
+        }
         ops.push(kept.queue(publication.id, publication, grade));
         Some(ops)
     }
@@ -450,7 +472,7 @@ impl Kept {
     fn new(room: Room, recalled: Recalled) -> Self {
         let memory = Bound { items: room.parcels.min(MEMORY.items), bytes: room.bytes.min(MEMORY.bytes) };
         let mut backlog = Backlog::new(memory, Bound { items: 1, bytes: usize::MAX });
-        let Recalled { size, first_packet_id, maybe_sent } = recalled;
+        let Recalled { size, first_packet_id, maybe_sent, last_id } = recalled;
         if size.rows > 0 {
             backlog.read_from(0);
         }
@@ -466,6 +488,8 @@ impl Kept {
             last_packet_id: nth(first_packet_id, size.rows),
             sent: maybe_sent,
             maybe_sent,
+            former: last_id,
+            again: BTreeSet::new(),
             online: None,
             filters: BTreeMap::new(),
             granted: VecDeque::new(),
@@ -543,7 +567,7 @@ impl Kept {
 
     fn give(&mut self, may: impl Fn(&str, bool) -> bool, now_ms: u64) -> Next {
         let Some(Given { id, item: owing, repeated }) = self.backlog.next() else { return Next::Nothing };
-        let dup = repeated || id <= self.maybe_sent;
+        let dup = repeated || (id <= self.maybe_sent && !self.again.remove(&id));
         if let Some(publication) = &owing.publication {
             // MQTT 5.0 §3.3.2.3.3: what has expired is not delivered, unless its delivery began before (§4.4).
             let expired = !dup && publication.expired(now_ms);
@@ -606,6 +630,10 @@ impl Subscriber for KeptSeat {
             return None;
         }
         self.keep(publication, (qos, retain)).map(|ops| (self.owner.clone(), ops))
+    }
+
+    fn save(&self, store: &SharedStore, (owner, ops): Rows) -> Commit {
+        KeptSeat::save(self, || store.commit(&owner, ops))
     }
 
     fn deliver(&self, publication: &Arc<Publication>, options: &[SubOptions]) {

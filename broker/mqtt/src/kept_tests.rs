@@ -197,7 +197,7 @@ impl World {
         let size = now(self.store.queue_size(&owner)).unwrap();
         let first = now(self.store.queue_page(&owner, 0, PageBound { rows: 1, bytes: 1 })).unwrap().rows.pop();
         let head = first.and_then(|mut first| RowHead::decode(&mut first.value));
-        let recalled = Recalled { size, first_packet_id: head.map_or(0, |head| head.packet_id), maybe_sent };
+        let recalled = Recalled { size, first_packet_id: head.map_or(0, |head| head.packet_id), maybe_sent, last_id };
         self.seat = seat(&self.store, if size.rows > 0 { recalled } else { Recalled::default() });
     }
 

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use tavi_core::permit::Action;
 use tavi_core::topics::{Draft, SubOptions, Subscriber};
 use tavi_core::{Node, Principal};
+use tavi_store::id::time_of;
 use tavi_store::{Commit, Op, Owner, PageBound, Row, StoreError, Table};
 
 use crate::config::Config;
@@ -50,6 +51,7 @@ impl Hub {
         for chore in chores {
             hub.finish(chore).await?;
         }
+        hub.recount().await?;
         Ok(hub)
     }
 
@@ -128,8 +130,9 @@ impl Hub {
         }
         let first = store.queue_page(owner, 0, PageBound { rows: 1, bytes: 1 }).await?.rows.pop();
         let head = first.and_then(|mut first| RowHead::decode(&mut first.value));
-        let maybe_sent = if record.left_ms == 0 { store.last_id() } else { record.sent };
-        Ok(Recalled { size, first_packet_id: head.map_or(0, |head| head.packet_id), maybe_sent })
+        let last_id = store.last_id();
+        let maybe_sent = if record.left_ms == 0 { last_id } else { record.sent };
+        Ok(Recalled { size, first_packet_id: head.map_or(0, |head| head.packet_id), maybe_sent, last_id })
     }
 
     /// Retained values that had no rows yet are read on; if their subscription is not permitted any more, they are not.
@@ -153,7 +156,8 @@ impl Hub {
         for (packet_id, inbound) in inbound {
             let Some((body, retain)) = inbound.unfinished else { continue };
             // semantics.md, order: what was saved, but perhaps not fanned out, is published under its id again.
-            let mut draft = render::draft(body.topic().into(), &body, Qos::ExactlyOnce, retain, self.now_ms());
+            let begun_ms = time_of(inbound.id);
+            let mut draft = render::draft(body.topic().into(), &body, Qos::ExactlyOnce, retain, begun_ms);
             (draft.id, draft.from_session) = (Some(inbound.id), session);
             self.publish_again(&principal, draft).await?;
             let done = Inbound { id: inbound.id, unfinished: None };
@@ -169,6 +173,14 @@ impl Hub {
             ops = vec![Op::Purge];
         }
         if ops.is_empty() { Ok(()) } else { self.node().parts.store.commit(&owner, ops).await }
+    }
+
+    /// Rows that the last process had saved already were saved once more.
+    async fn recount(&self) -> Result<(), StoreError> {
+        for seat in self.kept_seats().into_iter().filter(|seat| seat.is_counted_twice()) {
+            seat.recount(self.node().parts.store.queue_size(seat.owner()).await?);
+        }
+        Ok(())
     }
 
     async fn publish_again(&self, principal: &Principal, draft: Draft) -> Result<(), StoreError> {

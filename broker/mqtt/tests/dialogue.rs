@@ -1,6 +1,7 @@
 //! Dialogues between clients and the broker in virtual time, over the memory store.
 #![allow(missing_docs)]
 
+mod order;
 mod owed;
 mod stage;
 

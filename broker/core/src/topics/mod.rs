@@ -27,7 +27,7 @@ use kept::{at_once, retained_op};
 use landing::{Landing, Open};
 use parking_lot::{Mutex, RwLock};
 use place::Places;
-use receivers::{Entry, Match};
+use receivers::{Audience, Entry, Match};
 use retained::Saving;
 use smallvec::SmallVec;
 use std::{
@@ -37,7 +37,8 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
 };
-use tavi_store::{IdSource, Owner, SharedStore, StoreError, Table};
+use tavi_store::id::time_of;
+use tavi_store::{Commit, IdSource, Owner, SharedStore, StoreError, Table};
 use tavi_wire::topic::{check_filter, check_topic};
 
 /// Why a verb of topics was refused.
@@ -71,8 +72,10 @@ pub struct Draft {
     pub retain: bool,
     /// The publishing subscriber's number, for "no local"; 0 if none.
     pub from_session: u64,
-    /// The id that an unfinished publication (MQTT QoS 2) already has.
+    /// The id that a publication already has which the last process did not finish (MQTT QoS 2).
     pub id: Option<u64>,
+    /// The id of an attempt that failed.
+    pub replaces: Option<u64>,
     /// The item id that the publisher chose.
     pub item: Option<Box<str>>,
     /// MQTT 5 properties.
@@ -177,17 +180,46 @@ impl Topics {
     /// # Errors
     /// As for [`Topics::publish`].
     pub fn publish_as(self: &Arc<Self>, from: &Principal, action: Action, draft: Draft) -> Result<Ticket, Refusal> {
-        check_topic(&draft.topic).map_err(Refusal::IllegalTopic)?;
-        if !self.permit.may(from, action, &draft.topic) {
-            self.permit.log_refusal(from, action, &draft.topic);
-            return Err(Refusal::Forbidden);
-        }
+        self.ask_publish(from, action, &draft.topic)?;
         Ok(self.publish_unasked(from, draft))
+    }
+
+    /// The same for what has to be noted before anybody gets it: `first` saves the note under the id that is drawn.
+    /// The publication has its place in its topic and with its receivers from now on, and is saved when the note is.
+    ///
+    /// # Errors
+    /// As for [`Topics::publish`]; then `first` was not called.
+    pub fn publish_noted(
+        self: &Arc<Self>,
+        (from, action): (&Principal, Action),
+        draft: Draft,
+        first: impl FnOnce(u64) -> Commit,
+    ) -> Result<Ticket, Refusal> {
+        self.ask_publish(from, action, &draft.topic)?;
+        Ok(self.begin(from, draft, Some(first)))
+    }
+
+    fn ask_publish(&self, from: &Principal, action: Action, topic: &str) -> Result<(), Refusal> {
+        check_topic(topic).map_err(Refusal::IllegalTopic)?;
+        if self.permit.may(from, action, topic) {
+            return Ok(());
+        }
+        self.permit.log_refusal(from, action, topic);
+        Err(Refusal::Forbidden)
     }
 
     /// Publishes without asking the access model: for what only the broker writes, such as a device's `state`, and
     /// for publications that were permitted before a restart.
-    pub fn publish_unasked(self: &Arc<Self>, from: &Principal, mut draft: Draft) -> Ticket {
+    pub fn publish_unasked(self: &Arc<Self>, from: &Principal, draft: Draft) -> Ticket {
+        self.begin(from, draft, None::<fn(u64) -> Commit>)
+    }
+
+    fn begin(
+        self: &Arc<Self>,
+        from: &Principal,
+        mut draft: Draft,
+        first: Option<impl FnOnce(u64) -> Commit>,
+    ) -> Ticket {
         if draft.change == Change::Clear {
             draft.retain = true;
             draft.item = match self.ended_item(&mut draft) {
@@ -207,12 +239,15 @@ impl Topics {
         publication.rendered.is_shared = audience.is_many();
         let publication = Arc::new(publication);
         let mut ticket = Ticket::done();
-        if publication.retain {
-            ticket.wait_for(self.store.commit(&Owner::topic(&publication.topic), vec![retained_op(&publication)]));
-        }
-        for m in audience.of(&publication) {
-            if let Some((owner, ops)) = m.subscriber.store(&publication, &m.options) {
-                ticket.wait_for(self.store.commit(&owner, ops));
+        let rows = all_rows(&publication, &audience);
+        match first {
+            None => rows.for_each(|(whose, rows)| ticket.wait_for(save(&self.store, whose, rows))),
+            Some(first) => {
+                ticket.wait_for(first(publication.id));
+                let rows: Vec<_> = rows.map(|(whose, rows)| (whose.cloned(), rows)).collect();
+                let store = self.store.clone();
+                let begin = move |(whose, rows): (Option<_>, _)| save(&store, whose.as_ref(), rows);
+                ticket.save_next(Box::new(move || rows.into_iter().map(begin).collect()));
             }
         }
         let open = Open::new(publication, fresh, (audience, seen));
@@ -362,8 +397,8 @@ impl Topics {
                 ids.push(open.publication.id);
                 match joining.subscriber.store(&open.publication, &joining.options) {
                     None => open.audience.joined.push(joining.clone()),
-                    Some((owner, ops)) => {
-                        ticket.wait_for(self.store.commit(&owner, ops));
+                    Some(rows) => {
+                        ticket.wait_for(joining.subscriber.save(&self.store, rows));
                         let (joining, publication) = (joining.clone(), open.publication.clone());
                         let deliver = move || joining.subscriber.deliver(&publication, &joining.options);
                         ticket.then(Box::new(deliver));
@@ -398,7 +433,9 @@ impl Topics {
     }
 
     fn publication(&self, from: &Principal, draft: Draft) -> Publication {
-        let time_ms = self.clock.now_ms();
+        // An interval of expiry that began before a restart does not begin anew (MQTT 5 §3.3.2.3.3).
+        let time_ms = draft.id.map_or_else(|| self.clock.now_ms(), time_of);
+        let rendered = Rendered { replaces: draft.replaces, ..Rendered::default() };
         Publication {
             id: draft.id.unwrap_or_else(|| self.ids.next(time_ms)),
             time_ms,
@@ -412,8 +449,28 @@ impl Topics {
             from_session: draft.from_session,
             item: draft.item,
             properties: draft.properties,
-            rendered: Rendered::default(),
+            rendered,
         }
+    }
+}
+
+/// What has to be saved for a publication: the topic's own row, then those of its receivers.
+fn all_rows<'a>(
+    publication: &'a Arc<Publication>,
+    audience: &'a Audience,
+) -> impl Iterator<Item = (Option<&'a Arc<dyn Subscriber>>, Rows)> {
+    let retained = publication.retain.then(|| (Owner::topic(&publication.topic), vec![retained_op(publication)]));
+    let owed = audience.of(publication).filter_map(|m| {
+        let rows = m.subscriber.store(publication, &m.options)?;
+        Some((Some(&m.subscriber), rows))
+    });
+    retained.into_iter().map(|rows| (None, rows)).chain(owed)
+}
+
+fn save(store: &SharedStore, whose: Option<&Arc<dyn Subscriber>>, rows: Rows) -> Commit {
+    match whose {
+        Some(subscriber) => subscriber.save(store, rows),
+        None => store.commit(&rows.0, rows.1),
     }
 }
 

@@ -5,7 +5,7 @@ use crate::{
     publication::{Publication, Qos},
 };
 use std::sync::Arc;
-use tavi_store::{Op, Owner};
+use tavi_store::{Commit, Op, Owner, SharedStore};
 
 /// What a subscriber asked for with one filter (MQTT 5 §3.8.3.1). XMPP, CoAP and bots use the default with QoS 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,6 +35,12 @@ pub trait Subscriber: Send + Sync {
     /// What has to be saved before [`Subscriber::deliver`]; `None` for a live subscriber.
     fn store(&self, _publication: &Arc<Publication>, _options: &[SubOptions]) -> Option<Rows> {
         None
+    }
+
+    /// Saves rows that [`Subscriber::store`] gave, perhaps some time ago. Whoever may end meanwhile looks here, so that
+    /// no row outlives its owner. Must neither block nor wait.
+    fn save(&self, store: &SharedStore, (owner, ops): Rows) -> Commit {
+        store.commit(&owner, ops)
     }
 
     /// Takes a publication. `options` are those of all its filters that matched. Must neither block nor wait.

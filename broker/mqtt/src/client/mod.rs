@@ -19,7 +19,7 @@ use tavi_store::{Commit, Op, QueuePage, StoreError};
 use crate::error::Fault;
 use crate::granted::Granted;
 use crate::hub::{Hub, Now, Parting, Place, Seat};
-use crate::packet::{Disconnect, Packet, Publish, Subscribe, Unsubscribe, Version};
+use crate::packet::{Disconnect, Packet, Subscribe, Unsubscribe, Version};
 use crate::reply;
 use crate::seat::Parcel;
 use crate::session::{Answer, Session, Step};
@@ -49,8 +49,6 @@ pub struct Client {
     granted: VecDeque<Granted>,
     granting: Option<Granting>,
     now: Now,
-    /// How many of the open tickets are for something that is not published yet.
-    unpublished: usize,
     /// The access model when the client came.
     generation: u64,
     /// The connection is over: nobody subscribes any more.
@@ -61,10 +59,6 @@ pub struct Client {
 enum Pending {
     /// The client is answered.
     Answer(Answer),
-    /// A durable session's QoS 2 publish is saved: now it is published.
-    FanOut(Box<Unpublished>),
-    /// It came behind a QoS 2 publish that was not published yet: its turn comes when that one's has.
-    Later(Box<Later>),
     /// It comes behind everything that the client published before.
     Turn(Box<Later>),
     /// Subscriptions are saved.
@@ -77,28 +71,16 @@ impl Pending {
     /// The packet id of the QoS 2 publish that it is for.
     fn publish_id(&self) -> Option<u16> {
         match self {
-            Self::FanOut(unpublished) => Some(unpublished.publish.packet_id),
             Self::Answer(answer) => answer.received_id(),
             _ => None,
         }
     }
-
-    fn is_unpublished(&self) -> bool {
-        matches!(self, Self::FanOut(_) | Self::Later(_))
-    }
-}
-
-struct Unpublished {
-    id: u64,
-    publish: Publish,
-    size: usize,
 }
 
 /// A packet that waits for those before it, and its size.
 struct Later(Waiting, usize);
 
 enum Waiting {
-    Publish(Publish),
     Subscribe(Subscribe),
     Unsubscribe(Unsubscribe),
 }
@@ -122,7 +104,6 @@ impl Client {
             granted,
             granting: None,
             now,
-            unpublished: 0,
             generation,
             left: false,
         }
@@ -294,7 +275,6 @@ impl Client {
                 // It may not have reached everybody: the client's next attempt begins anew, under the same id.
                 seat.let_go(packet_id);
             }
-            self.unpublished -= usize::from(pending.is_unpublished());
             if let Pending::Subscribed(done) = pending {
                 self.not_subscribed(*done);
             }
@@ -302,14 +282,6 @@ impl Client {
         }
         match pending {
             Pending::Answer(answer) => self.answer(answer, out),
-            Pending::FanOut(unpublished) => {
-                self.unpublished -= 1;
-                return self.fan_out(*unpublished, out);
-            }
-            Pending::Later(later) => {
-                self.unpublished -= 1;
-                return self.has_waited(*later, out);
-            }
             Pending::Turn(later) => return self.go_on(*later, out),
             Pending::Subscribed(done) => self.subscribed(*done, out),
             Pending::Unsubscribed(done) => reply::unsuback(out, self.version(), done.0, &done.1),
@@ -327,31 +299,19 @@ impl Client {
 
     // --- the order of the client's packets ---
 
-    /// semantics.md, order: what a client publishes goes out in the order in which it came, whatever its QoS; and what
-    /// it subscribes to comes behind what it published before.
+    /// semantics.md, order: what a client publishes goes out in the order in which it came, whatever its QoS: its
+    /// tickets see to that. What it subscribes to comes behind what it published before.
     fn in_turn(&mut self, packet: Waiting, size: usize, out: &mut Vec<u8>) -> Result<(), Fault> {
         let later = Later(packet, size);
-        if self.unpublished > 0 {
-            self.unpublished += 1;
-            self.tickets.push(Ticket::done(), Pending::Later(Box::new(later)), size);
-            return Ok(());
-        }
-        self.has_waited(later, out)
-    }
-
-    /// Everything before it is published. A publish goes behind it; a subscription waits until that is saved, too.
-    fn has_waited(&mut self, later: Later, out: &mut Vec<u8>) -> Result<(), Fault> {
-        if matches!(later.0, Waiting::Publish(_)) || self.tickets.is_empty() {
+        if self.tickets.is_empty() {
             return self.go_on(later, out);
         }
-        let size = later.1;
         self.tickets.push(Ticket::done(), Pending::Turn(Box::new(later)), size);
         Ok(())
     }
 
     fn go_on(&mut self, Later(packet, size): Later, out: &mut Vec<u8>) -> Result<(), Fault> {
         match packet {
-            Waiting::Publish(publish) => self.publish_now(publish, size, out),
             _ if self.left => Ok(()),
             Waiting::Subscribe(subscribe) => self.subscribe(subscribe, size, out),
             Waiting::Unsubscribe(unsubscribe) => self.unsubscribe(unsubscribe, size, out),

@@ -1,17 +1,18 @@
-//! What a client publishes: permit, order, and the two steps of a durable session's QoS 2.
+//! What a client publishes: permit, answers, and the steps of a durable session's QoS 2.
 
 use std::sync::Arc;
 
 use tavi_core::Ticket;
 use tavi_core::metrics::Outcome;
 use tavi_core::permit::Action;
-use tavi_core::topics::Refusal;
+use tavi_core::topics::{Draft, Refusal, Subscriber};
 use tavi_store::Op;
 
-use super::{Client, Pending, Unpublished, Waiting};
+use super::{Client, Pending};
 use crate::error::Fault;
 use crate::hub::Seat;
-use crate::packet::{Publish, Qos, Reason, Version};
+use crate::kept::KeptSeat;
+use crate::packet::{Body, Publish, Qos, Reason, Version};
 use crate::record::{self, Inbound};
 use crate::render;
 use crate::session::Answer;
@@ -23,41 +24,51 @@ impl Client {
         if publish.body.topic().is_empty() {
             return Err(Fault::Protocol("an empty topic"));
         }
-        if let (Qos::ExactlyOnce, Seat::Kept(seat)) = (publish.qos, &self.place.seat) {
-            let id = seat.begin(publish.packet_id, publish.dup, || self.hub.next_id());
-            return self.publish_kept(id, publish, size, out);
-        }
-        self.in_turn(Waiting::Publish(publish), size, out)
-    }
-
-    pub(super) fn publish_now(&mut self, publish: Publish, size: usize, out: &mut Vec<u8>) -> Result<(), Fault> {
         let answer = |reason| Pending::Answer(Answer::published(publish.qos, publish.packet_id, reason));
-        match self.publish_as(&publish, None) {
+        let begun = match (publish.qos, &self.place.seat) {
+            (Qos::ExactlyOnce, Seat::Kept(seat)) => self.publish_kept(&seat.clone(), &publish),
+            _ => self.publish_live(&publish),
+        };
+        match begun {
             Ok(ticket) => self.after(ticket, answer(Reason::SUCCESS), size, out),
             Err(refusal) => {
                 let reason = self.refused(refusal, publish.qos)?;
-                self.after(Ticket::done(), answer(reason), size, out)
+                let ticket = self.note_refusal(&publish, reason);
+                self.after(ticket, answer(reason), size, out)
             }
         }
     }
 
-    /// semantics.md, order: a durable session's QoS 2 publish is first saved under its id, then published, so that a
-    /// restart can repeat the fan-out under the same id.
-    fn publish_kept(&mut self, id: u64, publish: Publish, size: usize, out: &mut Vec<u8>) -> Result<(), Fault> {
-        let unfinished = Some((publish.body.clone(), publish.retain));
-        let value = Inbound { id, unfinished }.encode();
-        let ops = vec![record::put(&record::inbound_item(publish.packet_id), value), Op::Drawn { id }];
-        let ticket = self.commit(ops);
-        self.unpublished += 1;
-        self.after(ticket, Pending::FanOut(Box::new(Unpublished { id, publish, size })), size, out)
+    fn publish_live(&mut self, publish: &Publish) -> Result<Ticket, Refusal> {
+        let draft = self.draft(publish);
+        self.hub.node().parts.topics.publish_as(self.place.seat.principal(), Action::Publish, draft)
     }
 
-    fn publish_as(&mut self, publish: &Publish, id: Option<u64>) -> Result<Ticket, Refusal> {
+    /// semantics.md, order: a durable session's QoS 2 publish is first saved under its id, then published, so that a
+    /// restart can repeat the fan-out under the same id. That it is published is saved before anybody gets it, so that
+    /// no restart publishes it to somebody who has it.
+    fn publish_kept(&mut self, seat: &Arc<KeptSeat>, publish: &Publish) -> Result<Ticket, Refusal> {
+        let mut draft = self.draft(publish);
+        draft.replaces = seat.failed(publish.packet_id).filter(|_| publish.dup);
+        let (packet_id, body) = (publish.packet_id, (publish.body.clone(), publish.retain));
+        let (note, done) = (self.saver(), self.saver());
+        let mut drawn = 0;
+        let first = |id| {
+            drawn = id;
+            seat.begin(packet_id, id);
+            note(vec![inbound(packet_id, id, Some(body)), Op::Drawn { id }])
+        };
+        let who = (seat.principal(), Action::Publish);
+        let mut ticket = self.hub.node().parts.topics.publish_noted(who, draft, first)?;
+        ticket.save_next(Box::new(move || vec![done(vec![inbound(packet_id, drawn, None)])]));
+        Ok(ticket)
+    }
+
+    fn draft(&mut self, publish: &Publish) -> Draft {
         let topic = self.shared_topic(publish.body.topic());
         let mut draft = render::draft(topic, &publish.body, publish.qos, publish.retain, self.now.wall_ms);
         draft.from_session = self.place.seat.id();
-        draft.id = id;
-        self.hub.node().parts.topics.publish_as(self.place.seat.principal(), Action::Publish, draft)
+        draft
     }
 
     /// Clients mostly publish to the topic that they published to before: its name is shared.
@@ -97,26 +108,19 @@ impl Client {
         self.after(ticket, Pending::Answer(answer), size, out)
     }
 
-    /// That it is published is saved before anybody gets it, so that no restart publishes it to somebody who has it.
-    pub(super) fn fan_out(&mut self, unpublished: Unpublished, out: &mut Vec<u8>) -> Result<(), Fault> {
-        let Unpublished { id, publish, size } = unpublished;
-        let answer = |reason| Pending::Answer(Answer::published(publish.qos, publish.packet_id, reason));
-        let done = record::put(&record::inbound_item(publish.packet_id), Inbound { id, unfinished: None }.encode());
-        match self.publish_as(&publish, Some(id)) {
-            Ok(mut ticket) => {
-                let save = self.saver();
-                ticket.save_last(Box::new(move || save(vec![done])));
-                self.after(ticket, answer(Reason::SUCCESS), size, out)
-            }
-            Err(refusal) => {
-                let refused = self.refused(refusal, publish.qos);
-                // 3.1.1 goes on to PUBREL as if nothing had happened.
-                let goes_on = refused == Ok(Reason::SUCCESS);
-                let op = if goes_on { done } else { self.forget_inbound(publish.packet_id) };
-                let ticket = self.commit(vec![op]);
-                self.after(ticket, answer(refused?), size, out)
-            }
+    /// A refused QoS 2 publish of a durable session: 3.1.1 goes on to PUBREL as if nothing had happened.
+    fn note_refusal(&self, publish: &Publish, reason: Reason) -> Ticket {
+        let Seat::Kept(seat) = &self.place.seat else { return Ticket::done() };
+        if publish.qos != Qos::ExactlyOnce {
+            return Ticket::done();
+        } else if reason.is_failure() {
+            // §4.3.3: that ends the exchange, also of an attempt that failed before.
+            let begun = seat.failed(publish.packet_id).is_some();
+            return if begun { self.commit(vec![self.forget_inbound(publish.packet_id)]) } else { Ticket::done() };
         }
+        let id = self.hub.next_id();
+        seat.begin(publish.packet_id, id);
+        self.commit(vec![inbound(publish.packet_id, id, None)])
     }
 
     fn forget_inbound(&self, packet_id: u16) -> Op {
@@ -126,4 +130,9 @@ impl Client {
         }
         record::delete(&record::inbound_item(packet_id))
     }
+}
+
+/// The record of a QoS 2 publish that is not released.
+fn inbound(packet_id: u16, id: u64, unfinished: Option<(Body, bool)>) -> Op {
+    record::put(&record::inbound_item(packet_id), Inbound { id, unfinished }.encode())
 }
