@@ -248,6 +248,13 @@ impl<T: Owed> Backlog<T> {
         ids.into_iter().filter_map(|id| self.acknowledge(id).map(|item| (id, item))).collect()
     }
 
+    /// A stored row that memory does not have is not owed any more, and is being deleted; once that is durable,
+    /// [`deleted`](Self::deleted) must be told.
+    pub fn discard(&mut self, id: u64) {
+        self.repeated.remove(&id);
+        self.deleting.insert(id);
+    }
+
     /// The row of something acknowledged is gone from the store.
     pub fn deleted(&mut self, id: u64) {
         if self.deleting.remove(&id)

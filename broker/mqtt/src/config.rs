@@ -30,7 +30,7 @@ pub struct Config {
     pub stored_messages: usize,
     /// Bytes of them; 1 GiB.
     pub stored_bytes: usize,
-    /// Subscriptions of one session; 1,000.
+    /// Subscriptions of one session; 10,000.
     pub max_subscriptions: usize,
     /// Durable sessions of one principal; 100.
     pub max_durable_sessions: usize,

@@ -8,6 +8,7 @@
 //! `S` is the seat that outlives connections, `W` what is published as a will.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 /// Session key: who, and which of their clients. One principal can not take over another's session.
 pub type Key = (Box<str>, Box<str>);
@@ -307,6 +308,12 @@ impl<S: Clone, W> Entries<S, W> {
     /// The seat of a session.
     pub fn seat(&self, key: &Key) -> Option<&S> {
         self.all.get(key).map(|entry| &entry.seat)
+    }
+
+    /// The sessions behind a key, in order.
+    pub fn behind(&self, after: Option<&Key>) -> impl Iterator<Item = (&Key, &S)> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.all.range::<Key, _>((from, Bound::Unbounded)).map(|(key, entry)| (key, &entry.seat))
     }
 
     /// All sessions: whose, the seat, and whether a connection has it.

@@ -530,6 +530,12 @@ impl Hub {
         self.sessions.lock().entries.each().filter_map(|(_, seat, _)| seat.kept().cloned()).collect()
     }
 
+    /// The seats of so many sessions behind a key.
+    pub(crate) fn seats_behind(&self, after: Option<&Key>, limit: usize) -> Vec<(Key, Seat)> {
+        let sessions = self.sessions.lock();
+        sessions.entries.behind(after).take(limit).map(|(key, seat)| (key.clone(), seat.clone())).collect()
+    }
+
     /// The durable session of a client, if it has one.
     pub fn kept(&self, subject: &str, client_id: &str) -> Option<Arc<KeptSeat>> {
         self.sessions.lock().entries.seat(&(subject.into(), client_id.into()))?.kept().cloned()

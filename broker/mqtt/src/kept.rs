@@ -4,6 +4,9 @@
 //! The order of what is owed, and what of it is in memory, is the core's [`Backlog`]. Here is what MQTT adds: packet ids
 //! that a row keeps for life (MQTT 5.0 §4.4), QoS 2 between PUBREC and PUBCOMP, expiry, and the bounds of the queue.
 
+mod expiring;
+mod sweep;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
@@ -20,6 +23,7 @@ use crate::granted::Granted;
 use crate::packet::Qos;
 use crate::record::{HEAD, RowHead};
 use crate::seat::{Parcel, Room, drop_count, grade, push_live};
+use expiring::Expiring;
 
 /// A QoS 1 or 2 delivery that stands in the session's queue.
 #[derive(Clone, Debug)]
@@ -100,10 +104,12 @@ struct Kept {
     /// Rows whose commit has not landed.
     coming: BTreeMap<u64, Coming>,
     filled: QueueSize,
-    /// Rows that may expire before they are sent: when, which, and their bytes.
-    expiring: BTreeMap<(u64, u64), usize>,
+    /// Rows that may expire before they are sent.
+    expiring: Expiring,
     /// Rows deleted because they expired, though memory still has them.
     evicted: BTreeSet<u64>,
+    /// Expired rows that are deleted with a coming one.
+    clearing: BTreeMap<u64, Vec<u64>>,
     /// Rows whose fan-out failed, so that they are not owed; until they are deleted.
     abandoned: BTreeSet<u64>,
     /// Rows in flight whose PUBREC came.
@@ -421,13 +427,17 @@ impl KeptSeat {
         }
         kept.abandoned.remove(&publication.id);
         let size = HEAD + publication.stored().len();
-        let Some(mut ops) = kept.make_room(size, self.room, publication.time_ms) else {
+        let Some(expired) = kept.make_room(size, self.room, publication.time_ms) else {
             self.is_full(&mut kept);
             return None;
         };
         kept.full &= kept.filled.rows * 4 > self.room.rows as u64 * 3;
         // An attempt that failed may have left its row; one commit takes that and puts this.
-        ops.extend(publication.rendered.replaces.map(|id| Op::QueueDelete { id }));
+        let gone = expired.iter().copied().chain(publication.rendered.replaces);
+        let mut ops: Vec<Op> = gone.map(|id| Op::QueueDelete { id }).collect();
+        if !expired.is_empty() {
+            kept.clearing.insert(publication.id, expired);
+        }
         if publication.id <= kept.former {
             kept.again.insert(publication.id);
         }
@@ -450,7 +460,7 @@ impl KeptSeat {
 
     fn land(&self, place: u64, publication: &Arc<Publication>, (qos, retain): (Qos, bool)) {
         let mut kept = self.kept.lock();
-        let Some(Coming { packet_id, size }) = kept.coming.remove(&place) else { return };
+        let Some(Coming { packet_id, size }) = kept.came(place) else { return };
         let publication = Some(publication.clone());
         let owing = Owing { packet_id, qos, retain, publication, read: false, size };
         // What is stored is always taken.
@@ -480,8 +490,9 @@ impl Kept {
             backlog,
             coming: BTreeMap::new(),
             filled: size,
-            expiring: BTreeMap::new(),
+            expiring: Expiring::new(size.rows > 0),
             evicted: BTreeSet::new(),
+            clearing: BTreeMap::new(),
             abandoned: BTreeSet::new(),
             released: BTreeSet::new(),
             leaving: BTreeMap::new(),
@@ -511,7 +522,7 @@ impl Kept {
         self.filled.rows += 1;
         self.filled.bytes += size as u64;
         if let Some(at) = publication.properties.as_ref().and_then(|properties| properties.expires_ms) {
-            self.expiring.insert((at, place), size);
+            self.expiring.add(at, place, size);
         }
         let head = RowHead { packet_id, qos, retain, released: false };
         publication.queue_row(place, head.encode())
@@ -529,23 +540,25 @@ impl Kept {
 
     /// Makes room for a row of `size` bytes; gives the rows to be deleted for it, or `None` if there is no room. What
     /// has expired takes none.
-    fn make_room(&mut self, size: usize, room: Room, now_ms: u64) -> Option<Vec<Op>> {
-        let mut expired = Vec::new();
+    fn make_room(&mut self, size: usize, room: Room, now_ms: u64) -> Option<Vec<u64>> {
+        let (mut expired, mut filled) = (Vec::new(), self.filled);
         let is_over = |filled: QueueSize| {
             let over = filled.rows >= room.rows as u64 || filled.bytes + size as u64 > room.row_bytes as u64;
             filled.rows > 0 && over
         };
-        while is_over(self.filled) {
-            let bounded = expired.len() < EVICTED_AT_ONCE;
-            let first = self.expiring.first_entry().filter(|first| bounded && first.key().0 <= now_ms)?;
-            let ((_, id), size) = first.remove_entry();
-            if self.backlog.has(id) {
-                self.evicted.insert(id);
-            }
-            self.empty(size);
-            expired.push(Op::QueueDelete { id });
+        while is_over(filled) {
+            let Some((at_ms, id, size)) = self.expiring.pop(now_ms) else {
+                // They go in the background; if there are others, they do soon.
+                expired.into_iter().for_each(|(at_ms, id, size)| self.expiring.add(at_ms, id, size));
+                self.expiring.hurry();
+                return None;
+            };
+            filled.rows = filled.rows.saturating_sub(1);
+            filled.bytes = filled.bytes.saturating_sub(size as u64);
+            expired.push((at_ms, id, size));
         }
-        Some(expired)
+        expired.iter().for_each(|(_, id, size)| self.evict(*id, *size));
+        Some(expired.into_iter().map(|(_, id, _)| id).collect())
     }
 
     fn is_leaving(&self, packet_id: u16) -> bool {
@@ -557,17 +570,26 @@ impl Kept {
         self.filled.bytes = self.filled.bytes.saturating_sub(size as u64);
     }
 
+    /// A row is saved, or could not be.
+    fn came(&mut self, place: u64) -> Option<Coming> {
+        for id in self.clearing.remove(&place).unwrap_or_default() {
+            self.backlog.deleted(id);
+        }
+        self.coming.remove(&place)
+    }
+
     fn fail(&mut self, place: u64) -> bool {
-        let Some(Coming { size, .. }) = self.coming.remove(&place) else { return false };
+        let Some(Coming { size, .. }) = self.came(place) else { return false };
         self.backlog.failed(place);
-        self.expiring.retain(|(_, id), _| *id != place);
+        self.expiring.forget(place);
         self.empty(size);
         true
     }
 
     fn give(&mut self, may: impl Fn(&str, bool) -> bool, now_ms: u64) -> Next {
         let Some(Given { id, item: owing, repeated }) = self.backlog.next() else { return Next::Nothing };
-        let dup = repeated || (id <= self.maybe_sent && !self.again.remove(&id));
+        let again = self.again.remove(&id);
+        let dup = repeated || (id <= self.maybe_sent && !again);
         if let Some(publication) = &owing.publication {
             // MQTT 5.0 §3.3.2.3.3: what has expired is not delivered, unless its delivery began before (§4.4).
             let expired = !dup && publication.expired(now_ms);
@@ -576,7 +598,7 @@ impl Kept {
                 return self.taken(id).map_or(Next::Nothing, Next::Gone);
             }
             if let Some(at) = publication.properties.as_ref().and_then(|properties| properties.expires_ms) {
-                self.expiring.remove(&(at, id));
+                self.expiring.remove(at, id);
             }
         }
         self.sent = self.sent.max(id);
@@ -589,7 +611,7 @@ impl Kept {
         let owing = self.backlog.acknowledge(row)?;
         let size = if self.released.remove(&row) { HEAD } else { owing.size };
         if let Some(at) = owing.publication.as_ref().and_then(|p| p.properties.as_ref()).and_then(|p| p.expires_ms) {
-            self.expiring.remove(&(at, row));
+            self.expiring.remove(at, row);
         }
         if !self.evicted.remove(&row) {
             self.empty(size);
@@ -601,8 +623,6 @@ impl Kept {
     }
 }
 
-/// Expired rows that one publication deletes at most.
-const EVICTED_AT_ONCE: usize = 1000;
 /// Ids of one node in one millisecond.
 const SPARE: u64 = 4096;
 /// So many failed rows are remembered until they are deleted.

@@ -77,8 +77,15 @@ impl Hub {
         let _ = SockRef::from(stream).set_tcp_keepalive(&keepalive);
     }
 
-    /// Expires sessions, publishes delayed wills and drops who was revoked, until [`Hub::stop`]. One such task is needed.
+    /// Expires sessions and rows, publishes delayed wills and drops who was revoked, until [`Hub::stop`]. One such task is needed.
     pub async fn run(self: Arc<Self>) {
+        tokio::select! {
+            () = self.clone().keep_time() => {}
+            () = self.keep_swept() => {}
+        }
+    }
+
+    async fn keep_time(self: Arc<Self>) {
         let mut revoked = self.node().parts.revoked.subscribe();
         loop {
             tokio::select! {

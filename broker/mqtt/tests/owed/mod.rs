@@ -85,6 +85,45 @@ async fn what_has_expired_takes_no_room_and_what_is_over_is_dropped() {
 }
 
 #[tokio::test]
+async fn expired_rows_that_nobody_takes_leave_the_store_also_after_a_restart() {
+    let world = World::new().await;
+    let mut reader = world.new_style("reader", durable()).await;
+    reader.subscribes(1, "home/#", 1);
+    reader.is_cut();
+    let mut pump = world.new_style("pump", clean()).await;
+    for number in 0..3_000u32 {
+        if number % 1_000 == 500 {
+            pump.publishes(1, 1, "home/b", "stays");
+        }
+        let seconds = if number % 2 == 0 { 10 } else { 40 };
+        pump.says(&[b"\x32\x11\0\x06home/a\0\x01\x05\x02\0\0\0", &[seconds][..], b"x"].concat());
+    }
+    let owner = Owner::mqtt("reader@localhost", "reader");
+    let rows = async |world: &World| world.store.queue_size(&owner).await.unwrap().rows;
+    let sweep = async |world: &World| {
+        for _ in 0..9 {
+            world.hub.sweep(None).await;
+        }
+    };
+    sweep(&world).await;
+    assert_eq!(rows(&world).await, 3_003);
+    world.pass(11).await;
+    sweep(&world).await;
+    assert_eq!(rows(&world).await, 1_503);
+    let seat = world.hub.kept("reader@localhost", "reader").unwrap();
+    assert_eq!(seat.size().rows, 1_503);
+    let world = world.crash().await;
+    sweep(&world).await;
+    assert_eq!(rows(&world).await, 1_503);
+    world.pass(60).await;
+    sweep(&world).await;
+    assert_eq!(rows(&world).await, 3);
+    let mut reader = world.new_style("reader", durable()).await;
+    let heard = reader.hears();
+    assert!(heard.len() == 4 && heard[1..].iter().all(|line| line.ends_with("home/b=stays")), "{heard:?}");
+}
+
+#[tokio::test]
 async fn a_delivery_that_began_is_finished_though_it_expires() {
     let world = World::new().await;
     let mut reader = world.new_style("reader", durable()).await;
