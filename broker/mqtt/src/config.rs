@@ -34,7 +34,7 @@ pub struct Config {
     pub max_subscriptions: usize,
     /// Durable sessions of one principal; 100.
     pub max_durable_sessions: usize,
-    /// Longest session expiry in seconds; no limit.
+    /// Longest session expiry in seconds, also of 3.1.1, which names none; 90 days.
     pub max_session_expiry: u32,
     /// Connections at once; 100,000.
     pub max_connections: usize,
@@ -56,7 +56,7 @@ impl Default for Config {
             stored_bytes: 1 << 30,
             max_subscriptions: 10_000,
             max_durable_sessions: 100,
-            max_session_expiry: u32::MAX,
+            max_session_expiry: 90 * 86_400,
             max_connections: 100_000,
         }
     }

@@ -170,6 +170,22 @@ pub struct Revoked<S> {
     pub woken: Option<LinkId>,
 }
 
+/// A session as it stands.
+pub struct Look<S> {
+    /// Whose.
+    pub key: Key,
+    /// Its seat.
+    pub seat: S,
+    /// Whether it outlives its connection.
+    pub durable: bool,
+    /// Whether a connection has it.
+    pub held: bool,
+    /// When it ends if no connection goes on with it.
+    pub ends_ms: Option<u64>,
+    /// Whether it has a will.
+    pub will: bool,
+}
+
 impl<S, W> Default for Entries<S, W> {
     fn default() -> Self {
         Self { all: BTreeMap::new(), deadlines: BTreeSet::new() }
@@ -305,15 +321,32 @@ impl<S: Clone, W> Entries<S, W> {
         self.all.get(key).is_some_and(|entry| entry.durable)
     }
 
-    /// The seat of a session.
-    pub fn seat(&self, key: &Key) -> Option<&S> {
-        self.all.get(key).map(|entry| &entry.seat)
+    /// The sessions behind a key, of all or of one principal, in order.
+    pub fn behind<'a>(&'a self, subject: Option<&'a str>, after: Option<&Key>) -> impl Iterator<Item = Look<S>> + 'a {
+        let first = subject.map(first_of);
+        let from = match (after, &first) {
+            (Some(after), Some(first)) if after < first => Bound::Included(first),
+            (Some(after), _) => Bound::Excluded(after),
+            (None, Some(first)) => Bound::Included(first),
+            (None, None) => Bound::Unbounded,
+        };
+        let behind = self.all.range::<Key, _>((from, Bound::Unbounded));
+        behind
+            .take_while(move |(key, _)| subject.is_none_or(|subject| *key.0 == *subject))
+            .map(|(key, entry)| entry.look(key))
     }
 
-    /// The sessions behind a key, in order.
-    pub fn behind(&self, after: Option<&Key>) -> impl Iterator<Item = (&Key, &S)> {
-        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        self.all.range::<Key, _>((from, Bound::Unbounded)).map(|(key, entry)| (key, &entry.seat))
+    /// One session.
+    pub fn look(&self, key: &Key) -> Option<Look<S>> {
+        self.all.get(key).map(|entry| entry.look(key))
+    }
+
+    /// Ends a session before its time; gives its seat and a connection that has to arrive again.
+    pub fn end(&mut self, key: &Key) -> Option<(Due<S, W>, S, Option<LinkId>)> {
+        let mut entry = self.take_out(key)?;
+        let will = entry.take_will().map(|will| will.what);
+        let (seat, woken) = (entry.seat.clone(), entry.next);
+        Some((Due::End { key: key.clone(), seat: entry.seat, will, after: entry.busy }, seat, woken))
     }
 
     /// All sessions: whose, the seat, and whether a connection has it.
@@ -346,6 +379,14 @@ impl<S: Clone, W> Entries<S, W> {
             self.deadlines.insert((at, key.clone()));
         }
         self.all.insert(key.clone(), entry);
+    }
+}
+
+impl<S: Clone, W> Entry<S, W> {
+    fn look(&self, key: &Key) -> Look<S> {
+        let (held, ends_ms) = (self.holder().is_some(), self.ends_ms());
+        let Entry { seat, durable, .. } = self;
+        Look { key: key.clone(), seat: seat.clone(), durable: *durable, held, ends_ms, will: self.has_will() }
     }
 }
 

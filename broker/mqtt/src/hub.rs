@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tavi_core::metrics::{Outcome, Protocol};
 use tavi_core::permit::Action;
 use tavi_core::topics::Subscriber;
@@ -15,7 +15,7 @@ use tavi_store::{Op, Owner, PageBound, QueuePage, StoreError};
 use tokio::sync::{Notify, oneshot, watch};
 
 use crate::config::Config;
-use crate::entry::{Arrival, Due, Entrance, Entries, Former, Key, LastWill, LinkId};
+use crate::entry::{Arrival, Due, Entrance, Entries, Former, Key, LastWill, LinkId, Look};
 use crate::kept::{KeptSeat, Recalled};
 use crate::packet::{Connect, Reason, Will};
 use crate::place::Turn;
@@ -46,8 +46,8 @@ pub struct Hub {
 }
 
 #[derive(Default)]
-struct Sessions {
-    entries: Entries<Seat, Box<Will>>,
+pub(crate) struct Sessions {
+    pub(crate) entries: Entries<Seat, Box<Will>>,
     links: LinkId,
     waiting: HashMap<LinkId, oneshot::Sender<()>>,
     /// Wills that wait until what their connections began is done.
@@ -63,7 +63,7 @@ struct Parted {
 }
 
 impl Sessions {
-    fn wake(&mut self, links: impl IntoIterator<Item = LinkId>) {
+    pub(crate) fn wake(&mut self, links: impl IntoIterator<Item = LinkId>) {
         for link in links {
             // Whoever is not there any more gave up, or is about to.
             self.waiting.remove(&link).map(|waiting| waiting.send(()));
@@ -432,6 +432,16 @@ impl Hub {
     fn do_next(self: &Arc<Self>, now_ms: u64) -> bool {
         let mut sessions = self.sessions.lock();
         let Some(due) = sessions.entries.due(now_ms) else { return false };
+        if let Due::End { key, seat, .. } = &due {
+            let stored = seat.kept().map_or(0, |seat| seat.size().rows);
+            tracing::info!(subject = key.0, client = key.1, stored, "an MQTT session ends: its client stayed away");
+        }
+        self.act(&mut sessions, due);
+        true
+    }
+
+    /// Does what is due; the caller holds the lock on the sessions.
+    pub(crate) fn act(self: &Arc<Self>, sessions: &mut Sessions, due: Due<Seat, Box<Will>>) {
         let mut ops = Vec::new();
         let (key, seat, will, after) = match due {
             Due::Will { key, seat, will, after } => {
@@ -448,11 +458,10 @@ impl Hub {
         match will {
             Some(will) => {
                 let parted = self.part_with((seat.principal(), &owner), will, ops);
-                self.publish_after(&mut sessions, after, parted);
+                self.publish_after(sessions, after, parted);
             }
             None => drop(self.commit(&owner, ops)),
         }
-        true
     }
 
     /// Waits until something is due and does it; returns earlier if something else is due sooner.
@@ -530,15 +539,24 @@ impl Hub {
         self.sessions.lock().entries.each().filter_map(|(_, seat, _)| seat.kept().cloned()).collect()
     }
 
-    /// The seats of so many sessions behind a key.
-    pub(crate) fn seats_behind(&self, after: Option<&Key>, limit: usize) -> Vec<(Key, Seat)> {
-        let sessions = self.sessions.lock();
-        sessions.entries.behind(after).take(limit).map(|(key, seat)| (key.clone(), seat.clone())).collect()
+    /// So many sessions behind a key, of all or of one principal.
+    pub(crate) fn looks_behind(&self, subject: Option<&str>, after: Option<&Key>, limit: usize) -> Vec<Look<Seat>> {
+        self.sessions.lock().entries.behind(subject, after).take(limit).collect()
+    }
+
+    /// One session.
+    pub(crate) fn look(&self, key: &Key) -> Option<Look<Seat>> {
+        self.sessions.lock().entries.look(key)
+    }
+
+    /// The lock under which all that is committed for a key is committed.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Sessions> {
+        self.sessions.lock()
     }
 
     /// The durable session of a client, if it has one.
     pub fn kept(&self, subject: &str, client_id: &str) -> Option<Arc<KeptSeat>> {
-        self.sessions.lock().entries.seat(&(subject.into(), client_id.into()))?.kept().cloned()
+        self.look(&(subject.into(), client_id.into()))?.seat.kept().cloned()
     }
 
     /// Publications that wait in memory for connected clients, all together.

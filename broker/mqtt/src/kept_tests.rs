@@ -110,7 +110,7 @@ impl World {
 
     fn publishes(&mut self, qos: Qos) {
         self.last += 1;
-        let expires_ms = (self.last % 3 == 0).then_some(self.now_ms + self.last % 5 * 10_000);
+        let expires_ms = self.last.is_multiple_of(3).then_some(self.now_ms + self.last % 5 * 10_000);
         self.expires.extend(expires_ms.map(|at_ms| (self.last, at_ms)));
         let publication = Arc::new(Publication {
             id: self.last,

@@ -3,7 +3,7 @@
 //! Inside out: `frame` and `walk` prove a packet's bytes, `codec` decodes them, `publish` shares one encoded body among
 //! all receivers, `reply` writes the broker's packets. `session` and `flight` are the protocol; `client` puts a session
 //! on the core's topics; `entry` decides who has a session and when it ends, `hub` does it; `seat`, `kept`, `place`, `granted`,
-//! `record` and `restart` are what outlives a connection.
+//! `record` and `restart` are what outlives a connection; `operator` is what an administrator sees of it.
 //! `greet` lets a client in, `conn` drives it over a stream, `listener` accepts.
 
 pub mod client;
@@ -19,6 +19,7 @@ pub mod greet;
 pub mod hub;
 pub mod kept;
 mod listener;
+pub mod operator;
 pub mod packet;
 mod place;
 pub mod publish;

@@ -3,11 +3,12 @@
 use crate::{
     people::{self, new_secret, store_failed},
     removal::Removals,
+    sessions,
     tokens::device_record,
 };
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::Instant,
 };
 use tavi_core::{
@@ -19,7 +20,7 @@ use tavi_enrol::{
     DeviceId,
     admin::{
         AddedDevice, ApiError, DeviceList, DeviceRow, ErrorCode, GrantList, GrantRow, NewDevice, NewGrant, NewPassword,
-        NewUser, Removed, Status, UserList, UserPassword,
+        NewUser, Removed, SessionDetail, SessionList, Status, UserList, UserPassword,
     },
     device::{DeviceName, DeviceRecord, DeviceState},
     grant::Grant,
@@ -41,6 +42,8 @@ pub struct Office {
     removals: Arc<Removals>,
     /// One registration at a time: names are unique.
     registering: Mutex<Names>,
+    /// There from when the front ends have started.
+    mqtt: OnceLock<Arc<tavi_mqtt::Hub>>,
 }
 
 /// The names of devices and whose they are; read from the store when the first device is added, then kept.
@@ -49,7 +52,24 @@ struct Names(Option<HashMap<DeviceName, DeviceId>>);
 
 impl Office {
     pub fn new(parts: Parts, removals: Arc<Removals>, listeners: BTreeMap<String, String>) -> Office {
-        Office { parts, removals, listeners, started: Instant::now(), registering: Mutex::default() }
+        Office {
+            parts,
+            removals,
+            listeners,
+            started: Instant::now(),
+            registering: Mutex::default(),
+            mqtt: OnceLock::new(),
+        }
+    }
+
+    /// The MQTT front end has started.
+    pub fn set_mqtt(&self, hub: Arc<tavi_mqtt::Hub>) {
+        // There is one in a process.
+        _ = self.mqtt.set(hub);
+    }
+
+    fn mqtt(&self) -> Outcome<&Arc<tavi_mqtt::Hub>> {
+        self.mqtt.get().ok_or_else(|| ApiError::new(ErrorCode::Unavailable, "the broker is still starting"))
     }
 
     fn device_jid(&self, id: DeviceId) -> Outcome<BareJid> {
@@ -272,6 +292,20 @@ impl Admin for Office {
         let (subject, rights, filter) = (&*gone.subject, &gone.rights, &*gone.filter);
         tracing::info!(target: AUDIT, subject, %rights, filter, "the administrator removed a grant");
         grant_row(&gone)
+    }
+
+    async fn sessions(&self, query: ListQuery) -> Outcome<SessionList> {
+        sessions::list(self.mqtt()?, &query)
+    }
+
+    async fn session(&self, subject: String, client: String) -> Outcome<SessionDetail> {
+        sessions::show(self.mqtt()?, subject, client)
+    }
+
+    async fn end_session(&self, subject: String, client: String) -> Outcome<Removed> {
+        let ended = sessions::end(self.mqtt()?, subject.clone(), client.clone()).await?;
+        tracing::info!(target: AUDIT, subject, client, "the administrator ended an MQTT session");
+        Ok(ended)
     }
 }
 

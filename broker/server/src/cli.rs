@@ -28,6 +28,11 @@ pub enum Command {
         #[command(subcommand)]
         command: UserCommand,
     },
+    /// Shows and ends the MQTT sessions of a running broker, also of clients that are away.
+    Session {
+        #[command(subcommand)]
+        command: SessionCommand,
+    },
     /// Exports, imports, checks or moves the store of a stopped broker.
     Store {
         #[command(subcommand)]
@@ -129,6 +134,54 @@ pub enum UserCommand {
         jid: String,
         #[command(flatten)]
         place: Place,
+    },
+}
+
+/// Options of every command that needs a running broker.
+#[derive(Args, Clone)]
+pub struct Running {
+    /// Data folder of the broker.
+    #[arg(long, value_name = "DIR", default_value = "./tavi-data")]
+    pub data: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Subcommand)]
+pub enum SessionCommand {
+    /// Lists MQTT sessions, in the order of their addresses and client ids.
+    List {
+        /// Only those of this person, device or bot, such as juliet@localhost.
+        #[arg(long, value_name = "ADDRESS")]
+        of: Option<String>,
+        /// At most so many, 1 to 1,000; the answer tells where the next ones begin [default: all].
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
+        limit: Option<u16>,
+        /// Only those behind this one, as an earlier answer named it: ADDRESS/CLIENT.
+        #[arg(long, value_name = "NEXT")]
+        after: Option<String>,
+        #[command(flatten)]
+        running: Running,
+    },
+    /// Shows one MQTT session and what it subscribes to.
+    Show {
+        /// Whose, such as juliet@localhost.
+        address: String,
+        /// The client id.
+        client: String,
+        #[command(flatten)]
+        running: Running,
+    },
+    /// Ends an MQTT session: its client, if connected, is told to go, its will is published, and what is stored for it
+    /// goes. The client may come back with a new session.
+    End {
+        /// Whose.
+        address: String,
+        /// The client id.
+        client: String,
+        #[command(flatten)]
+        running: Running,
     },
 }
 

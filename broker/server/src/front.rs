@@ -38,6 +38,7 @@ pub struct Fronts {
 /// Starts everything that listens.
 pub async fn start(start: Start<'_>, open: Vec<(Key, Open)>) -> Result<Fronts> {
     let mqtt = tavi_mqtt::Hub::recall(start.node.clone(), start.config.limits.mqtt()).await?;
+    start.office.set_mqtt(mqtt.clone());
     let bots = tavi_bots::Bots::start(start.node.clone(), start.config.bots.clone()).await?;
     if let Err(error) = bots.watch() {
         tracing::warn!(%error, "changes of bots are read on SIGHUP only");

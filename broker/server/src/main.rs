@@ -13,6 +13,7 @@ mod memory;
 mod people;
 mod removal;
 mod serve;
+mod sessions;
 mod signals;
 mod stored;
 mod tls;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         None => serve(&cli.serve),
         Some(Command::Serve(args)) => serve(&args),
         Some(Command::User { command }) => users::run(command),
+        Some(Command::Session { command }) => sessions::run(command),
         Some(Command::Store { command }) => stored::run(command),
     };
     match outcome {

@@ -1,8 +1,9 @@
-//! The end-to-end tests, against the real program: each scenario file is played, and the floods.
+//! The end-to-end tests, against the real program: each scenario file is played, the floods, and what an operator does.
 
 #![allow(clippy::print_stdout, reason = "the floods tell what they measured")]
 
 mod floods;
+mod sessions;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

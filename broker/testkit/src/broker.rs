@@ -165,6 +165,16 @@ impl Broker {
         answer(&mut command, "")
     }
 
+    /// Runs `tavi … --data DATA --json` and returns its answer.
+    ///
+    /// # Errors
+    /// The program fails; what it said is in the error.
+    pub fn tavi(&self, arguments: &[&str]) -> anyhow::Result<Value> {
+        let mut command = Command::new(program("tavi")?);
+        command.args(arguments).arg("--data").arg(self.data()).arg("--json");
+        answer(&mut command, "")
+    }
+
     /// Puts a bot's script where the running broker looks for it, whole at once.
     ///
     /// # Errors

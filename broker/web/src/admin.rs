@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 use tavi_enrol::DeviceId;
 use tavi_enrol::admin::{
     AddedDevice, ApiError, DeviceList, DeviceRow, ErrorCode, GrantList, GrantRow, MAX_REQUEST, NewDevice, NewGrant,
-    NewPassword, NewUser, Removed, Status, UserList, UserPassword,
+    NewPassword, NewUser, Removed, SessionDetail, SessionList, Status, UserList, UserPassword,
 };
 use tavi_enrol::route::{ListQuery, Route};
 use tokio::time::timeout;
@@ -61,6 +61,13 @@ pub trait Admin: Send + Sync + 'static {
     fn add_grant(&self, grant: NewGrant) -> impl Future<Output = Outcome<GrantRow>> + Send;
     /// Removes a grant by the id of its row; takes effect on live sessions at once.
     fn remove_grant(&self, id: String) -> impl Future<Output = Outcome<GrantRow>> + Send;
+
+    /// A page of the MQTT sessions, of all or of one subject.
+    fn sessions(&self, query: ListQuery) -> impl Future<Output = Outcome<SessionList>> + Send;
+    /// One MQTT session; [`ErrorCode::NotFound`] if there is none.
+    fn session(&self, subject: String, client: String) -> impl Future<Output = Outcome<SessionDetail>> + Send;
+    /// Ends an MQTT session, its client connected or not.
+    fn end_session(&self, subject: String, client: String) -> impl Future<Output = Outcome<Removed>> + Send;
 }
 
 /// Serves the admin API until `stop` is ready.
@@ -101,6 +108,9 @@ impl<A: Admin> Api<A> {
             (Method::GET, Route::Grants) => ok(admin.grants(list_query(&request)?).await),
             (Method::POST, Route::Grants) => created(admin.add_grant(body(request).await?).await),
             (Method::DELETE, Route::Grant(id)) => ok(admin.remove_grant(id).await),
+            (Method::GET, Route::Sessions) => ok(admin.sessions(list_query(&request)?).await),
+            (Method::GET, Route::Session(subject, client)) => ok(admin.session(subject, client).await),
+            (Method::DELETE, Route::Session(subject, client)) => ok(admin.end_session(subject, client).await),
             (method, _) => Ok(wrong_method(&method, allowed)),
         }
     }
@@ -121,7 +131,7 @@ fn refusal(error: &ApiError) -> Reply {
 
 fn no_such_path(path: &str) -> ApiError {
     ApiError::new(ErrorCode::NotFound, format!("the admin API has no {path}"))
-        .hint("it has /v1/status, /v1/users, /v1/devices and /v1/grants")
+        .hint("it has /v1/status, /v1/users, /v1/devices, /v1/grants and /v1/sessions")
 }
 
 /// RFC 9110 §15.5.6: a 405 names the methods that there are.

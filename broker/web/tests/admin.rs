@@ -77,6 +77,18 @@ impl Admin for Fake {
     async fn remove_grant(&self, id: String) -> Outcome<GrantRow> {
         missing(&id)
     }
+
+    async fn sessions(&self, query: ListQuery) -> Outcome<SessionList> {
+        Ok(SessionList { sessions: Vec::new(), next: query.after })
+    }
+
+    async fn session(&self, subject: String, client: String) -> Outcome<SessionDetail> {
+        missing(&format!("{subject} {client}"))
+    }
+
+    async fn end_session(&self, subject: String, client: String) -> Outcome<Removed> {
+        Ok(Removed { removed: format!("{subject} {client}") })
+    }
 }
 
 struct Broker {
@@ -190,4 +202,16 @@ async fn a_request_that_breaks_off_changes_nothing_and_hurts_nobody() {
     tokio::io::AsyncWriteExt::write_all(&mut stream, half).await.unwrap();
     drop(stream);
     assert_eq!(broker.ask("GET /v1/users").await.0, 200);
+}
+
+#[tokio::test]
+async fn sessions_are_listed_and_ended_by_subject_and_client() {
+    let broker = Broker::start();
+    let next = r#"{"sessions":[],"next":"ann@localhost/tele/phone"}"#;
+    let list = broker.ask("GET /v1/sessions?after=ann%40localhost%2Ftele%2Fphone&limit=3").await;
+    assert_eq!(list, (200, next.into()));
+    let ended = broker.ask("DELETE /v1/sessions/ann%40localhost/tele%2Fphone").await;
+    assert_eq!(ended, (200, r#"{"removed":"ann@localhost tele/phone"}"#.into()));
+    assert_eq!(broker.ask("GET /v1/sessions/ann%40localhost/x").await.0, 404);
+    assert_eq!(broker.ask("DELETE /v1/sessions").await.0, 405);
 }

@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use tavi_enrol::DeviceId;
 use tavi_enrol::admin::{
     AddedDevice, ApiError, DeviceList, DeviceRow, ErrorCode, GrantList, GrantRow, MAX_ANSWER, NewDevice, NewGrant,
-    NewPassword, NewUser, Removed, SOCKET_NAME, Status, UserList, UserPassword,
+    NewPassword, NewUser, Removed, SOCKET_NAME, SessionDetail, SessionList, Status, UserList, UserPassword,
 };
 use tavi_enrol::route::{ListQuery, Route};
 use tokio::net::UnixStream;
@@ -142,6 +142,21 @@ impl Client {
     /// Removes the grant with this row id.
     pub async fn remove_grant(&self, id: &str) -> Answer<GrantRow> {
         self.delete(Route::Grant(id.into())).await
+    }
+
+    /// A page of the MQTT sessions.
+    pub async fn sessions_page(&self, query: &ListQuery) -> Answer<SessionList> {
+        self.list(Route::Sessions, query).await
+    }
+
+    /// One MQTT session.
+    pub async fn session(&self, subject: &str, client: &str) -> Answer<SessionDetail> {
+        self.get(Route::Session(subject.into(), client.into())).await
+    }
+
+    /// Ends an MQTT session; what is stored for it goes.
+    pub async fn end_session(&self, subject: &str, client: &str) -> Answer<Removed> {
+        self.delete(Route::Session(subject.into(), client.into())).await
     }
 
     async fn get<T: DeserializeOwned>(&self, route: Route) -> Answer<T> {

@@ -162,6 +162,62 @@ pub struct GrantRow {
     pub note: Option<String>,
 }
 
+/// `GET /v1/sessions`: MQTT sessions, also those whose client is away, in a stable order, page by page.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SessionList {
+    /// One row each.
+    pub sessions: Vec<SessionRow>,
+    /// What to ask for as `after` ([`crate::route::ListQuery`]) to get the next rows; none behind the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// One MQTT session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionRow {
+    /// Whose: a bare JID.
+    pub subject: String,
+    /// The client id.
+    pub client: String,
+    /// Whether the client is connected.
+    pub connected: bool,
+    /// Whether it outlives its connection.
+    pub durable: bool,
+    /// In how many seconds it ends if the client does not come back; none while it is connected, or if it never ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ends_in: Option<u64>,
+    /// How many subscriptions it has; known of durable sessions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subscriptions: Option<u64>,
+    /// How many deliveries are stored for it.
+    pub stored: u64,
+    /// How many bytes they have.
+    pub stored_bytes: u64,
+    /// How many deliveries wait for it in memory.
+    pub waiting: u64,
+    /// Whether a will is published if the client does not come back, or is cut off.
+    pub will: bool,
+}
+
+/// `GET /v1/sessions/SUBJECT/CLIENT`: one session with what it subscribes to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionDetail {
+    /// The session.
+    #[serde(flatten)]
+    pub session: SessionRow,
+    /// The first 1,000 subscriptions of a durable session.
+    pub filters: Vec<SessionFilter>,
+}
+
+/// One subscription.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionFilter {
+    /// The topic filter.
+    pub filter: String,
+    /// The greatest QoS of its deliveries.
+    pub qos: u8,
+}
+
 /// The answer to a `DELETE`: what was there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Removed {

@@ -21,6 +21,10 @@ pub enum Route {
     Grants,
     /// `DELETE`: one grant, by the id that the broker gave it.
     Grant(String),
+    /// `GET`: MQTT sessions.
+    Sessions,
+    /// `GET`, `DELETE`: one MQTT session, by bare JID and client id.
+    Session(String, String),
 }
 
 impl Route {
@@ -44,6 +48,11 @@ impl Route {
             ("users", 0) => Some(Self::Users),
             ("devices", 0) => Some(Self::Devices),
             ("grants", 0) => Some(Self::Grants),
+            ("sessions", 0) => Some(Self::Sessions),
+            ("sessions", 2) => {
+                let client = rest.pop()?;
+                Some(Self::Session(rest.pop()?, client))
+            }
             ("users", 2) if rest[1] == "password" => Some(Self::UserPassword(rest.swap_remove(0))),
             _ => None,
         }
@@ -52,10 +61,10 @@ impl Route {
     /// The methods that the resource has, as in an `Allow` header (RFC 9110 §10.2.1).
     pub fn methods(&self) -> &'static str {
         match self {
-            Self::Status => "GET",
+            Self::Status | Self::Sessions => "GET",
             Self::Users | Self::Devices | Self::Grants => "GET, POST",
             Self::UserPassword(_) => "PUT",
-            Self::Device(_) => "GET, DELETE",
+            Self::Device(_) | Self::Session(..) => "GET, DELETE",
             Self::User(_) | Self::Grant(_) => "DELETE",
         }
     }
@@ -73,6 +82,8 @@ impl fmt::Display for Route {
             Self::Device(id) => write!(f, "/v1/devices/{}", Segment(id)),
             Self::Grants => f.write_str("/v1/grants"),
             Self::Grant(id) => write!(f, "/v1/grants/{}", Segment(id)),
+            Self::Sessions => f.write_str("/v1/sessions"),
+            Self::Session(subject, client) => write!(f, "/v1/sessions/{}/{}", Segment(subject), Segment(client)),
         }
     }
 }
@@ -87,7 +98,7 @@ pub struct ListQuery {
     pub after: Option<String>,
     /// At most so many rows; [`MAX_ROWS`] if it is not said.
     pub limit: Option<usize>,
-    /// Of grants: only those of this subject, which the broker normalises.
+    /// Of grants and sessions: only those of this subject, which the broker normalises.
     pub subject: Option<String>,
 }
 
@@ -196,18 +207,19 @@ mod tests {
 
     proptest! {
         #[test]
-        fn routes_round_trip(id in "\\PC{1,30}|[%/.a]{1,8}", kind in 0..4) {
+        fn routes_round_trip(id in "\\PC{1,30}|[%/.a]{1,8}", kind in 0..5) {
             let route = match kind {
                 0 => Route::User(id),
                 1 => Route::UserPassword(id),
                 2 => Route::Device(id),
+                3 => Route::Session("ann@localhost".into(), id),
                 _ => Route::Grant(id),
             };
             prop_assert_eq!(Route::parse(&route.to_string()), Some(route));
         }
 
         #[test]
-        fn any_path_is_read_or_refused(path in "/v1/(users|grants)/[a%0-9f/]{0,12}") {
+        fn any_path_is_read_or_refused(path in "/v1/(users|grants|sessions)/[a%0-9f/]{0,12}") {
             if let Some(route) = Route::parse(&path) {
                 prop_assert_eq!(Route::parse(&route.to_string()), Some(route));
             }

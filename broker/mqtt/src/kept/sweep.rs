@@ -32,10 +32,10 @@ impl Hub {
 
     /// One step over the sessions behind `after`; gives where the next one goes on.
     pub async fn sweep(&self, after: Option<Key>) -> Option<Key> {
-        let seats = self.seats_behind(after.as_ref(), SESSIONS);
-        let last = if seats.len() < SESSIONS { None } else { seats.last().map(|(key, _)| key.clone()) };
+        let found = self.looks_behind(None, after.as_ref(), SESSIONS);
+        let last = if found.len() < SESSIONS { None } else { found.last().map(|look| look.key.clone()) };
         let mut pages = PAGES;
-        for seat in seats.iter().filter_map(|(_, seat)| seat.kept()) {
+        for seat in found.iter().filter_map(|look| look.seat.kept()) {
             while pages > 0 {
                 match seat.sweep_once(self.now_ms()).await {
                     Ok(true) => pages -= 1,

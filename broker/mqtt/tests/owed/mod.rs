@@ -300,3 +300,72 @@ async fn what_waits_in_memory_is_not_delivered_when_the_right_is_gone() {
         assert_eq!(reader.hears(), NOTHING);
     }
 }
+
+#[tokio::test]
+async fn an_operator_ends_a_session_with_all_that_is_kept_and_its_will_is_published() {
+    let world = World::new().await;
+    let mut watcher = world.old("watcher", clean()).await;
+    watcher.subscribes(1, "home/#", 0);
+    watcher.hears();
+    let connect = Connect { will: with_will("home/will", "gone", 600), ..durable() };
+    let key = ("reader@localhost".into(), "reader".into());
+    let topics = world.hub.node().parts.topics.clone();
+    for away in [true, false] {
+        let before = topics.counts().0;
+        let mut reader = world.new_style("reader", connect.clone()).await;
+        reader.subscribes(1, "home/+", 1);
+        reader.hears();
+        if away {
+            reader.is_cut();
+            world.old("pump", clean()).await.publishes(1, 1, "home/a", "kept");
+            assert_eq!(watcher.hears(), ["PUBLISH q0 home/a=kept"]);
+        }
+        let (info, filters) = world.hub.session(&key).unwrap();
+        assert_eq!((info.connected, info.stored.rows, filters.len()), (!away, u64::from(away), 1));
+        assert!(info.will && info.durable && info.ends_in_ms == away.then_some(3_600_000));
+        world.hub.end_session(&key).unwrap().complete().await.unwrap();
+        if !away {
+            assert_eq!(reader.hears(), ["DISCONNECT 0x98"]);
+        }
+        world.settle().await;
+        assert_eq!(watcher.hears(), ["PUBLISH q0 home/will=gone"], "away: {away}");
+        assert!(world.hub.session(&key).is_none() && world.hub.end_session(&key).is_none());
+        let owner = Owner::mqtt("reader@localhost", "reader");
+        let records = world.store.list(&owner, tavi_store::Table::Session, None, 10).await.unwrap();
+        assert!(records.is_empty() && world.store.queue_size(&owner).await.unwrap().rows == 0, "{records:?}");
+        assert_eq!(topics.counts().0, before);
+    }
+    assert_eq!(world.new_style("reader", durable()).await.hears(), ["CONNACK new"]);
+}
+
+#[tokio::test]
+async fn sessions_are_listed_page_by_page() {
+    let world = World::new().await;
+    let mut actors = Vec::new();
+    for (name, client_id) in [("b", "2"), ("a", "1"), ("b", "1"), ("c", "x")] {
+        actors.push(world.join_as(name, client_id, Version::V5, durable()).await);
+    }
+    let list = |subject: Option<&str>, after: Option<(&str, &str)>, limit| -> Vec<String> {
+        let after = after.map(|(subject, client)| (subject.into(), client.into()));
+        let found = world.hub.sessions(subject, after.as_ref(), limit);
+        found.iter().map(|info| format!("{}/{}", info.key.0, info.key.1)).collect()
+    };
+    assert_eq!(list(None, None, 3), ["a@localhost/1", "b@localhost/1", "b@localhost/2"]);
+    assert_eq!(list(None, Some(("b@localhost", "1")), 3), ["b@localhost/2", "c@localhost/x"]);
+    assert_eq!(list(Some("b@localhost"), None, 9), ["b@localhost/1", "b@localhost/2"]);
+    assert_eq!(list(Some("b@localhost"), Some(("b@localhost", "1")), 9), ["b@localhost/2"]);
+    assert_eq!(list(Some("b@localhost"), Some(("a@localhost", "1")), 9), ["b@localhost/1", "b@localhost/2"]);
+    assert!(list(Some("b@localhost"), Some(("c@localhost", "1")), 9).is_empty());
+}
+
+#[tokio::test]
+async fn a_session_of_an_old_client_ends_when_the_bound_is_over() {
+    let world = World::new().await;
+    let mut reader = world.old("reader", durable()).await;
+    reader.subscribes(1, "home/#", 1);
+    reader.is_cut();
+    world.pass(90 * 86_400 - 1).await;
+    assert!(world.hub.kept("reader@localhost", "reader").is_some());
+    world.pass(1).await;
+    assert!(world.hub.kept("reader@localhost", "reader").is_none());
+}
