@@ -1,11 +1,12 @@
 //! Start-up: durable sessions come back from the store, and what the last process left unfinished is finished.
 
+use std::future::poll_fn;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use tavi_core::permit::Action;
 use tavi_core::topics::{Draft, SubOptions, Subscriber};
-use tavi_core::{Node, Principal};
+use tavi_core::{Node, Principal, Ticket, TicketQueue};
 use tavi_store::id::time_of;
 use tavi_store::{Commit, Op, Owner, PageBound, Row, StoreError, Table};
 
@@ -48,9 +49,7 @@ impl Hub {
         chores.extend(hub.bring_back(found, &mut saves).await?);
         saves.land().await?;
         // Only now is everybody subscribed who has to get what is published here.
-        for chore in chores {
-            hub.finish(chore).await?;
-        }
+        hub.finish_all(chores).await?;
         hub.recount().await?;
         Ok(hub)
     }
@@ -150,29 +149,55 @@ impl Hub {
         Some(Granted { stream, wanted: record.wanted, item: Some(item.clone()) })
     }
 
-    async fn finish(&self, chore: Chore) -> Result<(), StoreError> {
-        let Chore { owner, principal, session, inbound, wills, buried } = chore;
-        let mut ops = Vec::new();
+    /// Many wait for one sync of the disk, in order.
+    async fn finish_all(self: &Arc<Self>, chores: Vec<Chore>) -> Result<(), StoreError> {
+        let mut open = TicketQueue::default();
+        for chore in chores {
+            open.push(self.finish(chore), (), 0);
+            while open.len() > FINISHED_AT_ONCE {
+                finish_first(&mut open).await?;
+            }
+        }
+        while !open.is_empty() {
+            finish_first(&mut open).await?;
+        }
+        Ok(())
+    }
+
+    /// Publishes what is left to be published for a session; when that is saved, so is that it is done.
+    fn finish(self: &Arc<Self>, chore: Chore) -> Ticket {
+        let Chore { owner, principal, session, mut inbound, wills, buried } = chore;
+        let (mut ticket, mut ops) = (Ticket::done(), Vec::new());
+        inbound.sort_by_key(|(_, inbound)| inbound.id);
         for (packet_id, inbound) in inbound {
             let Some((body, retain)) = inbound.unfinished else { continue };
             // semantics.md, order: what was saved, but perhaps not fanned out, is published under its id again.
             let begun_ms = time_of(inbound.id);
             let mut draft = render::draft(body.topic().into(), &body, Qos::ExactlyOnce, retain, begun_ms);
             (draft.id, draft.from_session) = (Some(inbound.id), session);
-            self.publish_again(&principal, draft).await?;
+            ticket.join(self.publish_again(&principal, draft));
             let done = Inbound { id: inbound.id, unfinished: None };
             ops.push(record::put(&record::inbound_item(packet_id), done.encode()));
         }
         for (item, will) in wills {
             let draft = render::draft(will.body.topic().into(), &will.body, will.qos, will.retain, self.now_ms());
-            self.publish_again(&principal, draft).await?;
+            ticket.join(self.publish_again(&principal, draft));
             ops.push(record::delete(&item));
         }
         if buried {
             // A clean session that the end of the process cut, or a durable one that has expired.
             ops = vec![Op::Purge];
         }
-        if ops.is_empty() { Ok(()) } else { self.node().parts.store.commit(&owner, ops).await }
+        let hub = self.clone();
+        // One commit takes a bounded number of operations.
+        let save = move || ops.chunks(1000).map(|ops| hub.node().parts.store.commit(&owner, ops.to_vec())).collect();
+        ticket.save_next(Box::new(save));
+        ticket
+    }
+
+    /// What is not permitted any more is not published any more.
+    fn publish_again(&self, principal: &Principal, draft: Draft) -> Ticket {
+        self.node().parts.topics.publish_as(principal, Action::Publish, draft).unwrap_or_default()
     }
 
     /// Rows that the last process had saved already were saved once more.
@@ -182,11 +207,13 @@ impl Hub {
         }
         Ok(())
     }
+}
 
-    async fn publish_again(&self, principal: &Principal, draft: Draft) -> Result<(), StoreError> {
-        // What is not permitted any more is not published any more.
-        self.node().parts.topics.publish_as(principal, Action::Publish, draft).unwrap_or_default().complete().await
-    }
+/// Sessions whose last things are on their way to the disk at once.
+const FINISHED_AT_ONCE: usize = 1_024;
+
+async fn finish_first(open: &mut TicketQueue<()>) -> Result<(), StoreError> {
+    poll_fn(|cx| open.poll_next(cx)).await.map_or(Ok(()), |((), finished)| finished)
 }
 
 /// What is saved for all sessions together, so that a start does not wait for the disk once for each.

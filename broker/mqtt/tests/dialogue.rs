@@ -4,6 +4,7 @@
 mod order;
 mod owed;
 mod stage;
+mod start;
 
 use stage::{Connect, World, clean, durable, with_will};
 use std::sync::Arc;

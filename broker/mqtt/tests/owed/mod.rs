@@ -369,3 +369,15 @@ async fn a_session_of_an_old_client_ends_when_the_bound_is_over() {
     world.pass(1).await;
     assert!(world.hub.kept("reader@localhost", "reader").is_none());
 }
+
+#[tokio::test]
+async fn a_release_of_something_unknown_opens_no_room() {
+    let world = World::with(Config { receive_maximum: 2, ..Config::default() }).await;
+    let mut pump = world.new_style("pump", durable()).await;
+    pump.publishes(2, 1, "home/a", "x");
+    pump.publishes(2, 2, "home/a", "x");
+    pump.pubrel(99);
+    assert_eq!(pump.hears(), ["CONNACK new", "PUBREC #1", "PUBREC #2", "PUBCOMP #99 0x92"]);
+    pump.publishes(2, 3, "home/a", "x");
+    assert_eq!(pump.hears(), ["DISCONNECT 0x93"]);
+}
