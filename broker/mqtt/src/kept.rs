@@ -5,6 +5,7 @@
 //! that a row keeps for life (MQTT 5.0 §4.4), QoS 2 between PUBREC and PUBCOMP, expiry, and the bounds of the queue.
 
 mod expiring;
+mod fleeting;
 mod sweep;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -22,8 +23,9 @@ use crate::flight::successor;
 use crate::granted::Granted;
 use crate::packet::Qos;
 use crate::record::{HEAD, RowHead};
-use crate::seat::{Parcel, Room, drop_count, grade, push_live};
+use crate::seat::{Parcel, Room, drop_count, grade};
 use expiring::Expiring;
+use fleeting::Fleeting;
 
 /// A QoS 1 or 2 delivery that stands in the session's queue.
 #[derive(Clone, Debug)]
@@ -78,8 +80,8 @@ pub struct Sending {
 
 /// What comes next for the connected client.
 pub enum Next {
-    /// What waits in its mailbox.
-    Live,
+    /// This, of QoS 0.
+    Live(Parcel),
     /// This, from the queue.
     Owed(Sending),
     /// The queue had something that is not delivered any more, it has to be deleted.
@@ -101,6 +103,8 @@ pub struct KeptSeat {
 
 struct Kept {
     backlog: Backlog<Owing>,
+    /// QoS 0, while a client is connected.
+    fleeting: Fleeting,
     /// Rows whose commit has not landed.
     coming: BTreeMap<u64, Coming>,
     filled: QueueSize,
@@ -208,6 +212,7 @@ impl KeptSeat {
         let mut kept = self.kept.lock();
         if kept.online.as_ref().is_some_and(|now| Arc::ptr_eq(now, mailbox)) {
             kept.online = None;
+            kept.fleeting = Fleeting::default();
             kept.backlog.page_failed();
             kept.backlog.cut();
             // Nobody reads it now, and it is in the store.
@@ -221,9 +226,10 @@ impl KeptSeat {
         self.kept.lock().online.clone()
     }
 
-    /// How many deliveries wait in memory besides those in the mailbox.
+    /// How many deliveries wait in memory.
     pub fn waiting(&self) -> usize {
-        self.kept.lock().backlog.len()
+        let kept = self.kept.lock();
+        kept.backlog.len() + kept.fleeting.len()
     }
 
     /// Whether this process publishes again what an earlier one began, so that some rows may have been counted twice.
@@ -340,23 +346,15 @@ impl KeptSeat {
         damaged
     }
 
-    /// What comes next. `front` is the id of what waits in the mailbox; `free` tells whether the client may be sent
-    /// something under a packet id, `may` whether it may receive from a topic.
-    pub fn next(
-        &self,
-        front: Option<u64>,
-        free: impl Fn(u16) -> bool,
-        may: impl Fn(&str, bool) -> bool,
-        now_ms: u64,
-    ) -> Next {
+    /// What comes next. `free` tells whether the client may be sent something under a packet id, `may` whether it may
+    /// receive from a topic.
+    pub fn next(&self, free: impl Fn(u16) -> bool, may: impl Fn(&str, bool) -> bool, now_ms: u64) -> Next {
         let mut kept = self.kept.lock();
         let owed = kept.backlog.peek().map(|(id, owing)| (id, owing.packet_id));
-        match (front, owed) {
-            (None, None) => Next::Nothing,
-            // What is in the store goes before.
-            (Some(_), None) if kept.backlog.is_behind() => Next::Nothing,
-            (Some(_), None) => Next::Live,
-            (Some(front), Some((id, _))) if front < id => Next::Live,
+        match (kept.fleeting.first(), owed) {
+            (Some(front), Some((id, _))) if front < id => kept.give_fleeting(),
+            (Some(front), None) if !kept.goes_before(front) => kept.give_fleeting(),
+            (_, None) => Next::Nothing,
             // The window waits where an id is still in use (MQTT 5.0 §2.2.1).
             (_, Some((_, packet_id))) if !free(packet_id) || kept.is_leaving(packet_id) => Next::Nothing,
             _ => kept.give(may, now_ms),
@@ -391,7 +389,7 @@ impl KeptSeat {
     /// Whether the retained values that a subscription found may be read on: when all before them are on their way.
     pub fn wants_granted(&self) -> bool {
         let kept = self.kept.lock();
-        kept.granting == 0 && kept.backlog.is_empty() && !kept.backlog.is_behind()
+        kept.granting == 0 && kept.backlog.is_empty() && !kept.backlog.is_behind() && kept.fleeting.is_empty()
     }
 
     /// The row of a retained value that a subscription found, and its place. It is not asked whether there is room:
@@ -414,8 +412,14 @@ impl KeptSeat {
                 self.land(place, &publication, (qos, true));
             } else {
                 self.kept.lock().fail(place);
+                self.wake();
             }
         }
+    }
+
+    /// What was behind something that came, or failed, may go.
+    fn wake(&self) {
+        self.mailbox().iter().for_each(|mailbox| mailbox.wake());
     }
 
     /// What to save for a delivery. `None`: it is on its way already, for instance when a restart repeats an unfinished
@@ -458,6 +462,19 @@ impl KeptSeat {
         }
     }
 
+    /// Something of QoS 0 waits for the client; if none is connected it is dropped.
+    pub fn put_fleeting(&self, parcel: Parcel) {
+        let (dropped, online) = {
+            let mut kept = self.kept.lock();
+            match kept.online.clone() {
+                Some(mailbox) => (kept.fleeting.put(parcel, self.room), Some(mailbox)),
+                None => (1, None),
+            }
+        };
+        drop_count(&self.metrics, dropped);
+        online.iter().for_each(|mailbox| mailbox.wake());
+    }
+
     fn land(&self, place: u64, publication: &Arc<Publication>, (qos, retain): (Qos, bool)) {
         let mut kept = self.kept.lock();
         let Some(Coming { packet_id, size }) = kept.came(place) else { return };
@@ -488,6 +505,7 @@ impl Kept {
         }
         Self {
             backlog,
+            fleeting: Fleeting::default(),
             coming: BTreeMap::new(),
             filled: size,
             expiring: Expiring::new(size.rows > 0),
@@ -586,6 +604,15 @@ impl Kept {
         true
     }
 
+    /// Whether something that is stored goes before the publication `front`: it may be of the same topic.
+    fn goes_before(&self, front: u64) -> bool {
+        self.backlog.is_behind() || self.backlog.first().is_some_and(|first| first < front)
+    }
+
+    fn give_fleeting(&mut self) -> Next {
+        self.fleeting.take().map_or(Next::Nothing, Next::Live)
+    }
+
     fn give(&mut self, may: impl Fn(&str, bool) -> bool, now_ms: u64) -> Next {
         let Some(Given { id, item: owing, repeated }) = self.backlog.next() else { return Next::Nothing };
         let again = self.again.remove(&id);
@@ -661,8 +688,7 @@ impl Subscriber for KeptSeat {
         if qos > Qos::AtMostOnce {
             return self.land(publication.id, publication, (qos, retain));
         }
-        let Some(mailbox) = self.mailbox() else { return drop_count(&self.metrics, 1) };
-        push_live(&mailbox, Parcel { publication: publication.clone(), qos, retain }, &self.metrics);
+        self.put_fleeting(Parcel { publication: publication.clone(), qos, retain });
     }
 
     /// Its row may be in the store, though its publisher was told that it failed: it is not delivered, and deleted.

@@ -215,7 +215,7 @@ impl World {
     fn sends(&mut self) -> bool {
         let Some(link) = &mut self.link else { return false };
         let free = |packet_id| link.flight.len() < WINDOW && !link.flight.contains_key(&packet_id);
-        match self.seat.next(None, free, |_, _| true, self.now_ms) {
+        match self.seat.next(free, |_, _| true, self.now_ms) {
             Next::Owed(Sending { row, owing, dup }) => {
                 assert!(link.flight.insert(owing.packet_id, row).is_none(), "the id is in use");
                 if link.broken {
@@ -236,7 +236,7 @@ impl World {
                 self.commits(vec![op], Saving::Deleted(vec![id]));
                 true
             }
-            Next::Live => panic!("nothing is live here"),
+            Next::Live(_) => panic!("nothing is live here"),
             Next::Nothing => self.reads(),
         }
     }

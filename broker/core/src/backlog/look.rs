@@ -9,6 +9,11 @@ impl<T: Owed> Backlog<T> {
         self.coming.first().is_none_or(|coming| coming > id).then_some((*id, &held.item))
     }
 
+    /// The place of the next item in memory, whether something that is coming goes before it or not.
+    pub fn first(&self) -> Option<u64> {
+        self.waiting.items.first_key_value().map(|(id, _)| *id)
+    }
+
     /// Whether this id is coming, in memory, in flight or being deleted. What is not may still be a stored row, if
     /// [`is_behind`](Self::is_behind).
     pub fn has(&self, id: u64) -> bool {

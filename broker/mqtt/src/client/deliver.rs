@@ -66,33 +66,37 @@ impl Client {
         let Some(parcel) = self.waiting.get(self.next).filter(|parcel| self.session.has_room(parcel.qos)) else {
             return false;
         };
-        let (publication, qos, retain) = (parcel.publication.clone(), parcel.qos, parcel.retain);
+        let parcel = Parcel { publication: parcel.publication.clone(), ..*parcel };
         self.next += 1;
         if self.next == self.waiting.len() {
             self.waiting.clear();
             self.waiting.shrink_to(16);
             self.next = 0;
         }
+        self.write_parcel(&parcel, out);
+        true
+    }
+
+    fn write_parcel(&mut self, parcel: &Parcel, out: &mut Vec<u8>) {
+        let Parcel { publication, qos, retain } = parcel;
         let gone = publication.expired(self.now.wall_ms) || (self.asks() && !self.may_receive(&publication.topic));
-        if gone || !self.write(&publication, Head { qos, retain, ..Head::default() }, 0, out) {
+        let head = Head { qos: *qos, retain: *retain, ..Head::default() };
+        if gone || !self.write(publication, head, 0, out) {
             self.hub.count(Outcome::Dropped, 1);
         }
-        true
     }
 
     /// The next thing that is owed to a durable session, in the order of publication.
     fn write_kept(&mut self, seat: &Arc<KeptSeat>, out: &mut Vec<u8>) -> bool {
-        let front = self.waiting.get(self.next).map(|parcel| parcel.publication.id);
         let session = &self.session;
         let asks = self.asks();
         let next = seat.next(
-            front,
             |packet_id| session.has_room(Qos::AtLeastOnce) && !session.is_open(packet_id),
             |topic, read| !(read || asks) || self.may_receive(topic),
             self.now.wall_ms,
         );
         match next {
-            Next::Live => return self.write_live(out),
+            Next::Live(parcel) => self.write_parcel(&parcel, out),
             Next::Owed(sending) => self.send(seat, sending, out),
             Next::Gone(op) => {
                 self.hub.count(Outcome::Dropped, 1);
@@ -178,7 +182,7 @@ impl Client {
         if self.granting.is_some() {
             return self.land_granted(seat, cx);
         }
-        if self.next < self.waiting.len() || !seat.wants_granted() {
+        if !seat.wants_granted() {
             return Ok(false);
         }
         let Some(granted) = self.granted.front_mut() else { return Ok(false) };
@@ -196,7 +200,7 @@ impl Client {
         if ended {
             self.granted.pop_front();
         }
-        self.waiting.extend(live);
+        live.into_iter().for_each(|parcel| seat.put_fleeting(parcel));
         if !ops.is_empty() {
             self.granting = Some(Granting { commit: self.saver()(ops), rows });
         }

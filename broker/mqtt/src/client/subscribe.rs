@@ -141,7 +141,7 @@ impl Client {
         if self.left {
             return seat.leave_granted(done.rest.into());
         }
-        self.waiting.extend(done.live);
+        done.live.into_iter().for_each(|parcel| seat.put_fleeting(parcel));
         self.granted.extend(done.rest);
     }
 

@@ -42,17 +42,18 @@ async fn whatever_lands_first_all_readers_and_the_store_agree_on_the_order() {
         let world = release_until(&store, opening).await;
         let coming = async {
             let pumps = [world.old("one", durable()).await, world.old("two", durable()).await];
-            (pumps, world.old("live", clean()).await, world.old("away", durable()).await)
+            let near = world.old("near", durable()).await;
+            (pumps, world.old("live", clean()).await, near, world.old("away", durable()).await)
         };
-        let (mut pumps, mut live, mut away) = release_while(&store, coming).await;
-        for reader in [&mut live, &mut away] {
+        let (mut pumps, mut live, mut near, mut away) = release_while(&store, coming).await;
+        for reader in [&mut live, &mut near, &mut away] {
             reader.subscribes(1, "home/#", 2);
             store.release_all();
             reader.hears();
         }
         away.is_cut();
         store.release_all();
-        let mut heard = Vec::new();
+        let (mut heard, mut heard_near) = (Vec::new(), Vec::new());
         for number in 1..60u16 {
             let (pump, qos, topic) = (dice.below(2), [0, 1, 2, 2][dice.below(4)], ["home/a", "home/b"][dice.below(2)]);
             // at QoS 0 nobody keeps it for who is away
@@ -62,6 +63,9 @@ async fn whatever_lands_first_all_readers_and_the_store_agree_on_the_order() {
                 release_one(&store, dice);
                 pumps.iter_mut().for_each(|pump| drop(pump.hears()));
                 heard.extend(live.hears());
+                if dice.below(3) == 0 {
+                    heard_near.extend(near.hears());
+                }
                 tokio::task::yield_now().await;
             }
         }
@@ -71,7 +75,9 @@ async fn whatever_lands_first_all_readers_and_the_store_agree_on_the_order() {
             pumps.iter_mut().for_each(|pump| drop(pump.hears()));
         }
         heard.extend(live.hears());
+        heard_near.extend(near.hears());
         let seen = by_topic(&heard);
+        assert_eq!(by_topic(&heard_near), seen, "seed {seed}: a durable session that is connected");
         let (mut away, mut fresh) =
             release_while(&store, async { (world.old("away", durable()).await, world.old("fresh", clean()).await) })
                 .await;
