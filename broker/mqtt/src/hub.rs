@@ -258,7 +258,8 @@ impl Hub {
         let ticket = self.commit(&owner, ops);
         let turn = Turn { hub: self.clone(), key: key.clone(), link };
         let (attached, filters) = (Some(self.node.attach(principal)), Vec::new());
-        let place = Place { seat: entry.seat, mailbox, owner, expiry, filters, attached, turn };
+        let window = window.into();
+        let place = Place { seat: entry.seat, mailbox, owner, window, expiry, filters, attached, turn };
         Ok(Entered { place, session_present: entry.resumed, held, ticket })
     }
 

@@ -118,6 +118,8 @@ struct Kept {
     abandoned: BTreeSet<u64>,
     /// Rows in flight whose PUBREC came.
     released: BTreeSet<u64>,
+    /// Packet ids of what is in flight.
+    open: BTreeSet<u16>,
     /// Packet ids of QoS 2 rows that are being deleted: a crash may bring them back.
     leaving: BTreeMap<u64, u16>,
     last_packet_id: u16,
@@ -215,6 +217,7 @@ impl KeptSeat {
             kept.fleeting = Fleeting::default();
             kept.backlog.page_failed();
             kept.backlog.cut();
+            kept.open = BTreeSet::new();
             // Nobody reads it now, and it is in the store.
             kept.backlog.shed();
         }
@@ -346,9 +349,8 @@ impl KeptSeat {
         damaged
     }
 
-    /// What comes next. `free` tells whether the client may be sent something under a packet id, `may` whether it may
-    /// receive from a topic.
-    pub fn next(&self, free: impl Fn(u16) -> bool, may: impl Fn(&str, bool) -> bool, now_ms: u64) -> Next {
+    /// What comes next. `may` tells whether the client may receive from a topic.
+    pub fn next(&self, may: impl Fn(&str, bool) -> bool, now_ms: u64) -> Next {
         let mut kept = self.kept.lock();
         let owed = kept.backlog.peek().map(|(id, owing)| (id, owing.packet_id));
         match (kept.fleeting.first(), owed) {
@@ -356,7 +358,7 @@ impl KeptSeat {
             (Some(front), None) if !kept.goes_before(front) => kept.give_fleeting(),
             (_, None) => Next::Nothing,
             // The window waits where an id is still in use (MQTT 5.0 §2.2.1).
-            (_, Some((_, packet_id))) if !free(packet_id) || kept.is_leaving(packet_id) => Next::Nothing,
+            (_, Some((_, packet_id))) if kept.is_in_use(packet_id) => Next::Nothing,
             _ => kept.give(may, now_ms),
         }
     }
@@ -513,6 +515,7 @@ impl Kept {
             clearing: BTreeMap::new(),
             abandoned: BTreeSet::new(),
             released: BTreeSet::new(),
+            open: BTreeSet::new(),
             leaving: BTreeMap::new(),
             last_packet_id: nth(first_packet_id, size.rows),
             sent: maybe_sent,
@@ -579,8 +582,8 @@ impl Kept {
         Some(expired.into_iter().map(|(_, id, _)| id).collect())
     }
 
-    fn is_leaving(&self, packet_id: u16) -> bool {
-        self.leaving.values().any(|leaving| *leaving == packet_id)
+    fn is_in_use(&self, packet_id: u16) -> bool {
+        self.open.contains(&packet_id) || self.leaving.values().any(|leaving| *leaving == packet_id)
     }
 
     fn empty(&mut self, size: usize) {
@@ -629,6 +632,7 @@ impl Kept {
             }
         }
         self.sent = self.sent.max(id);
+        self.open.insert(owing.packet_id);
         let released = self.released.contains(&id) || owing.publication.is_none();
         let publication = owing.publication.filter(|_| !released);
         Next::Owed(Sending { row: id, owing: Owing { publication, ..owing }, dup })
@@ -636,6 +640,7 @@ impl Kept {
 
     fn taken(&mut self, row: u64) -> Option<Op> {
         let owing = self.backlog.acknowledge(row)?;
+        self.open.remove(&owing.packet_id);
         let size = if self.released.remove(&row) { HEAD } else { owing.size };
         if let Some(at) = owing.publication.as_ref().and_then(|p| p.properties.as_ref()).and_then(|p| p.expires_ms) {
             self.expiring.remove(at, row);

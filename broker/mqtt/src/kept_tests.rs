@@ -214,10 +214,10 @@ impl World {
     /// The connection sends what it may, one thing.
     fn sends(&mut self) -> bool {
         let Some(link) = &mut self.link else { return false };
-        let free = |packet_id| link.flight.len() < WINDOW && !link.flight.contains_key(&packet_id);
-        match self.seat.next(free, |_, _| true, self.now_ms) {
+        match self.seat.next(|_, _| true, self.now_ms) {
             Next::Owed(Sending { row, owing, dup }) => {
                 assert!(link.flight.insert(owing.packet_id, row).is_none(), "the id is in use");
+                assert!(link.flight.len() <= WINDOW);
                 if link.broken {
                     self.sent.insert(row);
                     return true;

@@ -1,9 +1,10 @@
 //! The MQTT front end, 3.1.1 and 5.0: a guarded codec, sessions without IO, and the listeners that drive them.
 //!
 //! Inside out: `frame` and `walk` prove a packet's bytes, `codec` decodes them, `publish` shares one encoded body among
-//! all receivers, `reply` writes the broker's packets. `session` and `flight` are the protocol; `client` puts a session
-//! on the core's topics; `entry` decides who has a session and when it ends, `hub` does it; `seat`, `kept`, `place`, `granted`,
-//! `record` and `restart` are what outlives a connection; `operator` is what an administrator sees of it.
+//! all receivers, `reply` writes the broker's packets. `session` and `flight` are the protocol; `link` is a client's end
+//! of the line to its seat, `sitting` the seat's end, on the core's topics, `client` both on one node; `entry` decides
+//! who has a session and when it ends, `hub` does it; `seat`, `kept`, `place`, `granted`, `record` and `restart` are what
+//! outlives a connection; `operator` is what an administrator sees of it.
 //! `greet` lets a client in, `conn` drives it over a stream, `listener` accepts.
 
 pub mod client;
@@ -18,6 +19,7 @@ mod granted;
 pub mod greet;
 pub mod hub;
 pub mod kept;
+pub mod link;
 mod listener;
 pub mod operator;
 pub mod packet;
@@ -29,6 +31,7 @@ pub mod reply;
 pub mod restart;
 pub mod seat;
 pub mod session;
+pub mod sitting;
 mod walk;
 
 pub use codec::fuzz_codec;

@@ -85,6 +85,8 @@ pub struct Place {
     pub mailbox: Arc<Mailbox<Parcel>>,
     /// The session's partition of the store.
     pub owner: Owner,
+    /// How many deliveries may be unacknowledged.
+    pub window: usize,
     /// Session expiry in seconds.
     pub expiry: u32,
     pub(crate) filters: Vec<Box<str>>,

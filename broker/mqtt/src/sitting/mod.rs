@@ -1,4 +1,5 @@
-//! One connected client over the core, without IO: packets in, bytes out, tickets and mailbox polled in between.
+//! One link's time at its seat, without IO: the link's words in, the seat's words out, tickets and mailbox polled in
+//! between. All that a connected client asks for and gets is decided here, at the session's home.
 //!
 //! `publish` and `subscribe` are what the client asks for, `deliver` is what it gets.
 
@@ -19,23 +20,20 @@ use tavi_store::{Commit, Op, QueuePage, StoreError};
 use crate::error::Fault;
 use crate::granted::Granted;
 use crate::hub::{Hub, Now, Parting, Place, Seat};
-use crate::packet::{Disconnect, Packet, Subscribe, Unsubscribe, Version};
-use crate::reply;
+use crate::link::{Line, Said, Word};
+use crate::packet::{Disconnect, Subscribe, Unsubscribe, Version};
 use crate::seat::Parcel;
-use crate::session::{Answer, Session, Step};
+use crate::session::Answer;
 use deliver::Granting;
 use subscribe::Subscribed;
 
-/// Deliveries stop while so many bytes wait to be written.
-pub const WRITE_AHEAD: usize = 64 * 1024;
-
 type Reading = Pin<Box<dyn Future<Output = Result<QueuePage, StoreError>> + Send>>;
 
-/// A client that was let in.
-pub struct Client {
+/// A link at its seat.
+pub struct Sitting {
     hub: Arc<Hub>,
     place: Place,
-    session: Session,
+    version: Version,
     tickets: TicketQueue<Pending>,
     waiting: Vec<Parcel>,
     next: usize,
@@ -53,6 +51,8 @@ pub struct Client {
     generation: u64,
     /// The connection is over: nobody subscribes any more.
     left: bool,
+    /// Deliveries of a clean session at QoS 1 and 2 that are not acknowledged.
+    flying: usize,
 }
 
 /// What happens when a ticket of this client completes.
@@ -85,15 +85,15 @@ enum Waiting {
     Unsubscribe(Unsubscribe),
 }
 
-impl Client {
-    /// A client at its place.
-    pub fn new(hub: Arc<Hub>, place: Place, session: Session) -> Self {
+impl Sitting {
+    /// The link of a client that speaks this version, at its place.
+    pub fn new(hub: Arc<Hub>, place: Place, version: Version) -> Self {
         let (now, generation) = (hub.now(), hub.node().parts.permit.generation());
         let granted = place.seat.kept().map(|seat| seat.take_granted()).unwrap_or_default();
         Self {
             hub,
             place,
-            session,
+            version,
             tickets: TicketQueue::default(),
             waiting: Vec::new(),
             next: 0,
@@ -106,6 +106,7 @@ impl Client {
             now,
             generation,
             left: false,
+            flying: 0,
         }
     }
 
@@ -114,72 +115,51 @@ impl Client {
         self.now = now;
     }
 
-    /// Nothing is read from the client now, for reasons of ours: it is not silent.
-    pub fn is_not_read(&mut self) {
-        self.session.is_not_read(self.now.monotonic_ms);
-    }
-
-    /// The version that it speaks.
-    pub fn version(&self) -> Version {
-        self.session.version()
-    }
-
     /// Whether reading has to stop until a ticket completes.
     pub fn is_full(&self) -> bool {
         self.tickets.is_full()
     }
 
-    /// When the keep-alive runs out, on the monotonic clock.
-    pub fn deadline_ms(&self) -> Option<u64> {
-        self.session.deadline_ms()
-    }
-
-    /// # Errors
-    /// [`Fault::KeepAlive`] if it was silent for too long.
-    pub fn check_alive(&self, now_ms: u64) -> Result<(), Fault> {
-        self.session.check_alive(now_ms)
-    }
-
-    /// Takes a packet of `size` bytes. Gives the DISCONNECT, if it was one.
+    /// Heeds a word of the link, for a packet of `size` bytes. Gives the DISCONNECT, if it was one.
     ///
     /// # Errors
     /// The connection is over.
-    pub fn take(&mut self, packet: Packet, size: usize, out: &mut Vec<u8>) -> Result<Option<Disconnect>, Fault> {
-        match self.session.receive(packet, self.now.monotonic_ms, out)? {
-            Step::Idle => {}
-            Step::Publish(publish) => self.publish(publish, size, out)?,
-            Step::Repeated(answer) => self.after(Ticket::done(), Pending::Answer(answer), size, out)?,
-            Step::Release(answer) => self.release(answer, size, out)?,
-            Step::Taken { row } => self.taken(row),
-            Step::Received { row, answer } => self.received(row, answer, size, out)?,
-            Step::Subscribe(subscribe) => self.in_turn(Waiting::Subscribe(subscribe), size, out)?,
-            Step::Unsubscribe(unsubscribe) => self.in_turn(Waiting::Unsubscribe(unsubscribe), size, out)?,
-            Step::Leave(disconnect) => return self.check_leave(disconnect).map(Some),
+    pub fn take(&mut self, word: Word, size: usize, line: &mut dyn Line) -> Result<Option<Disconnect>, Fault> {
+        match word {
+            Word::Publish(publish) => self.publish(publish, size, line)?,
+            Word::Repeated(answer) => self.after(Ticket::done(), Pending::Answer(answer), size, line)?,
+            Word::Release(answer) => self.release(answer, size, line)?,
+            Word::Taken(row) => self.taken(row),
+            Word::Skipped(row, qos) => self.skipped(row, qos),
+            Word::Received(row, answer) => self.received(row, answer, size, line)?,
+            Word::Subscribe(subscribe) => self.in_turn(Waiting::Subscribe(subscribe), size, line)?,
+            Word::Unsubscribe(unsubscribe) => self.in_turn(Waiting::Unsubscribe(unsubscribe), size, line)?,
+            Word::Leave(disconnect) => return self.check_leave(disconnect).map(Some),
         }
         Ok(None)
     }
 
     /// Completes tickets, writes what waits for the client, reads stored rows. `Ready` if there may be more to do at
     /// once; `Pending` when everything that can happen now has happened and the context will be woken.
-    pub fn poll(&mut self, cx: &mut Context<'_>, out: &mut Vec<u8>) -> Poll<Result<(), Fault>> {
-        let mut more = self.poll_tickets(cx, out)?;
-        more |= self.deliver(cx, out)?;
+    pub fn poll(&mut self, cx: &mut Context<'_>, line: &mut dyn Line) -> Poll<Result<(), Fault>> {
+        let mut more = self.poll_tickets(cx, line)?;
+        more |= self.deliver(cx, line)?;
         self.flush_deletes();
         more |= self.poll_deletes(cx);
         if more { Poll::Ready(Ok(())) } else { Poll::Pending }
     }
 
     /// What goes on while the peer takes nothing: what it published is delivered to others, and it is told to go.
-    pub fn poll_stalled(&mut self, cx: &mut Context<'_>, out: &mut Vec<u8>) -> Result<(), Fault> {
-        self.poll_tickets(cx, out)?;
+    pub fn poll_stalled(&mut self, cx: &mut Context<'_>, line: &mut dyn Line) -> Result<(), Fault> {
+        self.poll_tickets(cx, line)?;
         self.check_open(cx)
     }
 
     /// Completes tickets in order; true if there was one, so that there is room in the window for what is read already.
-    fn poll_tickets(&mut self, cx: &mut Context<'_>, out: &mut Vec<u8>) -> Result<bool, Fault> {
+    fn poll_tickets(&mut self, cx: &mut Context<'_>, line: &mut dyn Line) -> Result<bool, Fault> {
         let mut any = false;
         while let Poll::Ready(Some((pending, result))) = self.tickets.poll_next(cx) {
-            self.complete(pending, result, out)?;
+            self.complete(pending, result, line)?;
             any = true;
         }
         self.flush_deletes();
@@ -220,11 +200,9 @@ impl Client {
     }
 
     async fn drain(mut self) {
-        let mut unheard = Vec::new();
         poll_fn(|cx| {
             // A ticket that failed was logged, and is gone from the queue.
-            while self.poll_tickets(cx, &mut unheard).is_err() {}
-            unheard.clear();
+            while self.poll_tickets(cx, &mut Unheard).is_err() {}
             let landed = self.poll_rows(cx);
             if landed && self.tickets.is_empty() { Poll::Ready(()) } else { Poll::Pending }
         })
@@ -257,18 +235,18 @@ impl Client {
     }
 
     /// Does `pending` when the ticket completes, in the order of the client's packets: at once if nothing is open.
-    fn after(&mut self, mut ticket: Ticket, pending: Pending, size: usize, out: &mut Vec<u8>) -> Result<(), Fault> {
+    fn after(&mut self, mut ticket: Ticket, pending: Pending, size: usize, line: &mut dyn Line) -> Result<(), Fault> {
         if self.tickets.is_empty()
             && ticket.is_ready()
             && let Poll::Ready(result) = ticket.poll_done(&mut Context::from_waker(Waker::noop()))
         {
-            return self.complete(pending, result, out);
+            return self.complete(pending, result, line);
         }
         self.tickets.push(ticket, pending, size);
         Ok(())
     }
 
-    fn complete(&mut self, pending: Pending, result: Result<(), StoreError>, out: &mut Vec<u8>) -> Result<(), Fault> {
+    fn complete(&mut self, pending: Pending, result: Result<(), StoreError>, line: &mut dyn Line) -> Result<(), Fault> {
         if let Err(error) = result {
             tracing::error!(%error, "an MQTT session ends because the store failed");
             if let (Some(packet_id), Seat::Kept(seat)) = (pending.publish_id(), &self.place.seat) {
@@ -281,40 +259,40 @@ impl Client {
             return Err(Fault::Store);
         }
         match pending {
-            Pending::Answer(answer) => self.answer(answer, out),
-            Pending::Turn(later) => return self.go_on(*later, out),
-            Pending::Subscribed(done) => self.subscribed(*done, out),
-            Pending::Unsubscribed(done) => reply::unsuback(out, self.version(), done.0, &done.1),
+            Pending::Answer(answer) => self.answer(answer, line),
+            Pending::Turn(later) => return self.go_on(*later, line),
+            Pending::Subscribed(done) => self.subscribed(*done, line),
+            Pending::Unsubscribed(done) => drop(line.say(Said::Unsubscribed(done.0, done.1))),
         }
         Ok(())
     }
 
     /// Writes an answer whose turn has come.
-    fn answer(&mut self, answer: Answer, out: &mut Vec<u8>) {
+    fn answer(&mut self, answer: Answer, line: &mut dyn Line) {
         if let (Some(packet_id), Seat::Kept(seat)) = (answer.received_id(), &self.place.seat) {
             seat.finish(packet_id);
         }
-        self.session.answer(answer, out);
+        line.say(Said::Answer(answer));
     }
 
     // --- the order of the client's packets ---
 
     /// semantics.md, order: what a client publishes goes out in the order in which it came, whatever its QoS: its
     /// tickets see to that. What it subscribes to comes behind what it published before.
-    fn in_turn(&mut self, packet: Waiting, size: usize, out: &mut Vec<u8>) -> Result<(), Fault> {
+    fn in_turn(&mut self, packet: Waiting, size: usize, line: &mut dyn Line) -> Result<(), Fault> {
         let later = Later(packet, size);
         if self.tickets.is_empty() {
-            return self.go_on(later, out);
+            return self.go_on(later, line);
         }
         self.tickets.push(Ticket::done(), Pending::Turn(Box::new(later)), size);
         Ok(())
     }
 
-    fn go_on(&mut self, Later(packet, size): Later, out: &mut Vec<u8>) -> Result<(), Fault> {
+    fn go_on(&mut self, Later(packet, size): Later, line: &mut dyn Line) -> Result<(), Fault> {
         match packet {
             _ if self.left => Ok(()),
-            Waiting::Subscribe(subscribe) => self.subscribe(subscribe, size, out),
-            Waiting::Unsubscribe(unsubscribe) => self.unsubscribe(unsubscribe, size, out),
+            Waiting::Subscribe(subscribe) => self.subscribe(subscribe, size, line),
+            Waiting::Unsubscribe(unsubscribe) => self.unsubscribe(unsubscribe, size, line),
         }
     }
 
@@ -336,6 +314,19 @@ impl Client {
 
     fn count(&self, outcome: Outcome) {
         self.hub.count(outcome, 1);
+    }
+}
+
+/// Nobody is there any more who could be told.
+struct Unheard;
+
+impl Line for Unheard {
+    fn say(&mut self, _: Said) -> bool {
+        true
+    }
+
+    fn is_full(&self) -> bool {
+        true
     }
 }
 

@@ -8,12 +8,12 @@ use tavi_core::topics::SubOptions;
 use tavi_store::Op;
 use tavi_wire::topic::check_filter;
 
-use super::{Client, Pending};
+use super::{Pending, Sitting};
 use crate::error::Fault;
 use crate::granted::Granted;
 use crate::hub::Seat;
+use crate::link::{Line, Said};
 use crate::packet::{Options, Qos, Reason, RetainHandling, Subscribe, Unsubscribe, Version, Wish};
-use crate::reply;
 use crate::seat::Parcel;
 
 #[derive(Default)]
@@ -27,15 +27,14 @@ pub(super) struct Subscribed {
     rest: Vec<Granted>,
 }
 
-impl Client {
-    pub(super) fn subscribe(&mut self, subscribe: Subscribe, size: usize, out: &mut Vec<u8>) -> Result<(), Fault> {
-        self.check_answer(subscribe.filters.len())?;
+impl Sitting {
+    pub(super) fn subscribe(&mut self, subscribe: Subscribe, size: usize, line: &mut dyn Line) -> Result<(), Fault> {
         if subscribe.has_identifier {
             return Err(Fault::SubscriptionIdentifier);
         }
         // MQTT 5.0 §4.8.2: CONNACK said that there are no shared subscriptions. Asked before anything is begun.
         let is_shared = |wish: &Wish| wish.filter.starts_with("$share/");
-        if self.version() == Version::V5 && subscribe.filters.iter().any(is_shared) {
+        if self.version == Version::V5 && subscribe.filters.iter().any(is_shared) {
             return Err(Fault::SharedSubscription);
         }
         let mut done = Subscribed { packet_id: subscribe.packet_id, ..Subscribed::default() };
@@ -50,7 +49,7 @@ impl Client {
             }
         }
         let ticket = self.commit(ops);
-        self.after(ticket, Pending::Subscribed(Box::new(done)), size, out)
+        self.after(ticket, Pending::Subscribed(Box::new(done)), size, line)
     }
 
     fn subscribe_one(
@@ -86,12 +85,6 @@ impl Client {
                 Ok(Ok(wish.options.qos))
             }
         }
-    }
-
-    /// MQTT 5.0 §3.1.2.11.4: an answer that the client does not take must not be sent, so nothing is begun either.
-    fn check_answer(&self, filters: usize) -> Result<(), Fault> {
-        let fits = self.session.takes(reply::suback_len(self.version(), filters));
-        if fits { Ok(()) } else { Err(Fault::AnswerTooLarge) }
     }
 
     /// What subscriptions and the retained values that they find may take is bounded for a client that reads nothing.
@@ -134,8 +127,8 @@ impl Client {
         self.granted.retain(|granted| !granted.is_of(filter));
     }
 
-    pub(super) fn subscribed(&mut self, done: Subscribed, out: &mut Vec<u8>) {
-        reply::suback(out, self.version(), done.packet_id, &done.grants);
+    pub(super) fn subscribed(&mut self, done: Subscribed, line: &mut dyn Line) {
+        line.say(Said::Subscribed(done.packet_id, done.grants));
         let Seat::Kept(seat) = &self.place.seat else { return self.granted.extend(done.rest) };
         seat.land_retained(done.rows, true);
         if self.left {
@@ -156,9 +149,8 @@ impl Client {
         &mut self,
         unsubscribe: Unsubscribe,
         size: usize,
-        out: &mut Vec<u8>,
+        line: &mut dyn Line,
     ) -> Result<(), Fault> {
-        self.check_answer(unsubscribe.filters.len())?;
         let mut ops = Vec::new();
         let mut existed = Vec::with_capacity(unsubscribe.filters.len());
         for filter in &unsubscribe.filters {
@@ -172,7 +164,7 @@ impl Client {
             existed.push(found);
         }
         let ticket = self.commit(ops);
-        self.after(ticket, Pending::Unsubscribed(Box::new((unsubscribe.packet_id, existed))), size, out)
+        self.after(ticket, Pending::Unsubscribed(Box::new((unsubscribe.packet_id, existed))), size, line)
     }
 }
 

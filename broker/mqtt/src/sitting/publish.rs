@@ -8,17 +8,18 @@ use tavi_core::permit::Action;
 use tavi_core::topics::{Draft, Refusal, Subscriber};
 use tavi_store::Op;
 
-use super::{Client, Pending};
+use super::{Pending, Sitting};
 use crate::error::Fault;
 use crate::hub::Seat;
 use crate::kept::KeptSeat;
+use crate::link::{Line, Said};
 use crate::packet::{Body, Publish, Qos, Reason, Version};
 use crate::record::{self, Inbound};
 use crate::render;
 use crate::session::Answer;
 
-impl Client {
-    pub(super) fn publish(&mut self, publish: Publish, size: usize, out: &mut Vec<u8>) -> Result<(), Fault> {
+impl Sitting {
+    pub(super) fn publish(&mut self, publish: Publish, size: usize, line: &mut dyn Line) -> Result<(), Fault> {
         self.count(Outcome::Received);
         // MQTT 5.0 §3.3.2.1, §3.3.2.3.4: without a topic alias there has to be a topic; 3.1.1 §4.7.3: at least a character.
         if publish.body.topic().is_empty() {
@@ -30,11 +31,11 @@ impl Client {
             _ => self.publish_live(&publish),
         };
         match begun {
-            Ok(ticket) => self.after(ticket, answer(Reason::SUCCESS), size, out),
+            Ok(ticket) => self.after(ticket, answer(Reason::SUCCESS), size, line),
             Err(refusal) => {
                 let reason = self.refused(refusal, publish.qos)?;
                 let ticket = self.note_refusal(&publish, reason);
-                self.after(ticket, answer(reason), size, out)
+                self.after(ticket, answer(reason), size, line)
             }
         }
     }
@@ -82,7 +83,7 @@ impl Client {
     /// semantics.md: an illegal topic is 0x90 or, in 3.1.1 and where there is no answer, the end; a refused publish is
     /// 0x87 or, in 3.1.1 and at QoS 0, dropped and counted.
     fn refused(&self, refusal: Refusal, qos: Qos) -> Result<Reason, Fault> {
-        let answerable = self.version() == Version::V5 && qos != Qos::AtMostOnce;
+        let answerable = self.version == Version::V5 && qos != Qos::AtMostOnce;
         if let Refusal::IllegalTopic(error) = &refusal {
             tracing::warn!(who = %self.place.seat.principal(), %error, "MQTT publish refused");
         }
@@ -97,15 +98,15 @@ impl Client {
         }
     }
 
-    pub(super) fn release(&mut self, answer: Answer, size: usize, out: &mut Vec<u8>) -> Result<(), Fault> {
+    pub(super) fn release(&mut self, answer: Answer, size: usize, line: &mut dyn Line) -> Result<(), Fault> {
         if self.place.seat.kept().is_none() || answer.is_failure() {
-            self.session.answer(answer, out);
+            line.say(Said::Answer(answer));
             return Ok(());
         }
         // Only when this is gone may the packet id mean another message, so PUBCOMP waits for it.
         let op = self.forget_inbound(answer.packet_id());
         let ticket = self.commit(vec![op]);
-        self.after(ticket, Pending::Answer(answer), size, out)
+        self.after(ticket, Pending::Answer(answer), size, line)
     }
 
     /// A refused QoS 2 publish of a durable session: 3.1.1 goes on to PUBREL as if nothing had happened.

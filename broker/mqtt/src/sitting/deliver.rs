@@ -8,16 +8,15 @@ use tavi_core::permit::Action;
 use tavi_core::{Publication, Ticket};
 use tavi_store::{Commit, Op};
 
-use super::{Client, Pending, WRITE_AHEAD, closed};
+use super::{Pending, Sitting, closed};
 use crate::error::Fault;
 use crate::granted::Batch;
 use crate::hub::Seat;
 use crate::kept::{KeptSeat, Next, Sending};
+use crate::link::{Delivery, Line, Said};
 use crate::packet::Qos;
-use crate::publish::Head;
-use crate::render;
 use crate::seat::{Parcel, is_empty_value};
-use crate::session::{Answer, Sent};
+use crate::session::Answer;
 
 /// Rows that are dropped in one turn at most before others get theirs.
 const DROPPED_AT_ONCE: usize = 500;
@@ -28,19 +27,19 @@ pub(super) struct Granting {
     rows: Vec<(u64, Arc<Publication>, Qos)>,
 }
 
-impl Client {
+impl Sitting {
     /// Writes what may be written; true if more is there than was written now.
-    pub(super) fn deliver(&mut self, cx: &mut Context<'_>, out: &mut Vec<u8>) -> Result<bool, Fault> {
+    pub(super) fn deliver(&mut self, cx: &mut Context<'_>, line: &mut dyn Line) -> Result<bool, Fault> {
         let seat = self.place.seat.kept().cloned();
         loop {
             // What is dropped writes nothing, so it is counted too.
-            if out.len() >= WRITE_AHEAD || self.deletes.len() >= DROPPED_AT_ONCE {
+            if line.is_full() || self.deletes.len() >= DROPPED_AT_ONCE {
                 self.check_open(cx)?;
                 return Ok(true);
             }
             let wrote = match &seat {
-                Some(seat) => self.write_kept(seat, out),
-                None => self.write_live(out),
+                Some(seat) => self.write_kept(seat, line),
+                None => self.write_live(line),
             };
             if wrote {
                 continue;
@@ -62,8 +61,8 @@ impl Client {
     }
 
     /// The next parcel of the mailbox, if the window has room for it.
-    fn write_live(&mut self, out: &mut Vec<u8>) -> bool {
-        let Some(parcel) = self.waiting.get(self.next).filter(|parcel| self.session.has_room(parcel.qos)) else {
+    fn write_live(&mut self, line: &mut dyn Line) -> bool {
+        let Some(parcel) = self.waiting.get(self.next).filter(|parcel| self.has_room(parcel.qos)) else {
             return false;
         };
         let parcel = Parcel { publication: parcel.publication.clone(), ..*parcel };
@@ -73,31 +72,33 @@ impl Client {
             self.waiting.shrink_to(16);
             self.next = 0;
         }
-        self.write_parcel(&parcel, out);
+        self.write_parcel(&parcel, line);
         true
     }
 
-    fn write_parcel(&mut self, parcel: &Parcel, out: &mut Vec<u8>) {
+    fn write_parcel(&mut self, parcel: &Parcel, line: &mut dyn Line) {
         let Parcel { publication, qos, retain } = parcel;
         let gone = publication.expired(self.now.wall_ms) || (self.asks() && !self.may_receive(&publication.topic));
-        let head = Head { qos: *qos, retain: *retain, ..Head::default() };
-        if gone || !self.write(publication, head, 0, out) {
-            self.hub.count(Outcome::Dropped, 1);
+        if gone {
+            return self.hub.count(Outcome::Dropped, 1);
         }
+        self.flying += usize::from(*qos > Qos::AtMostOnce);
+        let publication = publication.clone();
+        self.say(Delivery { row: 0, packet_id: 0, qos: *qos, retain: *retain, dup: false, publication }, line);
+    }
+
+    /// Whether another delivery of a clean session may be under way; those of a durable one are counted at its seat.
+    fn has_room(&self, qos: Qos) -> bool {
+        qos == Qos::AtMostOnce || self.flying < self.place.window
     }
 
     /// The next thing that is owed to a durable session, in the order of publication.
-    fn write_kept(&mut self, seat: &Arc<KeptSeat>, out: &mut Vec<u8>) -> bool {
-        let session = &self.session;
+    fn write_kept(&mut self, seat: &Arc<KeptSeat>, line: &mut dyn Line) -> bool {
         let asks = self.asks();
-        let next = seat.next(
-            |packet_id| session.has_room(Qos::AtLeastOnce) && !session.is_open(packet_id),
-            |topic, read| !(read || asks) || self.may_receive(topic),
-            self.now.wall_ms,
-        );
+        let next = seat.next(|topic, read| !(read || asks) || self.may_receive(topic), self.now.wall_ms);
         match next {
-            Next::Live(parcel) => self.write_parcel(&parcel, out),
-            Next::Owed(sending) => self.send(seat, sending, out),
+            Next::Live(parcel) => self.write_parcel(&parcel, line),
+            Next::Owed(sending) => self.send(sending, line),
             Next::Gone(op) => {
                 self.hub.count(Outcome::Dropped, 1);
                 self.deletes.push(op);
@@ -117,25 +118,23 @@ impl Client {
         self.hub.node().parts.permit.may(self.place.seat.principal(), Action::Subscribe, topic)
     }
 
-    fn send(&mut self, seat: &KeptSeat, sending: Sending, out: &mut Vec<u8>) {
+    fn send(&mut self, sending: Sending, line: &mut dyn Line) {
         let Sending { row, owing, dup } = sending;
         let Some(publication) = owing.publication else {
-            return self.session.release_again(owing.packet_id, row, out);
+            line.say(Said::ReleaseAgain(row, owing.packet_id));
+            return;
         };
         let (qos, retain, packet_id) = (owing.qos, owing.retain, owing.packet_id);
-        let head = Head { dup, qos, retain, packet_id, ..Head::default() };
-        if !self.write(&publication, head, row, out) {
-            self.hub.count(Outcome::Dropped, 1);
-            self.deletes.extend(seat.taken(row));
-        }
+        self.say(Delivery { row, packet_id, qos, retain, dup, publication }, line);
     }
 
-    /// Writes one publish; false if the client does not take packets of that size.
-    fn write(&mut self, publication: &Publication, head: Head<'_>, row: u64, out: &mut Vec<u8>) -> bool {
-        let head = Head { expiry: render::expiry(publication, self.now.wall_ms), ..head };
-        let written = self.session.deliver(render::body(publication), head, row, out) == Sent::Written;
-        self.hub.count(Outcome::Delivered, u64::from(written));
-        written
+    fn say(&mut self, delivery: Delivery, line: &mut dyn Line) {
+        let (row, qos) = (delivery.row, delivery.qos);
+        if line.say(Said::Deliver(delivery)) {
+            self.hub.count(Outcome::Delivered, 1);
+        } else {
+            self.skipped(row, qos);
+        }
     }
 
     /// Reads what a durable session has in the store, a page at a time as there is room for it; true if one came.
@@ -219,18 +218,27 @@ impl Client {
     // --- acknowledgements ---
 
     pub(super) fn taken(&mut self, row: u64) {
-        if let (Seat::Kept(seat), true) = (&self.place.seat, row != 0) {
-            self.deletes.extend(seat.taken(row));
+        match &self.place.seat {
+            Seat::Kept(seat) => self.deletes.extend(seat.taken(row)),
+            Seat::Live(_) => self.flying = self.flying.saturating_sub(1),
         }
     }
 
-    pub(super) fn received(&mut self, row: u64, answer: Answer, size: usize, out: &mut Vec<u8>) -> Result<(), Fault> {
+    /// MQTT 5.0 §3.1.2.11.4: what is too large for the client is as if it had been delivered.
+    pub(super) fn skipped(&mut self, row: u64, qos: Qos) {
+        self.hub.count(Outcome::Dropped, 1);
+        if qos > Qos::AtMostOnce {
+            self.taken(row);
+        }
+    }
+
+    pub(super) fn received(&mut self, row: u64, answer: Answer, size: usize, line: &mut dyn Line) -> Result<(), Fault> {
         let ops = match &self.place.seat {
             Seat::Kept(seat) if row != 0 => seat.received(row),
             _ => Vec::new(),
         };
         let ticket = if ops.is_empty() { Ticket::done() } else { self.commit(ops) };
-        self.after(ticket, Pending::Answer(answer), size, out)
+        self.after(ticket, Pending::Answer(answer), size, line)
     }
 
     /// Acknowledged rows go in one commit for all that came together. No acknowledgement waits for it: a row that comes
