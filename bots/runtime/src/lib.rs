@@ -27,7 +27,7 @@ mod runtime;
 mod seat;
 mod store;
 
-pub use engine::Metered;
+pub use engine::{Metered, held};
 pub use runtime::{Bots, StartError};
 pub use store::forget;
 

@@ -9,10 +9,12 @@
 //! being deleted; never something for each stored row.
 
 mod look;
+mod ordered;
 
 use crate::mailbox::Weigh;
 use hashbrown::HashMap;
-use std::collections::{BTreeMap, BTreeSet};
+use ordered::Ordered;
+use std::collections::{BTreeSet, VecDeque};
 
 /// Something that can be owed to a seat. A clone is kept while it is in flight, so it should be cheap.
 pub trait Owed: Weigh + Clone {
@@ -141,7 +143,7 @@ impl<T: Owed> Backlog<T> {
             return if stored { self.stays_stored(id) } else { Err(item) };
         }
         let repeated = self.repeated.remove(&id);
-        pile.put(id, Held { item, repeated });
+        pile.put(id, Box::new(Held { item, repeated }));
         if !unread {
             self.cursor = self.cursor.max(id);
         }
@@ -196,7 +198,7 @@ impl<T: Owed> Backlog<T> {
                 break;
             }
             let repeated = self.repeated.remove(&id);
-            self.waiting.put(id, Held { item, repeated });
+            self.waiting.put(id, Box::new(Held { item, repeated }));
         }
         self.cursor = self.cursor.max(reached);
         self.behind = !(end && whole);
@@ -210,7 +212,7 @@ impl<T: Owed> Backlog<T> {
 
     /// What waited behind rows that are read now.
     fn catch_up(&mut self) {
-        let above = if self.behind { self.later.split_above(self.cursor) } else { BTreeMap::new() };
+        let above = if self.behind { self.later.split_above(self.cursor) } else { Ordered::default() };
         for (id, held) in std::mem::take(&mut self.later).items {
             self.cursor = self.cursor.max(id);
             self.waiting.put(id, held);
@@ -221,14 +223,14 @@ impl<T: Owed> Backlog<T> {
     /// The next item, which is in flight from now on; `None` if nothing is ready or the window is full.
     #[expect(clippy::should_implement_trait, reason = "an iterator would promise that the end is the end")]
     pub fn next(&mut self) -> Option<Given<T>> {
-        let (id, held) = self.waiting.items.first_key_value()?;
-        let blocked = self.coming.first().is_some_and(|coming| coming < id);
+        let (id, held) = self.waiting.items.first()?;
+        let blocked = self.coming.first().is_some_and(|coming| *coming < id);
         if blocked || !self.flight.has_room(&held.item, self.window) {
             return None;
         }
         let (id, held) = self.waiting.pop()?;
         let given = Given { id, item: held.item.clone(), repeated: held.repeated };
-        self.flight.put(id, held.item);
+        self.flight.put(id, held);
         Some(given)
     }
 
@@ -244,7 +246,7 @@ impl<T: Owed> Backlog<T> {
 
     /// The peer has the first `count` of what is in flight, in the order of sending (XEP-0198 §4).
     pub fn acknowledge_first(&mut self, count: usize) -> Vec<(u64, T)> {
-        let ids: Vec<u64> = self.flight.sent.values().take(count).map(|(id, _)| *id).collect();
+        let ids: Vec<u64> = self.flight.iter().take(count).map(|(id, _)| id).collect();
         ids.into_iter().filter_map(|id| self.acknowledge(id).map(|item| (id, item))).collect()
     }
 
@@ -266,8 +268,8 @@ impl<T: Owed> Backlog<T> {
 
     /// The link is gone: everything in flight is owed again, in order.
     pub fn cut(&mut self) {
-        for (id, item) in self.flight.clear() {
-            let held = Held { item, repeated: true };
+        for (id, mut held) in self.flight.clear() {
+            held.repeated = true;
             if self.behind && id > self.cursor {
                 self.leave(id, held);
             } else {
@@ -284,7 +286,7 @@ impl<T: Owed> Backlog<T> {
 
     /// Lets go of everything that can be read again: for a seat that waits for its link.
     pub fn shed(&mut self) {
-        let first = self.waiting.items.iter().find(|(_, held)| held.item.is_stored()).map(|(id, _)| *id);
+        let first = self.waiting.items.iter().find(|(_, held)| held.item.is_stored()).map(|(id, _)| id);
         if let Some(first) = first {
             self.read_from(first - 1);
         }
@@ -297,9 +299,9 @@ impl<T: Owed> Backlog<T> {
         self.behind = false;
         let mut owed = self.flight.clear();
         for pile in [&mut self.waiting, &mut self.later] {
-            owed.extend(std::mem::take(pile).items.into_iter().map(|(id, held)| (id, held.item)));
+            owed.extend(std::mem::take(pile).items);
         }
-        owed
+        owed.into_iter().map(|(id, held)| (id, held.item)).collect()
     }
 
     /// How many items wait in memory.
@@ -319,26 +321,26 @@ impl<T: Owed> Backlog<T> {
 
     /// What is in flight, in the order of sending.
     pub fn sent(&self) -> impl Iterator<Item = (u64, &T)> {
-        self.flight.sent.values().map(|(id, item)| (*id, item))
+        self.flight.iter()
     }
 
     /// How many items are in flight.
     pub fn in_flight(&self) -> usize {
-        self.flight.sent.len()
+        self.flight.seqs.len()
     }
 
     /// Whether something could go out if the window were larger.
     pub fn is_held_up(&self) -> bool {
-        let next = self.waiting.items.first_key_value();
+        let next = self.waiting.items.first();
         next.is_some_and(|(id, held)| {
-            self.coming.first().is_none_or(|coming| coming > id) && !self.flight.has_room(&held.item, self.window)
+            self.coming.first().is_none_or(|coming| *coming > id) && !self.flight.has_room(&held.item, self.window)
         })
     }
 
     /// Whether the next item is ready, window or not.
     pub fn is_ready(&self) -> bool {
-        let next = self.waiting.items.first_key_value();
-        next.is_some_and(|(id, _)| self.coming.first().is_none_or(|coming| coming > id))
+        let next = self.waiting.items.first();
+        next.is_some_and(|(id, _)| self.coming.first().is_none_or(|coming| *coming > id))
     }
 
     /// Whether rows of the store may still have to be read.
@@ -347,7 +349,7 @@ impl<T: Owed> Backlog<T> {
     }
 
     /// A part of memory is let go of: what is stored is read again, the rest waits for what is read before it.
-    fn leave(&mut self, id: u64, held: Held<T>) {
+    fn leave(&mut self, id: u64, held: Box<Held<T>>) {
         if !held.item.is_stored() {
             self.later.put(id, held);
         } else if held.repeated {
@@ -359,7 +361,7 @@ impl<T: Owed> Backlog<T> {
         let piles = [&self.waiting, &self.later];
         self.flight.seqs.contains_key(&id)
             || self.deleting.contains(&id)
-            || piles.iter().any(|pile| pile.items.contains_key(&id))
+            || piles.iter().any(|pile| pile.items.contains(id))
     }
 }
 
@@ -372,7 +374,7 @@ struct Held<T> {
 /// Items in the order of their ids, with their weight.
 #[derive(Debug)]
 struct Pile<T> {
-    items: BTreeMap<u64, Held<T>>,
+    items: Ordered<Held<T>>,
     bytes: usize,
     /// How many of them, and of their bytes, count towards no bound.
     free: (usize, usize),
@@ -380,12 +382,12 @@ struct Pile<T> {
 
 impl<T> Default for Pile<T> {
     fn default() -> Pile<T> {
-        Pile { items: BTreeMap::new(), bytes: 0, free: (0, 0) }
+        Pile { items: Ordered::default(), bytes: 0, free: (0, 0) }
     }
 }
 
 impl<T: Owed> Pile<T> {
-    fn put(&mut self, id: u64, held: Held<T>) {
+    fn put(&mut self, id: u64, held: Box<Held<T>>) {
         let weight = held.item.weight();
         self.bytes += weight;
         if held.item.is_free() {
@@ -394,7 +396,7 @@ impl<T: Owed> Pile<T> {
         self.items.insert(id, held);
     }
 
-    fn pop(&mut self) -> Option<(u64, Held<T>)> {
+    fn pop(&mut self) -> Option<(u64, Box<Held<T>>)> {
         let (id, held) = self.items.pop_first()?;
         self.left(&held);
         Some((id, held))
@@ -422,54 +424,77 @@ impl<T: Owed> Pile<T> {
         items == 0 || (items * 2 <= bound.items && bytes * 2 <= bound.bytes)
     }
 
-    fn split_above(&mut self, id: u64) -> BTreeMap<u64, Held<T>> {
-        let above = self.items.split_off(&(id.saturating_add(1)));
-        above.values().for_each(|held| self.left(held));
+    fn split_above(&mut self, id: u64) -> Ordered<Held<T>> {
+        let above = self.items.split_above(id);
+        above.iter().for_each(|(_, held)| self.left(held));
         above
     }
 }
 
-/// What is in flight, in the order of sending.
+/// What is in flight, in the order of sending. It is acknowledged from the front, but for what others have settled.
 #[derive(Debug)]
 struct Flight<T> {
-    sent: BTreeMap<u64, (u64, T)>,
+    /// From the number `first` on; a hole is what was acknowledged out of turn. The front is none.
+    sent: VecDeque<Option<(u64, Box<Held<T>>)>>,
+    first: u64,
+    /// The number under which each id was sent.
     seqs: HashMap<u64, u64>,
     bytes: usize,
-    next: u64,
 }
 
 impl<T> Default for Flight<T> {
     fn default() -> Flight<T> {
-        Flight { sent: BTreeMap::new(), seqs: HashMap::new(), bytes: 0, next: 0 }
+        Flight { sent: VecDeque::new(), first: 0, seqs: HashMap::new(), bytes: 0 }
     }
 }
 
 impl<T: Owed> Flight<T> {
     fn has_room(&self, item: &T, bound: Bound) -> bool {
-        has_room((self.sent.len(), self.bytes), item, bound)
+        has_room((self.seqs.len(), self.bytes), item, bound)
     }
 
-    fn put(&mut self, id: u64, item: T) {
-        self.bytes += item.weight();
-        self.seqs.insert(id, self.next);
-        self.sent.insert(self.next, (id, item));
-        self.next += 1;
+    fn put(&mut self, id: u64, held: Box<Held<T>>) {
+        self.bytes += held.item.weight();
+        self.seqs.insert(id, self.first + self.sent.len() as u64);
+        self.sent.push_back(Some((id, held)));
     }
 
     fn take(&mut self, id: u64) -> Option<T> {
         let seq = self.seqs.remove(&id)?;
-        let (_, item) = self.sent.remove(&seq)?;
-        self.bytes -= item.weight();
+        let (_, held) = self.sent.get_mut((seq - self.first) as usize)?.take()?;
+        self.bytes -= held.item.weight();
+        while let Some(None) = self.sent.front() {
+            self.sent.pop_front();
+            self.first += 1;
+        }
         if self.seqs.is_empty() {
             // An idle seat keeps no memory for this.
-            self.seqs = HashMap::new();
+            (self.sent, self.seqs) = (VecDeque::new(), HashMap::new());
+        } else if self.sent.len() > 2 * self.seqs.len() + 64 {
+            self.close_holes();
         }
-        Some(item)
+        Some(held.item)
     }
 
-    fn clear(&mut self) -> Vec<(u64, T)> {
-        let next = self.next;
-        std::mem::replace(self, Flight { next, ..Flight::default() }).sent.into_values().collect()
+    /// One that is never acknowledged must not keep the places of all behind it.
+    fn close_holes(&mut self) {
+        self.sent.retain(Option::is_some);
+        for (at, (id, _)) in self.sent.iter().flatten().enumerate() {
+            self.seqs.insert(*id, self.first + at as u64);
+        }
+    }
+
+    fn get(&self, id: u64) -> Option<&T> {
+        let seq = self.seqs.get(&id)?;
+        self.sent.get((seq - self.first) as usize)?.as_ref().map(|(_, held)| &held.item)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (u64, &T)> {
+        self.sent.iter().flatten().map(|(id, held)| (*id, &held.item))
+    }
+
+    fn clear(&mut self) -> Vec<(u64, Box<Held<T>>)> {
+        std::mem::take(self).sent.into_iter().flatten().collect()
     }
 }
 

@@ -24,15 +24,11 @@ use clap::Parser;
 use cli::{Cli, Command};
 use std::process::ExitCode;
 
-/// Counts for each thread what it holds: so bots' scripts are bounded.
-#[global_allocator]
-static ALLOCATOR: tavi_bots::Metered = tavi_bots::Metered::system();
-
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = match cli.command {
-        None => serve(&cli.serve),
-        Some(Command::Serve(args)) => serve(&args),
+        None => serve::run(&cli.serve),
+        Some(Command::Serve(args)) => serve::run(&args),
         Some(Command::User { command }) => users::run(command),
         Some(Command::Session { command }) => sessions::run(command),
         Some(Command::Store { command }) => stored::run(command),
@@ -44,9 +40,4 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-fn serve(args: &cli::ServeArgs) -> anyhow::Result<()> {
-    memory::watch();
-    serve::run(args)
 }

@@ -32,7 +32,11 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     }
     logs::start(&config)?;
     raise_file_limit();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("tavi-net").build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("tavi-net")
+        .on_thread_park(crate::memory::rest)
+        .build()?;
     runtime.block_on(serve(config))
 }
 
@@ -52,6 +56,7 @@ fn check(config: &Config) -> Result<()> {
 }
 
 async fn serve(config: Config) -> Result<()> {
+    tokio::spawn(crate::memory::tidy());
     let mut signals = Signals::new()?;
     let _lock = data::lock(&config.data)?;
     data::first_contents(&config.data)?;

@@ -61,11 +61,14 @@ impl Kv for Fjall {
 
     fn write(&self, mut rows: Rows) -> Result<(), StoreError> {
         let mut batch = self.db.batch();
+        let once = rows.take_once();
         for family in Family::ALL {
             let keyspace = self.keyspace(family);
             for (key, value) in rows.take(family) {
                 match value {
                     Some(value) => batch.insert(keyspace, key, value),
+                    // It and its deletion go as one: neither is ever written to a table.
+                    None if family == Family::Queue && once.contains(&key) => batch.remove_weak(keyspace, key),
                     None => batch.remove(keyspace, key),
                 }
             }

@@ -8,7 +8,10 @@ use crate::{
     value::{self, Body, CHUNK, Cell, InboxCell, Share},
 };
 use bytes::Bytes;
-use std::{collections::BTreeSet, ops::ControlFlow};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::ControlFlow,
+};
 use tavi_store::{InboxRow, Op, Owner, Place, QueueSize, Table};
 
 /// What the committer knows from one group to the next.
@@ -25,7 +28,22 @@ pub(crate) struct Marks {
     /// Conversations by owner and correspondent. A purged owner's number never comes again, so his need no care.
     pub inbox: Cache<(Number, Number), InboxCell>,
     /// How much the queues of owners hold; of a purged owner as with conversations.
-    pub queues: Cache<Number, QueueSize>,
+    pub queues: Cache<Number, Held>,
+    /// Rows that were queued lately, under ids that nothing was ever queued under, and have all they are in themselves;
+    /// with their lengths. Most are deleted soon, need not be read for that, and leave no trace.
+    pub pushed: Cache<(Number, u64), u64>,
+}
+
+/// The size of a queue of at most so many rows is written nowhere: they are counted when somebody asks. Nearly all
+/// queues are so short, and their sizes would be as many rows again as their messages.
+pub(crate) const SHORT: u64 = 64;
+
+/// What a queue holds.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Held {
+    size: QueueSize,
+    /// There is a row that says so.
+    written: bool,
 }
 
 /// A batch in the making: each commit sees what those before it in the batch wrote.
@@ -39,6 +57,8 @@ pub(crate) struct Group<'a> {
     talked: Vec<(Number, Number)>,
     /// The owners whose queues the commit in progress has changed.
     queued: Vec<Number>,
+    /// The rows of queues that the commit in progress has written or deleted.
+    touched: Vec<(Number, u64)>,
     next: Number,
     last: u64,
     purged: Vec<(Owner, Number)>,
@@ -56,7 +76,7 @@ impl<'a> Group<'a> {
     pub fn new(kv: &'a dyn Kv, marks: &'a mut Marks) -> Group<'a> {
         let (next, last) = (marks.next, marks.last);
         let (undo, talked, queued, purged) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Group { kv, marks, rows: Rows::default(), undo, talked, queued, next, last, purged }
+        Group { kv, marks, rows: Rows::default(), undo, talked, queued, touched: Vec::new(), next, last, purged }
     }
 
     /// Takes in one commit: all of it, or nothing and the reason.
@@ -64,6 +84,7 @@ impl<'a> Group<'a> {
         self.undo.clear();
         self.talked.clear();
         self.queued.clear();
+        self.touched.clear();
         let purged = self.purged.len();
         let mut part = Part { number: None, group: self, owner };
         let done = ops.iter().try_for_each(|op| part.apply(op));
@@ -101,6 +122,7 @@ impl<'a> Group<'a> {
         }
         self.talked.iter().for_each(|row| self.marks.inbox.forget(row));
         self.queued.iter().for_each(|owner| self.marks.queues.forget(owner));
+        self.touched.iter().for_each(|row| self.marks.pushed.forget(row));
     }
 
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
@@ -227,24 +249,55 @@ impl<'a> Group<'a> {
         cell.share.map_or(Ok(()), |share| self.release(share))
     }
 
-    /// Writes down what a queue holds after one row was taken away and another one came.
-    fn resize(&mut self, owner: Number, (gone, come): (Option<u64>, Option<u64>)) -> Result<(), StoreError> {
-        let mut size = self.queue_size(owner)?;
-        size.rows = (size.rows + u64::from(come.is_some())).saturating_sub(u64::from(gone.is_some()));
-        size.bytes = (size.bytes + come.unwrap_or(0)).saturating_sub(gone.unwrap_or(0));
-        let row = (size != QueueSize::default()).then(|| value::encode_size(size));
-        self.set(Family::QueueSize, keys::owner(owner), row);
-        self.marks.queues.insert(owner, size);
-        self.queued.push(owner);
-        Ok(())
+    /// Notes that a row of a queue has all that it is in itself, and how long it is; or that nothing is known of it.
+    fn note_row(&mut self, row: (Number, u64), len: Option<u64>) {
+        match len {
+            Some(len) => self.marks.pushed.insert(row, len),
+            None => self.marks.pushed.forget(&row),
+        }
+        self.touched.push(row);
     }
 
-    fn queue_size(&mut self, owner: Number) -> Result<QueueSize, StoreError> {
-        if let Some(size) = self.marks.queues.get(&owner) {
-            return Ok(size);
+    /// Notes what a queue holds after one row of it was taken away and another one came; it held `before`.
+    fn resize(&mut self, owner: Number, before: Held, (gone, come): (Option<u64>, Option<u64>)) {
+        let mut size = before.size;
+        size.rows = (size.rows + u64::from(come.is_some())).saturating_sub(u64::from(gone.is_some()));
+        size.bytes = (size.bytes + come.unwrap_or(0)).saturating_sub(gone.unwrap_or(0));
+        let written = size.rows > SHORT;
+        if written || before.written {
+            self.set(Family::QueueSize, keys::owner(owner), written.then(|| value::encode_size(size)));
         }
-        let row = self.get(Family::QueueSize, &keys::owner(owner))?;
-        row.map_or(Ok(QueueSize::default()), |row| value::decode_size(&row))
+        self.marks.queues.insert(owner, Held { size, written });
+        self.queued.push(owner);
+    }
+
+    fn queue_size(&mut self, owner: Number) -> Result<Held, StoreError> {
+        if let Some(held) = self.marks.queues.get(&owner) {
+            return Ok(held);
+        }
+        match self.get(Family::QueueSize, &keys::owner(owner))? {
+            Some(row) => Ok(Held { size: value::decode_size(&row)?, written: true }),
+            None => Ok(Held { size: self.count_queue(owner)?, written: false }),
+        }
+    }
+
+    /// Counts a short queue, row by row, as this batch leaves it.
+    fn count_queue(&self, owner: Number) -> Result<QueueSize, StoreError> {
+        let prefix = keys::owner(owner);
+        let end = keys::end_of(&prefix);
+        let span = keys::span(&prefix, end.as_deref());
+        let mut rows = BTreeMap::new();
+        self.kv.range(Family::Queue, span, &mut |key, row| {
+            rows.insert(key.to_vec(), row.to_vec());
+            ControlFlow::Continue(())
+        })?;
+        for (key, row) in self.rows.of(Family::Queue).range::<[u8], _>(span) {
+            match row {
+                Some(row) => drop(rows.insert(key.clone(), row.clone())),
+                None => drop(rows.remove(key)),
+            }
+        }
+        sum_rows(rows.into_values())
     }
 
     /// Enters a topic into the walk of a table, or strikes it out.
@@ -295,6 +348,16 @@ impl<'a> Group<'a> {
         self.delete_cell(Family::Archive, key, &cell);
         Ok(true)
     }
+}
+
+/// How many rows of a queue these are, and how long.
+pub(crate) fn sum_rows(rows: impl Iterator<Item = Vec<u8>>) -> Result<QueueSize, StoreError> {
+    let mut size = QueueSize::default();
+    for row in rows {
+        size.rows += 1;
+        size.bytes += Cell::decode(Family::Queue, row)?.len();
+    }
+    Ok(size)
 }
 
 /// Where rows of a purged owner can be: family, prefix of their keys, and where the owner's number stands in them.
@@ -448,20 +511,39 @@ impl Part<'_, '_> {
     fn push(&mut self, id: u64, value: &Bytes, share: Option<Share>) -> Result<(), StoreError> {
         let owner = self.made()?;
         let key = keys::dated(owner, id);
-        let old = self.group.dated_cell(Family::Queue, &key, id)?;
+        let before = self.group.queue_size(owner)?;
+        let never = id > self.group.marks.last && !self.group.rows.of(Family::Queue).contains_key(&key);
+        let old = if never { None } else { self.group.dated_cell(Family::Queue, &key, id)? };
         old.iter().try_for_each(|old| self.group.unqueue(old))?;
         let come = value.len() as u64 + share.map_or(0, |share| u64::from(share.len));
-        self.group.write_cell(Family::Queue, key, Cell { share, ..Cell::head(0) }, value);
-        self.group.resize(owner, (old.map(|old| old.len()), Some(come)))
+        let cell = Cell { share, ..Cell::head(0) };
+        let plain = never && share.is_none() && cell.fits(Family::Queue, value.len());
+        self.group.note_row((owner, id), plain.then_some(come));
+        self.group.write_cell(Family::Queue, key, cell, value);
+        self.group.resize(owner, before, (old.map(|old| old.len()), Some(come)));
+        Ok(())
     }
 
     fn queue_delete(&mut self, id: u64) -> Result<(), StoreError> {
         self.if_known(|group, owner| {
             let key = keys::dated(owner, id);
-            let Some(old) = group.dated_cell(Family::Queue, &key, id)? else { return Ok(()) };
-            group.unqueue(&old)?;
-            group.set(Family::Queue, key, None);
-            group.resize(owner, (Some(old.len()), None))
+            let before = group.queue_size(owner)?;
+            let gone = match group.marks.pushed.get(&(owner, id)) {
+                Some(len) => {
+                    group.set(Family::Queue, key.clone(), None);
+                    group.rows.once(key);
+                    len
+                }
+                None => {
+                    let Some(old) = group.dated_cell(Family::Queue, &key, id)? else { return Ok(()) };
+                    group.unqueue(&old)?;
+                    group.set(Family::Queue, key, None);
+                    old.len()
+                }
+            };
+            group.note_row((owner, id), None);
+            group.resize(owner, before, (Some(gone), None));
+            Ok(())
         })
     }
 
@@ -477,9 +559,11 @@ impl Part<'_, '_> {
             ids.extend(group.rows.of(Family::Queue).range::<[u8], _>(span).map(|(key, _)| key.clone()));
             for key in ids {
                 let Some(old) = group.cell(Family::Queue, &key)? else { continue };
+                let before = group.queue_size(owner)?;
                 group.unqueue(&old)?;
+                keys::number_at(&key, 8).into_iter().for_each(|id| group.note_row((owner, id), None));
                 group.set(Family::Queue, key, None);
-                group.resize(owner, (Some(old.len()), None))?;
+                group.resize(owner, before, (Some(old.len()), None));
             }
             Ok(())
         })

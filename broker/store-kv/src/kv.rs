@@ -2,7 +2,7 @@
 
 use crate::StoreError;
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::{BTreeMap, HashSet, btree_map::Entry},
     ops::{Bound, ControlFlow},
 };
 
@@ -92,6 +92,8 @@ pub(crate) type Replaced = Option<Option<Vec<u8>>>;
 #[derive(Default)]
 pub(crate) struct Rows {
     families: [BTreeMap<Key, Option<Vec<u8>>>; Family::ALL.len()],
+    /// Deleted rows of queues that were written once, ever.
+    once: HashSet<Key>,
 }
 
 impl Rows {
@@ -123,6 +125,19 @@ impl Rows {
             Some(value) => drop(self.families[family as usize].insert(key, value)),
             None => drop(self.families[family as usize].remove(&key)),
         }
+    }
+
+    /// Tells the engine that a row of a queue, which this batch deletes, was written once, ever: it need not look for
+    /// older ones.
+    pub fn once(&mut self, key: Key) {
+        self.once.insert(key);
+    }
+
+    /// Takes the keys that [`Rows::once`] was told. One that is written again is not among them.
+    pub fn take_once(&mut self) -> HashSet<Key> {
+        let queue = &self.families[Family::Queue as usize];
+        self.once.retain(|key| matches!(queue.get(key), Some(None)));
+        std::mem::take(&mut self.once)
     }
 
     /// How many rows are written or deleted.

@@ -3,6 +3,7 @@
 use crate::{
     StoreError,
     cache::Bodies,
+    group::sum_rows,
     keys::{self, Kind, Number},
     kv::{Family, Key, Kv, Span},
     names::{self, Page},
@@ -151,8 +152,16 @@ impl Reader {
 
     pub fn queue_size(&self, owner: &Owner) -> Result<QueueSize, StoreError> {
         let Some(owner) = self.number(owner)? else { return Ok(QueueSize::default()) };
-        let row = self.kv.get(Family::QueueSize, &keys::owner(owner))?;
-        row.map_or(Ok(QueueSize::default()), |row| value::decode_size(&row))
+        if let Some(row) = self.kv.get(Family::QueueSize, &keys::owner(owner))? {
+            return value::decode_size(&row);
+        }
+        let (prefix, mut rows) = (keys::owner(owner), Vec::new());
+        let end = keys::end_of(&prefix);
+        self.kv.range(Family::Queue, keys::span(&prefix, end.as_deref()), &mut |_, row| {
+            rows.push(row.to_vec());
+            ControlFlow::Continue(())
+        })?;
+        sum_rows(rows.into_iter())
     }
 
     pub fn walk(

@@ -276,3 +276,39 @@ fn a_torn_batch_at_the_end_of_fjalls_journal_is_dropped_as_a_whole() {
     drop(store);
     assert_eq!(check(dir.path(), 8 << 20, &mut |_| ()).unwrap().problems, 0);
 }
+
+/// What a queue holds is counted while it is short and written down when it is long; either way it is true, also of rows
+/// that were deleted, queued under their old id again, flushed to tables and read by a new start.
+#[test]
+fn queues_that_fill_and_empty_leave_nothing_and_their_sizes_are_true() {
+    for engine in Engine::ALL {
+        let dir = tempfile::tempdir().unwrap();
+        let owners: Vec<Owner> = (0..20).map(|n| Owner::account(&format!("{n}@example.org"))).collect();
+        let (mut next, mut left) = (1, vec![Vec::new(); owners.len()]);
+        for round in 0..6 {
+            let store = reopened(dir.path(), engine);
+            for (nth, owner) in owners.iter().enumerate() {
+                let ids: Vec<u64> = (next..next + 300).collect();
+                next += 300;
+                let push = |id: &u64| Op::QueuePush { id: *id, value: body(*id, 300) };
+                let delete = |id: &u64| Op::QueueDelete { id: *id };
+                wait(store.commit(owner, ids.iter().map(push).collect())).unwrap();
+                assert_eq!(wait(store.queue_size(owner)).unwrap().rows, (left[nth].len() + 300) as u64);
+                wait(store.commit(owner, ids.iter().map(delete).collect())).unwrap();
+                let few = &ids[..(round + nth) % 5];
+                wait(store.commit(owner, few.iter().map(push).chain(few.iter().map(delete)).collect())).unwrap();
+                wait(store.commit(owner, few.iter().map(push).collect())).unwrap();
+                left[nth].extend_from_slice(few);
+            }
+        }
+        let store = reopened(dir.path(), engine);
+        for (owner, ids) in owners.iter().zip(&left) {
+            let rows = wait(store.queue(owner, 0, 1_000)).unwrap();
+            assert_eq!(rows.iter().map(|row| row.id).collect::<Vec<_>>(), *ids, "{engine:?}");
+            let size = wait(store.queue_size(owner)).unwrap();
+            assert_eq!((size.rows, size.bytes), (ids.len() as u64, 300 * ids.len() as u64));
+        }
+        drop(store);
+        assert_eq!(check(dir.path(), 8 << 20, &mut |_| ()).unwrap().described, Vec::<String>::new());
+    }
+}

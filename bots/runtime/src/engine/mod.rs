@@ -15,7 +15,7 @@ mod value;
 
 pub use closed::Limits;
 pub use error::ScriptError;
-pub use meter::{Metered, is_installed};
+pub use meter::{Metered, held, is_installed};
 pub use script::{Call, Command, Effect, End, Gate, Moment, Payload, Question, Ran, Script, TopicHandler};
 
 use crate::journal::{JournalError, Replay};

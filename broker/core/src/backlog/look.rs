@@ -5,8 +5,8 @@ use super::{Backlog, Owed};
 impl<T: Owed> Backlog<T> {
     /// The next item, if nothing that is coming goes before it; whether the window has room for it is not asked.
     pub fn peek(&self) -> Option<(u64, &T)> {
-        let (id, held) = self.waiting.items.first_key_value()?;
-        self.coming.first().is_none_or(|coming| coming > id).then_some((*id, &held.item))
+        let (id, held) = self.waiting.items.first()?;
+        self.coming.first().is_none_or(|coming| *coming > id).then_some((id, &held.item))
     }
 
     /// The place of the next item in memory, whether something that is coming goes before it or not.
@@ -22,8 +22,7 @@ impl<T: Owed> Backlog<T> {
 
     /// What is in flight under this id.
     pub fn flying(&self, id: u64) -> Option<&T> {
-        let seq = self.flight.seqs.get(&id)?;
-        self.flight.sent.get(seq).map(|(_, item)| item)
+        self.flight.get(id)
     }
 
     /// Whether a row with this id may be in the store that memory knows nothing of.

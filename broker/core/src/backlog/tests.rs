@@ -2,6 +2,7 @@
 
 use super::*;
 use proptest::prelude::*;
+use std::collections::BTreeMap;
 
 #[derive(Clone, Debug, PartialEq)]
 struct Item {
@@ -177,7 +178,7 @@ impl World {
             Step::Shed => {
                 self.cut();
                 self.backlog.shed();
-                assert!(self.backlog.waiting.items.values().all(|held| !held.item.stored));
+                assert!(self.backlog.waiting.items.iter().all(|(_, held)| !held.item.stored));
             }
             Step::Attach(items, bytes) => {
                 self.window = Bound { items, bytes };
@@ -243,8 +244,8 @@ impl World {
         assert!(bytes <= 2 * MEMORY.bytes + window.bytes + 3 * LARGEST, "{bytes} bytes are held");
         assert!(backlog.len() + backlog.in_flight() <= 2 * MEMORY.items + window.items);
         assert!(backlog.flight.bytes <= window.bytes.max(LARGEST));
-        assert_eq!(backlog.waiting.bytes, backlog.waiting.items.values().map(|h| h.item.weight).sum::<usize>());
-        assert_eq!(backlog.later.bytes, backlog.later.items.values().map(|h| h.item.weight).sum::<usize>());
+        assert_eq!(backlog.waiting.bytes, backlog.waiting.items.iter().map(|(_, h)| h.item.weight).sum::<usize>());
+        assert_eq!(backlog.later.bytes, backlog.later.items.iter().map(|(_, h)| h.item.weight).sum::<usize>());
     }
 
     /// Everything lands, is read, given and acknowledged: then nothing may be left.
@@ -330,4 +331,29 @@ fn what_memory_does_not_take_is_read_again_and_what_has_no_row_comes_back() {
     assert_eq!(backlog.wants(), Some(2));
     backlog.page(vec![(3, item(3, true))], 3, true);
     assert_eq!(given(&mut backlog), [3, 4]);
+}
+
+#[test]
+fn one_that_is_never_acknowledged_keeps_no_place_of_others() {
+    let mut backlog = Backlog::new(MEMORY, Bound { items: 2, bytes: 1000 });
+    for id in 1..=10_000 {
+        backlog.landed(id, item(id, false)).unwrap();
+        assert_eq!(given(&mut backlog), [id]);
+        if id > 1 {
+            assert!(backlog.acknowledge(id).is_some());
+        }
+    }
+    assert!(backlog.flight.sent.len() < 100, "{} places for one", backlog.flight.sent.len());
+    assert_eq!(backlog.sent().map(|(id, _)| id).collect::<Vec<_>>(), [1]);
+    assert_eq!(backlog.flying(1), Some(&item(1, false)));
+}
+
+#[test]
+fn an_idle_one_holds_no_memory() {
+    let mut backlog = Backlog::new(MEMORY, Bound { items: 2, bytes: 1000 });
+    backlog.landed(1, item(1, false)).unwrap();
+    assert_eq!(given(&mut backlog), [1]);
+    backlog.acknowledge(1);
+    assert_eq!((backlog.waiting.items.capacity(), backlog.flight.sent.capacity()), (0, 0));
+    assert_eq!(backlog.flight.seqs.capacity(), 0);
 }
