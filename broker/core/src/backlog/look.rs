@@ -11,7 +11,7 @@ impl<T: Owed> Backlog<T> {
 
     /// The place of the next item in memory, whether something that is coming goes before it or not.
     pub fn first(&self) -> Option<u64> {
-        self.waiting.items.first_key_value().map(|(id, _)| *id)
+        self.waiting.items.first().map(|(id, _)| id)
     }
 
     /// Whether this id is coming, in memory, in flight or being deleted. What is not may still be a stored row, if
