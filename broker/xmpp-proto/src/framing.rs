@@ -126,6 +126,11 @@ impl Framer {
         }
     }
 
+    /// A framer of elements without a stream around them.
+    pub(crate) fn inside(limits: &Limits) -> Framer {
+        Framer { depth: 1, stream: Stream::Open, ..Framer::new(limits) }
+    }
+
     /// The next bytes belong to a new stream (after STARTTLS and after SASL, RFC 6120 §4.3.3).
     pub fn restart(&mut self) {
         (self.depth, self.place, self.stream) = (0, Place::Between, Stream::New);

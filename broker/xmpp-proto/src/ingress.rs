@@ -11,6 +11,7 @@ use crate::framing::{Frame, Framer, Limits};
 use crate::jid::Jid;
 use crate::ns::{self, Atom};
 use crate::stanza::{Child, Children, Head, IqType, Kind, MessageType, PresenceType, Stanza, StanzaType};
+use crate::stream::Framing;
 
 /// Reads one incoming stream. Bytes are fed in any pieces; between stanzas it holds no buffer.
 ///
@@ -38,6 +39,7 @@ use crate::stanza::{Child, Children, Head, IqType, Kind, MessageType, PresenceTy
 /// ```
 #[derive(Debug)]
 pub struct Ingress {
+    framing: Framing,
     framer: Framer,
     limits: Limits,
     /// Prefixes that the stream header declared; `None` means only `stream`.
@@ -94,9 +96,19 @@ impl Refused {
 }
 
 impl Ingress {
-    /// Reads a new stream.
+    /// Reads a new stream (RFC 6120 §4).
     pub fn new(limits: Limits) -> Ingress {
-        Ingress { framer: Framer::new(&limits), limits, prefixes: None }
+        Ingress::framed(Framing::Stream, limits)
+    }
+
+    /// Reads a new stream that is wrapped like this. Over a WebSocket what is fed must be one whole message.
+    pub fn framed(framing: Framing, limits: Limits) -> Ingress {
+        Ingress { framing, framer: Framer::new(&limits), limits, prefixes: None }
+    }
+
+    /// What the stream is wrapped in.
+    pub fn framing(&self) -> Framing {
+        self.framing
     }
 
     /// The next bytes belong to a new stream (after STARTTLS and after SASL, RFC 6120 §4.3.3).
@@ -121,6 +133,9 @@ impl Ingress {
     /// # Errors
     /// The stream error to close the stream with; afterwards this must not be used.
     pub fn next(&mut self, input: &mut &[u8]) -> Result<Option<Incoming>, StreamError> {
+        if self.framing == Framing::WebSocket {
+            return self.message(std::mem::take(input));
+        }
         loop {
             let Some(frame) = self.framer.next(input)? else { return Ok(None) };
             return match frame {
@@ -129,14 +144,45 @@ impl Ingress {
                     continue;
                 }
                 Frame::Header(frame) => {
-                    let (header, prefixes) = header(frame, &self.limits)?;
+                    let (header, prefixes) = header(frame, self.framing.content(), &self.limits)?;
                     self.prefixes = prefixes;
                     Ok(Some(Incoming::Header(Box::new(header))))
                 }
-                Frame::Element(frame) => element(frame, self.prefixes.as_deref(), &self.limits).map(Some),
+                Frame::Element(frame) => {
+                    let outer = outer(self.prefixes.as_deref());
+                    element(frame, outer, (self.framing, &self.limits)).map(Some)
+                }
                 Frame::Close(frame) => close(frame, self.prefixes.as_deref()).map(|()| Some(Incoming::Close)),
             };
         }
+    }
+
+    /// RFC 7395 §3.3.3: a message is one element, complete in itself; §3.3.2 and §3.6: two of them frame the stream.
+    fn message(&mut self, message: &[u8]) -> Result<Option<Incoming>, StreamError> {
+        match message.first() {
+            None => return Ok(None),
+            Some(b'<') if message.get(1) != Some(&b'?') => {}
+            Some(_) => return Err(StreamError::new(StreamCondition::BadFormat).text("a message is one element")),
+        }
+        if message.len() > self.limits.stanza {
+            let text = format!("a message may have at most {} octets", self.limits.stanza);
+            return Err(StreamError::new(StreamCondition::PolicyViolation).text(text));
+        }
+        let incoming = element(message, &*BARE, (self.framing, &self.limits))?;
+        Ok(Some(match incoming {
+            Incoming::Element(open) if open.is(ns::FRAMING, "open") => Incoming::Header(Box::new(Header::of(&open))),
+            Incoming::Element(close) if close.is(ns::FRAMING, "close") => Incoming::Close,
+            incoming => incoming,
+        }))
+    }
+}
+
+impl Header {
+    /// RFC 7395 §3.4: `<open/>` has the attributes of a stream's start tag.
+    fn of(open: &Element) -> Header {
+        let attr = |name: &str| open.get_attr(name).map(Into::into);
+        let lang = open.get_attr_ns(ns::XML, "lang").map(Into::into);
+        Header { to: attr("to"), from: attr("from"), id: attr("id"), version: attr("version"), lang }
     }
 }
 
@@ -166,15 +212,18 @@ fn value<'a>(attrs: &[RawAttr<'a>], name: &str) -> Option<&'a str> {
 static STANDARD: std::sync::LazyLock<[(Box<str>, Box<str>); 1]> =
     std::sync::LazyLock::new(|| [("stream".into(), ns::STREAM.into())]);
 
+/// Around a message there is nothing: without a declaration it has no namespace.
+static BARE: std::sync::LazyLock<[(Box<str>, Box<str>); 1]> = std::sync::LazyLock::new(|| [("".into(), "".into())]);
+
 fn outer(prefixes: Option<&[(Box<str>, Box<str>)]>) -> &[(Box<str>, Box<str>)] {
     prefixes.unwrap_or(&*STANDARD)
 }
 
 /// RFC 6120 §4.8: the stream's namespaces.
-fn header(frame: &[u8], limits: &Limits) -> Result<(Header, Option<Prefixes>), StreamError> {
+fn header(frame: &[u8], own: &str, limits: &Limits) -> Result<(Header, Option<Prefixes>), StreamError> {
     let checked = check::header(frame, limits)?;
     let content = checked.bindings.iter().find(|binding| binding.prefix.is_empty());
-    if checked.ns != ns::STREAM || content.is_none_or(|binding| binding.uri != ns::CLIENT) {
+    if checked.ns != ns::STREAM || content.is_none_or(|binding| binding.uri != own) {
         return Err(StreamCondition::InvalidNamespace.into());
     }
     // RFC 6120 §4.9.3.1: another root is a bad format. §4.8.5: the prefix is `stream`.
@@ -219,14 +268,26 @@ fn close(frame: &[u8], _prefixes: Option<&[(Box<str>, Box<str>)]>) -> Result<(),
 }
 
 /// One complete child of the stream.
-fn element(frame: &[u8], prefixes: Option<&[(Box<str>, Box<str>)]>, limits: &Limits) -> Result<Incoming, StreamError> {
+fn element(
+    frame: &[u8],
+    outer: &[(Box<str>, Box<str>)],
+    (framing, limits): (Framing, &Limits),
+) -> Result<Incoming, StreamError> {
     let frame = &*line_ends(frame);
-    let checked = check::element(frame, outer(prefixes), limits)?;
+    let checked = check::element(frame, outer, limits)?;
+    if checked.ns.is_empty() && framing == Framing::WebSocket {
+        return Err(StreamError::new(StreamCondition::InvalidNamespace).text("an element without a namespace"));
+    }
     if checked.ns != ns::CLIENT {
         return other(frame, &checked).map(Incoming::Element);
     }
-    // RFC 6120 §4.9.3.24: only the three stanzas live in this namespace.
-    let kind = Kind::from_name(checked.tag.local).ok_or(StreamCondition::UnsupportedStanzaType)?;
+    let kind = match Kind::from_name(checked.tag.local) {
+        Some(kind) => kind,
+        // XEP-0114 §3: a component's handshake has no namespace of its own.
+        None if framing == Framing::Component => return other(frame, &checked).map(Incoming::Element),
+        // RFC 6120 §4.9.3.24: only the three stanzas live in this namespace.
+        None => return Err(StreamCondition::UnsupportedStanzaType.into()),
+    };
     let parts = read_head(kind, &checked.attrs)?;
     let head = match parts.verdict(&checked) {
         Ok(head) => head,
@@ -257,7 +318,7 @@ pub(crate) fn line_ends(frame: &[u8]) -> Cow<'_, [u8]> {
 /// server wrote may be longer, so none are applied.
 pub(crate) fn parse_stored(bytes: &[u8]) -> Result<Stanza, StreamError> {
     let limits = Limits { stanza: usize::MAX, depth: usize::MAX, attributes: usize::MAX };
-    match element(bytes, None, &limits)? {
+    match element(bytes, &*STANDARD, (Framing::Stream, &limits))? {
         Incoming::Stanza(stanza) => Ok(stanza),
         Incoming::Refused(refused) => Err(StreamError::new(StreamCondition::BadFormat).text(refused.error.to_string())),
         _ => Err(StreamCondition::UnsupportedStanzaType.into()),

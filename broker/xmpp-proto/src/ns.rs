@@ -14,6 +14,10 @@ namespaces! {
     CLIENT = "jabber:client";
     /// Server streams, RFC 6120 §4.8.2.
     SERVER = "jabber:server";
+    /// Streams of components, XEP-0114 §3.
+    COMPONENT = "jabber:component:accept";
+    /// Streams over WebSockets, RFC 7395 §3.3.2.
+    FRAMING = "urn:ietf:params:xml:ns:xmpp-framing";
     /// The stream element, RFC 6120 §4.8.1.
     STREAM = "http://etherx.jabber.org/streams";
     /// Stream error conditions, RFC 6120 §4.9.2.

@@ -15,7 +15,6 @@ use tavi_xmpp_proto::sasl::{ChannelBindings, Evidence};
 use tavi_xmpp_proto::stream::c2s::{
     BindWanted, Judgement, KeysWanted, Layer, Negotiation, Next, ResumeWanted, Setting,
 };
-use tavi_xmpp_proto::stream::{CLOSE, write_error};
 use tavi_xmpp_proto::{Limits, StreamCondition, StreamError};
 use tokio_rustls::TlsAcceptor;
 
@@ -298,7 +297,7 @@ impl Talk {
         tracing::debug!(peer = %self.peer.address, %error, "a stream ended before login");
         let mut out = std::mem::take(&mut self.out);
         if self.header_sent {
-            write_error(&mut out, error);
+            self.ingress.framing().write_error(error, &mut out);
         } else {
             Negotiation::default().write_error(error, &self.setting(), &mut out);
         }
@@ -308,7 +307,7 @@ impl Talk {
     async fn farewell(mut self, stop: Stop) {
         match stop {
             Stop::Gone | Stop::HandedOn => return,
-            Stop::Closed => self.out.extend_from_slice(CLOSE),
+            Stop::Closed => self.ingress.framing().write_close(&mut self.out),
             Stop::Stream(error) => self.write_error(&error),
         }
         let deadline = self.shared.config.farewell_deadline;
@@ -331,6 +330,7 @@ impl Talk {
             domain: self.shared.node.parts.hosts.domain(),
             is_login_host: &*self.shared.is_login_host,
             layer: self.layer,
+            framing: self.ingress.framing(),
             bindings: &self.bindings,
             offers: [&self.shared.offers[0], &self.shared.offers[1]],
             entropy,

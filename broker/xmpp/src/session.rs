@@ -18,7 +18,7 @@ use tavi_core::{Bound as Room, Closed, Envelope, Origin, Ticket, TicketQueue};
 use tavi_store::StoreError;
 use tavi_xmpp_proto::ingress::{Incoming, Ingress};
 use tavi_xmpp_proto::sm::{self, Resumable, SmRequest, StreamManagement};
-use tavi_xmpp_proto::stream::{self, c2s};
+use tavi_xmpp_proto::stream::{Framing, c2s};
 use tavi_xmpp_proto::{Condition, Element, Kind, Stanza, StreamCondition, StreamError, ns};
 use tokio::time::Sleep;
 
@@ -195,7 +195,7 @@ impl Session {
         let resume = match end {
             End::Resumed(resume) => {
                 let former = std::mem::replace(&mut self.wire, Wire::Gone);
-                tokio::spawn(take_leave(former, self.shared.config.farewell_deadline));
+                tokio::spawn(take_leave(former, self.ingress.framing(), self.shared.config.farewell_deadline));
                 resume
             }
             // A stream that was closed is not resumed, also if nobody got as far as reading that.
@@ -619,18 +619,18 @@ impl Session {
         }
         match end {
             End::Broken | End::Resumed(_) => {}
-            End::Closed => self.out.extend_from_slice(stream::CLOSE),
-            End::Error(error) => stream::write_error(&mut self.out, error),
+            End::Closed => self.ingress.framing().write_close(&mut self.out),
+            End::Error(error) => self.ingress.framing().write_error(error, &mut self.out),
         }
         poll_fn(|cx| self.wire.poll_write_all(cx, &self.out, &mut self.written)).await.is_ok()
     }
 }
 
 /// XEP-0198 §5: the former connection of a session that was resumed ends with a conflict.
-async fn take_leave(mut wire: Wire, deadline: Duration) {
+async fn take_leave(mut wire: Wire, framing: Framing, deadline: Duration) {
     let (mut out, mut done, mut said) = (Vec::new(), 0, false);
     let text = "the stream was resumed over another connection";
-    stream::write_error(&mut out, &StreamError::new(StreamCondition::Conflict).text(text));
+    framing.write_error(&StreamError::new(StreamCondition::Conflict).text(text), &mut out);
     // A client that does not read its last words loses them.
     let _ = tokio::time::timeout(deadline, async {
         let _ = poll_fn(|cx| wire.poll_write_all(cx, &out, &mut done)).await;

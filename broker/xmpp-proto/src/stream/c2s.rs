@@ -6,7 +6,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD as BASE64, URL_SAFE_NO_PAD};
 
-use super::{Open, features, write_error};
+use super::{Framing, Open, features};
 use crate::element::Element;
 use crate::error::{Condition, StanzaError, StreamCondition, StreamError};
 use crate::ingress::{Header, Incoming};
@@ -44,6 +44,8 @@ pub struct Setting<'a> {
     pub is_login_host: &'a (dyn Fn(&str) -> bool + Sync),
     /// What lies under the stream.
     pub layer: Layer,
+    /// What it is wrapped in.
+    pub framing: Framing,
     /// What TLS gives to bind to.
     pub bindings: &'a ChannelBindings,
     /// What modules add to the features, before and after login.
@@ -187,7 +189,7 @@ impl Negotiation {
         if let Negotiation::Opening(_) = self {
             open(setting.domain, None, setting, out);
         }
-        write_error(out, error);
+        setting.framing.write_error(error, out);
     }
 
     /// The user who logged in, if one has.
@@ -202,7 +204,7 @@ impl Negotiation {
 
 fn open(from: &str, to: Option<&str>, setting: &Setting<'_>, out: &mut Vec<u8>) {
     let id = URL_SAFE_NO_PAD.encode(setting.entropy);
-    Open { from: Some(from), to, id: Some(&id) }.write(out);
+    setting.framing.write_open(&Open { from: Some(from), to, id: Some(&id) }, out);
 }
 
 impl Opening {

@@ -19,7 +19,7 @@ pub(crate) fn before_login(setting: &Setting<'_>, out: &mut Vec<u8>) {
         list.extend(setting.bindings.feature());
     }
     list.extend_from_slice(setting.offers[0]);
-    write(&list, out);
+    setting.framing.write_features(&list, out);
 }
 
 /// What may be used here: on a clear connection nothing, except that on loopback SCRAM is allowed; never a password.
@@ -42,11 +42,5 @@ pub(crate) fn after_login(setting: &Setting<'_>, out: &mut Vec<u8>) {
         Element::new(ns::SM, "sm"),
     ];
     list.extend_from_slice(setting.offers[1]);
-    write(&list, out);
-}
-
-fn write(list: &[Element], out: &mut Vec<u8>) {
-    out.extend_from_slice(b"<stream:features>");
-    list.iter().for_each(|feature| feature.write_to(out, ns::CLIENT));
-    out.extend_from_slice(b"</stream:features>");
+    setting.framing.write_features(&list, out);
 }

@@ -12,6 +12,7 @@ const LOOPBACK: Layer = Layer::Clear { tls: true, loopback: true };
 
 /// A server with one user, romeo, whose password is `secret`.
 struct Server {
+    framing: Framing,
     ingress: Ingress,
     negotiation: Option<Negotiation>,
     layer: Layer,
@@ -22,12 +23,17 @@ struct Server {
 
 impl Server {
     fn new(layer: Layer) -> Server {
+        Server::over(Framing::Stream, layer)
+    }
+
+    fn over(framing: Framing, layer: Layer) -> Server {
         let bindings = match layer {
             Layer::Tls => ChannelBindings { exporter: Some([7; 32]), server_end_point: None },
             Layer::Clear { .. } => ChannelBindings::NONE,
         };
         Server {
-            ingress: Ingress::new(Limits::BEFORE_LOGIN),
+            framing,
+            ingress: Ingress::framed(framing, Limits::BEFORE_LOGIN),
             negotiation: Some(Negotiation::default()),
             layer,
             bindings,
@@ -44,6 +50,7 @@ impl Server {
             domain: "tavi.example",
             is_login_host: &|host| host == "tavi.example" || host == "things.tavi.example",
             layer: self.layer,
+            framing: self.framing,
             bindings: &bindings,
             offers: [&[], &features],
             entropy: [9; 18],
@@ -53,10 +60,15 @@ impl Server {
         if let Err(error) = self.read(&mut input, &setting, &mut out) {
             match self.negotiation.take() {
                 Some(negotiation) => negotiation.write_error(&error, &setting, &mut out),
-                None => write_error(&mut out, &error),
+                None => self.framing.write_error(&error, &mut out),
             }
         }
-        String::from_utf8(out).unwrap()
+        let messages = self.framing.messages(&out);
+        messages
+            .into_iter()
+            .map(|message| String::from_utf8(message.into_owned()).unwrap())
+            .collect::<Vec<_>>()
+            .join("\n")
     }
 
     fn read(&mut self, input: &mut &[u8], setting: &Setting<'_>, out: &mut Vec<u8>) -> Result<(), StreamError> {
@@ -170,6 +182,64 @@ fn a_whole_negotiation_with_starttls_and_scram_plus() {
         "<iq type='result' id='b'><bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'><jid>romeo@tavi.example/Orchard</jid></bind></iq>"
     );
     assert_eq!(server.bound.unwrap().as_str(), "romeo@tavi.example/Orchard");
+}
+
+/// What a client says over each framing: its header, and a request to bind.
+const SAID: [(Framing, &str, &str); 2] = [
+    (Framing::Stream, OPEN, BIND),
+    (
+        Framing::WebSocket,
+        "<open xmlns='urn:ietf:params:xml:ns:xmpp-framing' to='tavi.example' version='1.0'/>",
+        "<iq xmlns='jabber:client' type='set' id='b'><bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'/></iq>",
+    ),
+];
+
+#[test]
+fn the_same_negotiation_over_each_framing() {
+    for (framing, open, bind) in SAID {
+        let mut server = Server::over(framing, Layer::Tls);
+        let answer = server.hears(open);
+        assert!(answer.contains("<mechanism>SCRAM-SHA-256-PLUS</mechanism>"), "{answer}");
+        let bound = ClientBinding::Bound(BindingKind::TlsExporter, vec![7; 32]);
+        assert!(server.login(Mechanism::ScramPlus(Hash::Sha256), ("romeo", "secret"), bound).starts_with(SUCCESS));
+        // RFC 7395 §3.7: the stream begins anew here as well.
+        assert!(server.hears(open).contains("to='romeo@tavi.example'"));
+        let answer = server.hears(bind);
+        let result = match framing {
+            Framing::WebSocket => "<iq xmlns='jabber:client' type='result' id='b'>",
+            _ => "<iq type='result' id='b'>",
+        };
+        assert!(answer.starts_with(result) && server.bound.is_some(), "{answer}");
+    }
+}
+
+#[test]
+fn what_goes_wrong_ends_the_stream_in_its_framing() {
+    for (framing, open, bind) in SAID {
+        let ended = |answer: &str| match framing {
+            Framing::WebSocket => {
+                answer.ends_with("</stream:error>\n<close xmlns='urn:ietf:params:xml:ns:xmpp-framing'/>")
+            }
+            _ => answer.ends_with("</stream:error></stream:stream>"),
+        };
+        let answer = Server::over(framing, Layer::Tls).hears(&open.replace("tavi.example", "other.example"));
+        assert!(answer.contains("<host-unknown") && ended(&answer), "{answer}");
+        let mut server = Server::over(framing, Layer::Tls);
+        server.hears(open);
+        let answer = server.hears(bind);
+        assert!(answer.contains("<not-authorized") && ended(&answer), "{answer}");
+        // Before our header it comes with one (RFC 6120 §4.9.1.2).
+        let answer = Server::over(framing, Layer::Tls).hears("<!DOCTYPE x>");
+        assert!(answer.contains(" from='tavi.example'") && ended(&answer), "{answer}");
+        let mut server = Server::over(framing, Layer::Tls);
+        server.hears(open);
+        let close = if framing == Framing::WebSocket {
+            "<close xmlns='urn:ietf:params:xml:ns:xmpp-framing'/>"
+        } else {
+            "</stream:stream>"
+        };
+        assert_eq!((server.hears(close), server.negotiation.is_none()), (String::new(), true));
+    }
 }
 
 #[test]
