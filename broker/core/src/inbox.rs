@@ -166,9 +166,16 @@ impl Inbox {
         envelope
     }
 
-    /// Another session of the account has it for good. A managed receiver's count does not change by that.
+    /// Another session of the account has it for good. A managed receiver's count does not change by that; for nobody
+    /// it is coming any more.
     pub(crate) fn settled(&self, id: u64) {
-        if !self.state.lock().managed {
+        let managed = {
+            let mut state = self.state.lock();
+            state.backlog.failed(id);
+            state.wake_receiver();
+            state.managed
+        };
+        if !managed {
             self.acknowledge(id);
         }
     }

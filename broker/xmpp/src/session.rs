@@ -360,6 +360,8 @@ impl Session {
             return;
         }
         let ids = std::mem::take(&mut self.writing);
+        // Also what another session of the account had first, of which the account knows nothing any more.
+        ids.iter().for_each(|id| drop(self.bound.inbox.acknowledge(*id)));
         self.shared.node.router.acknowledge(&self.bound.account, &ids);
     }
 

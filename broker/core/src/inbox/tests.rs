@@ -96,3 +96,22 @@ proptest! {
         prop_assert_eq!(&world.heard, &(0..world.pushed).map(|n| n.to_string()).collect::<Vec<_>>());
     }
 }
+
+fn said(text: &str) -> Envelope {
+    Stanza::parse(format!("<message><body>{text}</body></message>").as_bytes()).unwrap().into()
+}
+
+#[test]
+fn what_another_session_has_settled_holds_nobody_up() {
+    for managed in [true, false] {
+        let inbox = Inbox::new(Bound { items: 10, bytes: 1 << 20 }, Arc::new(IdSource::new(0, 0)));
+        if managed {
+            inbox.manage(Bound { items: 10, bytes: 1 << 20 });
+        }
+        let stored = inbox.reserve().unwrap();
+        inbox.push(said("behind it")).unwrap();
+        assert!(inbox.take().is_empty());
+        inbox.settled(stored);
+        assert_eq!(inbox.take().len(), 1, "managed: {managed}");
+    }
+}
