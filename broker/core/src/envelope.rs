@@ -65,22 +65,28 @@ pub struct Meta {
 /// or add fragments.
 #[derive(Clone, Debug)]
 pub struct Envelope {
-    /// Head, raw children and their index.
-    pub stanza: Stanza,
+    /// Head, raw children and their index. Boxed, since envelopes are moved often.
+    pub stanza: Box<Stanza>,
     /// What the broker knows.
     pub meta: Meta,
 }
 
 impl From<Stanza> for Envelope {
     fn from(stanza: Stanza) -> Envelope {
+        Box::new(stanza).into()
+    }
+}
+
+impl From<Box<Stanza>> for Envelope {
+    fn from(stanza: Box<Stanza>) -> Envelope {
         Envelope { stanza, meta: Meta::default() }
     }
 }
 
 impl Envelope {
     /// A stanza from a client session.
-    pub fn received(stanza: Stanza, origin: Origin, time_ms: u64) -> Envelope {
-        Envelope { stanza, meta: Meta { origin, time_ms, ..Meta::default() } }
+    pub fn received(stanza: impl Into<Box<Stanza>>, origin: Origin, time_ms: u64) -> Envelope {
+        Envelope { stanza: stanza.into(), meta: Meta { origin, time_ms, ..Meta::default() } }
     }
 
     /// Its start tag.

@@ -54,7 +54,7 @@ pub enum Incoming {
     /// The stream header.
     Header(Box<Header>),
     /// A stanza that is in order.
-    Stanza(Stanza),
+    Stanza(Box<Stanza>),
     /// A stanza with a wrong head; the stream goes on.
     Refused(Box<Refused>),
     /// Another element: negotiation, stream management.
@@ -294,7 +294,7 @@ fn element(
         Err(refused) => return Ok(Incoming::Refused(refused)),
     };
     let (raw, children) = content(frame, &checked);
-    Ok(Incoming::Stanza(Stanza::from_checked(head, raw, children)))
+    Ok(Incoming::Stanza(Box::new(Stanza::from_checked(head, raw, children))))
 }
 
 /// XML 1.0 §2.11: CR and CR LF mean LF. Done before anything is forwarded, because some clients' parsers stumble
@@ -319,7 +319,7 @@ pub(crate) fn line_ends(frame: &[u8]) -> Cow<'_, [u8]> {
 pub(crate) fn parse_stored(bytes: &[u8]) -> Result<Stanza, StreamError> {
     let limits = Limits { stanza: usize::MAX, depth: usize::MAX, attributes: usize::MAX };
     match element(bytes, &*STANDARD, (Framing::Stream, &limits))? {
-        Incoming::Stanza(stanza) => Ok(stanza),
+        Incoming::Stanza(stanza) => Ok(*stanza),
         Incoming::Refused(refused) => Err(StreamError::new(StreamCondition::BadFormat).text(refused.error.to_string())),
         _ => Err(StreamCondition::UnsupportedStanzaType.into()),
     }
@@ -481,7 +481,7 @@ mod tests {
 
     fn stanza(xml: &str) -> Stanza {
         match read_in(HEADER, xml) {
-            Ok(Incoming::Stanza(stanza)) => stanza,
+            Ok(Incoming::Stanza(stanza)) => *stanza,
             other => panic!("{xml}: {other:?}"),
         }
     }

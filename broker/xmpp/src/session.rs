@@ -486,7 +486,7 @@ impl Session {
             && self.bound.inbox.poll_room(cx).is_ready()
     }
 
-    fn stanza(&mut self, mut stanza: Stanza) -> Result<(), End> {
+    fn stanza(&mut self, mut stanza: Box<Stanza>) -> Result<(), End> {
         c2s::stamp(&mut stanza.head, (&self.bound.jid, self.lang.as_deref()))?;
         if let Some(reply) = c2s::session_reply(&stanza) {
             self.answer(Some(reply));
