@@ -2,7 +2,8 @@
 //!
 //! Inside out: `frame` and `walk` prove a packet's bytes, `codec` decodes them, `publish` shares one encoded body among
 //! all receivers, `reply` writes the broker's packets. `session` and `flight` are the protocol; `link` is a client's end
-//! of the line to its seat, `sitting` the seat's end, on the core's topics, `client` both on one node; `entry` decides
+//! of the line to its seat, `sitting` the seat's end, on the core's topics, `client` both on one node; `words` are the bytes of
+//! what they say and `distant` is the home's end where they are on two; `entry` decides
 //! who has a session and when it ends, `hub` does it; `seat`, `kept`, `place`, `granted`, `record` and `restart` are what
 //! outlives a connection; `operator` is what an administrator sees of it.
 //! `greet` lets a client in, `conn` drives it over a stream, `listener` accepts.
@@ -11,6 +12,7 @@ pub mod client;
 pub mod codec;
 pub mod config;
 pub mod conn;
+pub mod distant;
 pub mod entry;
 pub mod error;
 pub mod flight;
@@ -33,6 +35,7 @@ pub mod seat;
 pub mod session;
 pub mod sitting;
 mod walk;
+pub mod words;
 
 pub use codec::fuzz_codec;
 pub use config::Config;

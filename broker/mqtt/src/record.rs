@@ -209,13 +209,13 @@ impl Inbound {
     }
 }
 
-fn put_body(out: &mut Vec<u8>, body: &Body, qos: Qos, retain: bool) {
+pub(crate) fn put_body(out: &mut Vec<u8>, body: &Body, qos: Qos, retain: bool) {
     let version = u8::from(body.version() == Version::V5);
     out.put_u8(qos as u8 | u8::from(retain) << 2 | version << 3);
     out.extend_from_slice(body.as_bytes());
 }
 
-fn get_body(mut bytes: Bytes) -> Option<(Body, Qos, bool)> {
+pub(crate) fn get_body(mut bytes: Bytes) -> Option<(Body, Qos, bool)> {
     let bits = bytes.try_get_u8().ok()?;
     let version = if bits & 8 != 0 { Version::V5 } else { Version::V4 };
     Some((Body::from_bytes(version, bytes)?, Qos::from_u8(bits & 3)?, bits & 4 != 0))

@@ -141,6 +141,13 @@ pub enum AckKind {
     PubComp = 0x70,
 }
 
+impl AckKind {
+    /// The kind whose packets begin so.
+    pub(crate) fn from_bits(bits: u8) -> Option<Self> {
+        [Self::PubAck, Self::PubRec, Self::PubRel, Self::PubComp].into_iter().find(|kind| *kind as u8 == bits)
+    }
+}
+
 /// Appends an acknowledgement. MQTT 5.0 §3.4.2.1: the reason is left out when it is success; 3.1.1 has none.
 pub fn ack(out: &mut Vec<u8>, version: Version, kind: AckKind, packet_id: u16, reason: Reason) {
     let [high, low] = packet_id.to_be_bytes();

@@ -81,6 +81,14 @@ impl Answer {
         Self { kind, packet_id, reason }
     }
 
+    pub(crate) fn parts(&self) -> (Option<AckKind>, u16, Reason) {
+        (self.kind, self.packet_id, self.reason)
+    }
+
+    pub(crate) fn from_parts(kind: Option<AckKind>, packet_id: u16, reason: Reason) -> Self {
+        Self { kind, packet_id, reason }
+    }
+
     /// The packet id of the QoS 2 publish that it confirms, if it is a PUBREC.
     pub fn received_id(&self) -> Option<u16> {
         (self.kind == Some(AckKind::PubRec)).then_some(self.packet_id)

@@ -5,6 +5,7 @@ mod order;
 mod owed;
 mod stage;
 mod start;
+mod worlds;
 
 use stage::{Connect, World, clean, durable, with_will};
 use std::sync::Arc;

@@ -5,17 +5,17 @@ use super::*;
 use std::collections::BTreeMap;
 
 /// Chance from a seed.
-struct Dice(u64);
+pub struct Dice(pub u64);
 
 impl Dice {
-    fn below(&mut self, bound: usize) -> usize {
+    pub fn below(&mut self, bound: usize) -> usize {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) as usize % bound
     }
 }
 
 /// Lets one commit land, as a store with several writers may: of one owner in order.
-fn release_one(store: &MemoryStore, dice: &mut Dice) {
+pub fn release_one(store: &MemoryStore, dice: &mut Dice) {
     let owners = store.waiting_owners();
     if !owners.is_empty() {
         let owner = &owners[dice.below(owners.len())];

@@ -151,7 +151,7 @@ pub fn with_will(topic: &'static str, payload: &'static str, delay: u32) -> Opti
 }
 
 impl Connect {
-    fn encode(&self, name: &str, version: Version) -> Vec<u8> {
+    pub fn encode(&self, name: &str, version: Version) -> Vec<u8> {
         let five = version == Version::V5;
         let mut body = b"\0\x04MQTT".to_vec();
         let will = if self.will.is_some() { 0x0C } else { 0 };
@@ -180,12 +180,12 @@ impl Connect {
     }
 }
 
-fn text(out: &mut Vec<u8>, text: &str) {
+pub fn text(out: &mut Vec<u8>, text: &str) {
     out.extend((text.len() as u16).to_be_bytes());
     out.extend(text.as_bytes());
 }
 
-fn frame(first: u8, body: &[u8]) -> Vec<u8> {
+pub fn frame(first: u8, body: &[u8]) -> Vec<u8> {
     let mut out = vec![first];
     let mut rest = body.len();
     loop {
@@ -351,14 +351,7 @@ impl Actor {
     /// What has come since the last look.
     pub fn hears(&mut self) -> Vec<String> {
         self.turn();
-        let mut rest = std::mem::take(&mut self.out);
-        let mut lines = Vec::new();
-        while !rest.is_empty() {
-            let (length, width) = length(&rest[1..]);
-            let packet: Vec<u8> = rest.drain(..1 + width + length).collect();
-            lines.push(describe(packet[0], &packet[1 + width..], self.five()));
-        }
-        lines
+        lines(std::mem::take(&mut self.out), self.five())
     }
 
     /// What has come since the last look, byte for byte, without the CONNACK.
@@ -368,6 +361,17 @@ impl Actor {
         let connack = 2 + usize::from(bytes[1]);
         bytes[if bytes[0] == 0x20 { connack } else { 0 }..].to_vec()
     }
+}
+
+/// What these packets say.
+pub fn lines(mut rest: Vec<u8>, five: bool) -> Vec<String> {
+    let mut lines = Vec::new();
+    while !rest.is_empty() {
+        let (length, width) = length(&rest[1..]);
+        let packet: Vec<u8> = rest.drain(..1 + width + length).collect();
+        lines.push(describe(packet[0], &packet[1 + width..], five));
+    }
+    lines
 }
 
 fn length(bytes: &[u8]) -> (usize, usize) {
