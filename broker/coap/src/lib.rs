@@ -19,6 +19,7 @@ pub mod peer;
 pub mod representation;
 pub mod resource;
 pub mod service;
+mod writes;
 
 pub use endpoint::Endpoint;
 pub use service::Seams;

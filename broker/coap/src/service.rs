@@ -10,8 +10,8 @@ use tavi_core::metrics::{Outcome, Protocol};
 use tavi_core::node::Parts;
 use tavi_core::publication::{Change, Publication};
 use tavi_core::topics::{Draft, Refusal, SubOptions, Subscriber};
-use tavi_core::{Action, Clock, Metrics, Permit, Principal, Qos, TicketQueue, Topics};
-use tavi_store::StoreError;
+use tavi_core::{Action, Clock, Metrics, Permit, Principal, Qos, Topics};
+use tavi_store::{SharedStore, StoreError};
 
 use crate::block::BlockSize;
 use crate::datagram::Kind;
@@ -23,6 +23,7 @@ use crate::observe::{self, Notification, Observer, Observers, Registration, Upda
 use crate::peer::{PeerId, Principals};
 use crate::representation::Representation;
 use crate::resource::{Named, Observe, Reading, Request, forbidden, refusal};
+use crate::writes::Writes;
 use crate::{exchange, format};
 
 /// How often the permissions of observations are asked again; a change must act within 2 s (identity).
@@ -37,6 +38,8 @@ const LIST_PAGES: (usize, usize) = (16, 200);
 pub struct Seams {
     /// Topics: value, publish, subscribe.
     pub topics: Arc<Topics>,
+    /// Asked whether a write may begin.
+    pub store: SharedStore,
     /// The access model.
     pub permit: Arc<Permit>,
     /// Counters.
@@ -49,6 +52,7 @@ impl From<&Parts> for Seams {
     fn from(parts: &Parts) -> Self {
         Self {
             topics: parts.topics.clone(),
+            store: parts.store.clone(),
             permit: parts.permit.clone(),
             metrics: parts.metrics.clone(),
             clock: parts.clock.clone(),
@@ -72,7 +76,7 @@ pub struct Service {
     observers: Observers,
     principals: Principals,
     inbox: Arc<Inbox>,
-    tickets: TicketQueue<Written>,
+    writes: Writes<Written>,
     generation: u64,
     next_check: Option<Instant>,
     counted_peers: i64,
@@ -92,7 +96,7 @@ impl Service {
             exchanges: Exchanges::new(limits.exchanges, seed),
             observers: Observers::new(limits.observers),
             principals: Principals::default(),
-            tickets: TicketQueue::default(),
+            writes: Writes::default(),
             generation: seams.permit.generation(),
             next_check: None,
             counted_peers: 0,
@@ -110,7 +114,7 @@ impl Service {
     /// Takes what the core has: finished writes and new values. Pending when there is nothing.
     pub fn poll_core(&mut self, now: Instant, cx: &mut Context<'_>) -> Poll<()> {
         let mut progress = false;
-        while let Poll::Ready(Some((written, result))) = self.tickets.poll_next(cx) {
+        while let Poll::Ready((written, result)) = self.writes.poll_next(cx) {
             self.exchanges.respond(now, written.exchange, outcome(written.code, result));
             progress = true;
         }
@@ -154,7 +158,7 @@ impl Service {
 
     /// Whether no write is on its way to the store.
     pub fn is_idle(&self) -> bool {
-        self.tickets.is_empty()
+        self.writes.is_empty()
     }
 
     /// Ends all observations with a 5.03, once and unconfirmed, so that observers come back elsewhere or later
@@ -174,7 +178,7 @@ impl Service {
     /// The end: open tickets complete in a task of their own.
     pub fn close(mut self) {
         self.seams.metrics.connections(Protocol::Coap).sub(std::mem::take(&mut self.counted_peers));
-        std::mem::take(&mut self.tickets).drain(self.seams.metrics.clone());
+        std::mem::take(&mut self.writes).drain(&self.seams.metrics);
     }
 
     /// Handles all events and sends what may go out, until nothing is left to do now.
@@ -337,8 +341,12 @@ impl Service {
             Change::Value => Code::CHANGED,
         };
         let weight = draft.payload.len() + draft.topic.len();
+        // A session would be read no more (semantics.md); a datagram can only be told to come again (RFC 7252 §5.9.3.4).
+        if !self.seams.store.has_room() || self.writes.is_full(exchange.peer) {
+            return Some(busy());
+        }
         match self.seams.topics.publish(who, draft) {
-            Ok(ticket) => self.tickets.push(ticket, Written { exchange, code }, weight),
+            Ok(ticket) => self.writes.push(exchange.peer, ticket, Written { exchange, code }, weight),
             Err(refusal) => return Some(refuse(who, refusal)),
         }
         None
@@ -442,6 +450,13 @@ fn outcome(code: Code, result: Result<(), StoreError>) -> Message {
         Ok(()) => Message::new(code),
         Err(error) => unavailable(&error),
     }
+}
+
+/// Too much waits for the store, or for this peer: nothing was begun.
+fn busy() -> Message {
+    let mut response = refusal(Code::UNAVAILABLE, "too much is being written now");
+    response.add_uint(option::MAX_AGE, 1);
+    *response
 }
 
 fn unavailable(error: &StoreError) -> Message {

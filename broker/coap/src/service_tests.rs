@@ -36,8 +36,8 @@ async fn world_over(store: MemoryStore, grants: &str) -> World {
         store.release_all();
     }
     let ids = Arc::new(IdSource::new(0, 0));
-    let topics = Arc::new(Topics::load(shared, permit.clone(), ids, clock.clone()).await.unwrap());
-    let seams = Seams { topics, permit, metrics: Arc::default(), clock: clock.clone() };
+    let topics = Arc::new(Topics::load(shared.clone(), permit.clone(), ids, clock.clone()).await.unwrap());
+    let seams = Seams { topics, store: shared, permit, metrics: Arc::default(), clock: clock.clone() };
     let service = Service::new(seams.clone(), Limits::default(), 1);
     World { service, store, seams, clock, now: Instant::now(), lamp: LAMP.into(), next_id: 0 }
 }
@@ -450,6 +450,44 @@ async fn the_list_names_what_the_asker_may_retrieve() {
     assert_eq!(w.asks(&get).payload(), b"");
     w.lamp = "192.0.2.1:5".parse().unwrap();
     assert_eq!(w.asks(&get).code(), Code::UNAUTHORIZED);
+}
+
+#[tokio::test]
+async fn while_the_store_has_no_room_a_write_is_told_to_come_again_and_nothing_is_begun() {
+    let mut w = world("retrieve,publish,delete").await;
+    w.store.set_room(false);
+    let put = w.put(b"1");
+    let busy = w.asks(&put);
+    assert_eq!((busy.code(), busy.uint(option::MAX_AGE)), (Code::UNAVAILABLE, Some(1)));
+    let get = w.get();
+    assert_eq!(w.asks(&get).code(), Code::NOT_FOUND, "reads are served");
+    w.store.set_room(true);
+    let put = w.put(b"1");
+    assert_eq!(w.asks(&put).code(), Code::CREATED);
+}
+
+#[tokio::test]
+async fn a_peer_s_write_is_answered_though_another_s_is_still_being_saved() {
+    let mut w = world_over(MemoryStore::delayed(), "retrieve,publish").await;
+    let put = w.put(b"1");
+    w.sends(&put);
+    let first = w.store.waiting();
+    let lamp = w.lamp;
+    w.lamp = ([127, 0, 0, 1], 40_001).into();
+    let mut other = w.request(Code::PUT, "d/1/up/other");
+    other.set_payload(b"2");
+    w.sends(&other);
+    assert!(w.store.waiting() > first && w.hears().is_none());
+    while w.store.waiting() > first {
+        w.store.release_at(first);
+    }
+    w.core_works();
+    let answer = w.hears().expect("the second peer's answer");
+    assert_eq!((answer.code(), answer.token()), (Code::CREATED, other.token()));
+    w.lamp = lamp;
+    w.store.release_all();
+    w.core_works();
+    assert_eq!(w.hears().expect("the first peer's answer").token(), put.token());
 }
 
 #[tokio::test]

@@ -18,8 +18,8 @@ async fn seams() -> Seams {
     let actions = "retrieve,subscribe,publish,delete".parse().unwrap();
     permit.add(Grant::new(1, "anon-clear", actions, "d/#").unwrap()).await.unwrap();
     let (ids, clock) = (Arc::new(IdSource::new(0, 0)), Arc::new(SystemClock));
-    let topics = Topics::load(store, permit.clone(), ids, clock.clone()).await.unwrap();
-    Seams { topics: Arc::new(topics), permit, metrics: Arc::default(), clock }
+    let topics = Topics::load(store.clone(), permit.clone(), ids, clock.clone()).await.unwrap();
+    Seams { topics: Arc::new(topics), store, permit, metrics: Arc::default(), clock }
 }
 
 struct Client {

@@ -26,8 +26,8 @@ async fn world() -> World {
     let actions = "retrieve,subscribe,publish,delete".parse().unwrap();
     permit.add(Grant::new(1, "anon-clear", actions, "d/#").unwrap()).await.unwrap();
     let (ids, clock) = (Arc::new(IdSource::new(0, 0)), Arc::new(SystemClock));
-    let topics = Arc::new(Topics::load(store, permit.clone(), ids, clock.clone()).await.unwrap());
-    let seams = Seams { topics, permit, metrics: Arc::default(), clock };
+    let topics = Arc::new(Topics::load(store.clone(), permit.clone(), ids, clock.clone()).await.unwrap());
+    let seams = Seams { topics, store, permit, metrics: Arc::default(), clock };
     let endpoint = Endpoint::bind(seams.clone(), SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
     World { endpoint, seams }
 }
