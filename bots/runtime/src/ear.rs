@@ -8,7 +8,7 @@ use crate::{
 use parking_lot::Mutex;
 use std::{collections::BTreeSet, sync::Arc};
 use tavi_core::{
-    Action, Mailbox, Node, Overflow, Permit, Principal, Publication, Qos, SubOptions, Subscriber,
+    Action, Mailbox, Node, Overflow, Permit, Principal, Publication, Qos, SubOptions, Subscriber, Ticket,
     mailbox::{Pushed, Weigh},
     principal::Hosts,
     topics,
@@ -156,9 +156,24 @@ impl Ear {
             node.parts.topics.unsubscribe(self.id, gone);
         }
         let options = SubOptions { qos: Qos::AtLeastOnce, no_local: true, ..SubOptions::default() };
-        // What is retained is no news to a script: the stream is dropped unread.
-        let subscribe = |filter: &String| node.parts.topics.join(&subscriber, filter, options).is_ok();
+        // What is retained is no news to a script, unless it is just being saved.
+        let subscribe = |filter: &String| {
+            let coming = node.parts.topics.listen(&subscriber, filter, options);
+            coming.map(|ticket| self.clone().hear_of(ticket)).is_ok()
+        };
         *heard = wanted.into_iter().filter(|filter| heard.contains(filter) || subscribe(filter)).collect();
+    }
+
+    /// Has delivered what was being saved when it began to listen.
+    fn hear_of(self: Arc<Self>, coming: Ticket) {
+        if coming.is_ready() {
+            return;
+        }
+        tokio::spawn(async move {
+            if let Err(error) = coming.complete().await {
+                tracing::error!(bot = %self.principal, %error, "what was being saved when a bot began to listen is lost to it");
+            }
+        });
     }
 
     /// Hears nothing any more.

@@ -33,6 +33,7 @@ struct Shared {
     queue: Mutex<Queue>,
     work: Condvar,
     room: Notify,
+    closed: Notify,
     capacity: usize,
 }
 
@@ -70,8 +71,8 @@ struct Lane {
 impl Pool {
     /// Starts `threads` threads; at most `capacity` jobs wait. Fails if the system gives no thread.
     pub fn start(threads: usize, capacity: usize) -> io::Result<Pool> {
-        let (queue, work, room) = (Mutex::default(), Condvar::new(), Notify::new());
-        let shared = Arc::new(Shared { queue, work, room, capacity });
+        let (queue, work, room, closed) = (Mutex::default(), Condvar::new(), Notify::new(), Notify::new());
+        let shared = Arc::new(Shared { queue, work, room, closed, capacity });
         let pool = Pool { shared: shared.clone(), threads: Mutex::default() };
         for n in 0..threads.max(1) {
             let shared = shared.clone();
@@ -93,6 +94,14 @@ impl Pool {
                 Push::Full(again) => job = again,
             }
             room.await;
+        }
+    }
+
+    /// Ready once the pool takes no more jobs.
+    pub async fn closed(&self) {
+        let closed = self.shared.closed.notified();
+        if !self.shared.queue.lock().stopped {
+            closed.await;
         }
     }
 
@@ -176,6 +185,7 @@ impl Shared {
         drop(dropped);
         self.work.notify_all();
         self.room.notify_waiters();
+        self.closed.notify_waiters();
     }
 }
 

@@ -432,6 +432,62 @@ async fn values_that_waited_over_a_restart_reach_the_script_in_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_bot_begins_nothing_while_the_store_has_no_room() {
+    let memory = Arc::new(MemoryStore::default());
+    let store: SharedStore = memory.clone();
+    prepare(&store).await;
+    let (_folder, path) = folder("fn on_message(t) { say(t); }");
+    let life = Life::begin(store.clone(), path).await;
+    memory.set_room(false);
+    life.write("m", "hello").await.unwrap();
+    let quiet = tokio::time::timeout(Duration::from_millis(200), life.next()).await;
+    assert!(quiet.is_err(), "it waits");
+    assert_eq!(store.queue(&Owner::account(BOT), 0, 10).await.unwrap().len(), 1, "the message is kept meanwhile");
+    memory.set_room(true);
+    assert_eq!(life.reads().await, "hello");
+    memory.set_room(false);
+    life.write("m", "again").await.unwrap();
+    tokio::time::timeout(Duration::from_secs(4), life.bots.stop()).await.expect("the stop waits for no room");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bot_that_begins_to_listen_hears_what_is_being_saved() {
+    let memory = Arc::new(MemoryStore::default());
+    let store: SharedStore = memory.clone();
+    prepare(&store).await;
+    let (_folder, path) = folder(LIBRARY);
+    let life = Life::begin(store.clone(), path).await;
+    let heard = "d/door/up/temperature";
+    allow(&life.node, "anna@localhost", "publish,subscribe", "d/door/#").await;
+    assert_eq!(life.says("/watch door").await, "I watch door for you and tell you its temperature.");
+    memory.hold();
+    let draft =
+        Draft { topic: heard.into(), payload: "19".into(), retain: true, qos: Qos::AtLeastOnce, ..Draft::default() };
+    let door = Principal::Device("door@things.localhost".parse().unwrap());
+    let saving = life.node.parts.topics.publish_unasked(&door, draft);
+    let grant = Grant::new(life.node.parts.ids.next(0), BOT, "subscribe".parse().unwrap(), heard).unwrap();
+    let granted = life.node.parts.permit.add(grant);
+    eventually("the bot listens", || {
+        memory.release_at(1);
+        life.node.parts.topics.counts().0 > 2
+    })
+    .await;
+    let release = {
+        let memory = memory.clone();
+        tokio::spawn(async move {
+            loop {
+                memory.release_all();
+                tokio::task::yield_now().await;
+            }
+        })
+    };
+    granted.await.unwrap();
+    saving.complete().await.unwrap();
+    assert_eq!(life.reads().await, "door: 19 degrees");
+    release.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stranger_does_not_get_what_the_bot_may_do() {
     let store: SharedStore = Arc::new(MemoryStore::default());
     prepare(&store).await;

@@ -174,8 +174,17 @@ impl Seat {
         people
     }
 
-    /// Has a step run on the pool, in its conversation's turn; waits while the pool is full. Tells whether it was taken:
-    /// not when the broker stops.
+    /// Whoever makes commits waits while the store has no room (semantics.md): then a bot takes nothing more from its inbox,
+    /// and sends nothing. At the stop nobody waits any more.
+    async fn room(&self) {
+        tokio::select! {
+            () = self.shared.node.parts.store.room() => {}
+            () = self.shared.pool.closed() => {}
+        }
+    }
+
+    /// Has a step run on the pool, in its conversation's turn; waits while the pool is full or the store busy. Tells whether
+    /// it was taken: not when the broker stops.
     pub(super) async fn submit(
         self: &Arc<Self>,
         person: &Arc<str>,
@@ -188,6 +197,7 @@ impl Seat {
             Ok(None) => {}
             Err(error) => tracing::error!(bot = %seat.jid, %error, "a conversation cannot be read"),
         };
+        self.room().await;
         self.shared.pool.submit(&self.key, person, Box::new(job)).await
     }
 
@@ -290,6 +300,7 @@ impl Seat {
     async fn try_to_send(&self, outgoing: Vec<Outgoing>) -> Vec<Outgoing> {
         let mut tickets = Vec::with_capacity(outgoing.len());
         for one in outgoing {
+            self.room().await;
             let ticket = send(&self.shared.node, &self.principal, self.ear.id(), &one).await;
             tickets.push((ticket, one));
         }

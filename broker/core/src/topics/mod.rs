@@ -286,14 +286,39 @@ impl Topics {
     ) -> Result<Subscribed, Refusal> {
         let who = subscriber.principal();
         self.ask_filter(who, filter)?;
-        let (existed, since) = self.insert(subscriber, filter, options);
-        let mut ticket = Ticket::done();
-        let joining = Match { subscriber: subscriber.clone(), options: SmallVec::from_elem(options, 1) };
-        let coming = self.join_open(&joining, filter, since, &mut ticket);
+        let (existed, coming, ticket) = self.begin_at_once(subscriber, filter, options);
         let mut retained = self.all_retained(filter)?;
         // Reading what is retained is an action of its own (semantics.md, permissions).
         retained.retain(|p| !coming.contains(&p.id) && self.permit.may(who, Action::Retrieve, &p.topic));
         Ok(Subscribed { existed, retained, ticket })
+    }
+
+    /// Subscribes one to whom what is kept already is no news. What is just being saved is news: it comes as a delivery.
+    ///
+    /// # Errors
+    /// As for [`Topics::join`].
+    pub fn listen(
+        &self,
+        subscriber: &Arc<dyn Subscriber>,
+        filter: &str,
+        options: SubOptions,
+    ) -> Result<Ticket, Refusal> {
+        self.ask_filter(subscriber.principal(), filter)?;
+        Ok(self.begin_at_once(subscriber, filter, options).2)
+    }
+
+    /// Whether it was subscribed, the ids of what is being saved and will be delivered, and the ticket of that.
+    fn begin_at_once(
+        &self,
+        subscriber: &Arc<dyn Subscriber>,
+        filter: &str,
+        options: SubOptions,
+    ) -> (bool, Vec<u64>, Ticket) {
+        let (existed, since) = self.insert(subscriber, filter, options);
+        let mut ticket = Ticket::done();
+        let joining = Match { subscriber: subscriber.clone(), options: SmallVec::from_elem(options, 1) };
+        let coming = self.join_open(&joining, filter, since, &mut ticket);
+        (existed, coming, ticket)
     }
 
     /// Subscribes as a member of a group: of its members one gets each publication (MQTT 5 §4.8.2, which gives them no
@@ -393,7 +418,7 @@ impl Topics {
         for topic in self.saving.matching(filter) {
             let Some(place) = self.places.known(&topic) else { continue };
             let mut state = place.state.lock();
-            for open in state.open.iter_mut().filter(|open| open.is_missed(since)) {
+            for open in state.open.iter_mut().filter(|o| o.is_missed(since) && joining.wants(&o.publication)) {
                 ids.push(open.publication.id);
                 match joining.subscriber.store(&open.publication, &joining.options) {
                     None => open.audience.joined.push(joining.clone()),

@@ -50,7 +50,8 @@ pub(super) struct Audience {
 }
 
 impl Match {
-    fn wants(&self, publication: &Publication) -> bool {
+    /// Whether it is not its own, or it wants that too.
+    pub(super) fn wants(&self, publication: &Publication) -> bool {
         publication.from_session != self.subscriber.id() || self.options.iter().any(|o| !o.no_local)
     }
 }

@@ -256,6 +256,22 @@ async fn who_subscribes_at_once_gets_what_is_being_saved_as_a_delivery() {
 }
 
 #[tokio::test]
+async fn who_only_listens_gets_what_is_being_saved_and_nothing_older() {
+    let world = world().await;
+    world.publish("romeo", "u/romeo/b", "kept", true).await.unwrap();
+    world.store.hold();
+    let saving = world.topics.publish(&who("romeo"), retained("new")).unwrap();
+    let failing = world.topics.publish(&who("romeo"), Draft { topic: "u/romeo/b".into(), ..retained("lost") }).unwrap();
+    let (live, handle) = world.reader("romeo", false);
+    assert!(world.topics.listen(&handle, "u/romeo/#", SubOptions::default()).unwrap().is_ready());
+    assert!(world.store.release_at(0));
+    world.fail();
+    saving.complete().await.unwrap();
+    assert!(failing.complete().await.is_err());
+    assert_eq!(*live.seen.lock(), ["u/romeo/a=new"]);
+}
+
+#[tokio::test]
 async fn publications_of_a_topic_leave_in_the_order_in_which_they_were_begun() {
     let world = world().await;
     let (reader, handle) = world.reader("romeo", false);
