@@ -65,11 +65,18 @@ impl Run {
         self.origin.as_ref().is_some_and(|origin| Arc::ptr_eq(origin, inbox))
     }
 
-    /// What the sender makes for itself in one turn may be more than its inbox holds: it is drained as it is made.
+    /// What the sender makes for itself in one turn may be more than its inbox holds: it is drained as it is made. While it
+    /// waits, what has its place with others lands: nobody waits for this sender to read.
     async fn room(&mut self) {
-        if let Some(origin) = &self.origin {
-            poll_fn(|cx| origin.poll_room(cx)).await;
-        }
+        let Run { origin: Some(origin), ticket, .. } = self else { return };
+        poll_fn(|cx| {
+            let room = origin.poll_room(cx);
+            if room.is_pending() {
+                ticket.land_early(cx);
+            }
+            room
+        })
+        .await;
     }
 
     /// The next effect. What one stanza causes is done before what follows it: so an approval and all that it changes

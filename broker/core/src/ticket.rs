@@ -92,6 +92,18 @@ impl Ticket {
         }
     }
 
+    /// For a ticket that still grows, while its sender has to wait: lets land, or fail, what has its place with others and
+    /// waits for nothing but commits that have landed.
+    pub(crate) fn land_early(&mut self, cx: &mut Context<'_>) {
+        if self.landings.is_empty() || !self.stages.is_empty() || self.poll_commits(cx).is_pending() {
+            return;
+        }
+        match self.failed {
+            None => self.landings.drain(..).for_each(|land| land()),
+            Some(_) => self.landings.clear(),
+        }
+    }
+
     fn poll_saves(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             ready!(self.poll_commits(cx));
@@ -264,6 +276,31 @@ mod tests {
         second_slot.resolve(Ok(()));
         assert!(poll(&mut queue).is_none(), "the first is open");
         assert_eq!(*log.lock(), ["landed"]);
+    }
+
+    #[test]
+    fn a_ticket_that_still_grows_holds_no_place_longer_than_its_commits_take() {
+        let (log, mut cx) = (Log::default(), Context::from_waker(Waker::noop()));
+        let ((slot, commit), mut ticket) = (Commit::pending(), Ticket::done());
+        ticket.wait_for(commit);
+        ticket.land(says(&log, "landed"));
+        ticket.then(says(&log, "delivery"));
+        ticket.land_early(&mut cx);
+        assert!(log.lock().is_empty());
+        slot.resolve(Ok(()));
+        ticket.land_early(&mut cx);
+        assert_eq!(*log.lock(), ["landed"]);
+        let (_, commit) = Commit::pending();
+        ticket.wait_for(commit);
+        assert!(!ticket.is_ready(), "it goes on");
+
+        let (place, mut ticket) = (Arc::new(()), Ticket::done());
+        ticket.wait_for(Commit::ready(Err(StoreError::Unavailable("full".into()))));
+        let held = place.clone();
+        ticket.land(Box::new(move || drop(held)));
+        ticket.land_early(&mut cx);
+        assert_eq!(Arc::strong_count(&place), 1, "what failed holds no place either");
+        assert!(matches!(ticket.poll_done(&mut cx), Poll::Ready(Err(_))));
     }
 
     #[test]

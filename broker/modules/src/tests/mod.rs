@@ -3,6 +3,10 @@
 pub(crate) mod world;
 
 use crate::XEPS;
+use std::{
+    future::Future,
+    task::{Context, Waker},
+};
 use world::World;
 
 #[test]
@@ -53,6 +57,30 @@ async fn more_than_an_inbox_holds_is_handed_over_piece_by_piece_and_newer_messag
     assert_eq!(read, all);
     juliet.sends(&says(301)).await;
     assert_eq!(romeo.reads_bodies(), ["301"], "now it takes part in everything");
+}
+
+#[tokio::test]
+async fn a_sender_who_reads_nothing_holds_up_nobody_to_whom_he_wrote() {
+    let (world, store) = World::with_store(8).await;
+    let mut balcony = world.online("juliet/balcony").await;
+    let mut kitchen = world.online("juliet/kitchen").await;
+    kitchen.sends("<iq type='set' id='c'><enable xmlns='urn:xmpp:carbons:2'/></iq>").await;
+    (balcony.skip(), kitchen.skip());
+    let mut romeo = world.online("romeo/orchard").await;
+    for n in 0..6 {
+        balcony.sends(&format!("<message to='romeo@localhost/orchard' type='chat'><body>{n}</body></message>")).await;
+    }
+    kitchen.skip();
+    store.hold();
+    let mut route = Box::pin(
+        romeo.writes("<message to='juliet@localhost/balcony' type='chat'><body>Art thou there?</body></message>"),
+    );
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(route.as_mut().poll(&mut cx).is_pending(), "he has no room, and copies are to be made");
+    balcony.sees_nothing();
+    store.release_all();
+    assert!(route.as_mut().poll(&mut cx).is_pending(), "he still has none");
+    balcony.sees("<message from='romeo@localhost/orchard'><body>Art thou there?</body></message>");
 }
 
 #[tokio::test]

@@ -39,6 +39,13 @@ impl World {
         (World::over(store.clone(), Arc::new(FakeClock::at(NOW)), SessionLimits::default()).await, store)
     }
 
+    /// A world like [`World::new`] with the store beneath it, and inboxes of `items` stanzas.
+    pub(crate) async fn with_store(items: usize) -> (World, Arc<MemoryStore>) {
+        let store = Arc::new(MemoryStore::default());
+        let limits = SessionLimits { inbox_items: items, ..SessionLimits::default() };
+        (World::over(store.clone(), Arc::new(FakeClock::at(NOW)), limits).await, store)
+    }
+
     /// The same store after the broker was cut off and started again.
     pub(crate) async fn restart(&self) -> World {
         World::over(self.store.clone(), self.clock.clone(), SessionLimits::default()).await
@@ -157,12 +164,22 @@ impl Person {
         tokio::task::yield_now().await;
     }
 
+    /// As [`Person::begins`], as a session's task does it: it waits for room in its own inbox.
+    pub(crate) async fn writes(&mut self, xml: &str) -> Ticket {
+        let mut env = self.envelope(xml);
+        env.meta.sender = self.bound.id;
+        self.node.route(env).await
+    }
+
     /// Sends a stanza; what it leads to waits in the ticket.
     pub(crate) async fn begins(&mut self, xml: &str) -> Ticket {
+        self.node.route(self.envelope(xml)).await
+    }
+
+    fn envelope(&self, xml: &str) -> Envelope {
         let mut stanza = Stanza::parse(xml.as_bytes()).unwrap_or_else(|error| panic!("{xml}: {error}"));
         stanza.head.from = Some(self.bound.jid.clone());
-        let env = Envelope::received(stanza, self.origin, self.node.parts.clock.now_ms());
-        self.node.route(env).await
+        Envelope::received(stanza, self.origin, self.node.parts.clock.now_ms())
     }
 
     /// The next stanza has all that `pattern` has; gives its text. White space between elements does not count.
