@@ -4,7 +4,7 @@ use crate::{
     effects::Effects,
     envelope::Envelope,
     principal::{Host, Hosts},
-    sessions::{Account, AccountState},
+    sessions::{Account, AccountState, SessionEntry},
 };
 use std::{collections::HashMap, future::Future, pin::Pin, sync::Arc};
 use tavi_store::StoreError;
@@ -89,6 +89,14 @@ pub enum Stage {
 pub trait StreamFeature: Send + Sync {
     /// What stands for it among the stream's features at this stage, if anything does.
     fn offer(&self, stage: Stage) -> Option<Element>;
+
+    /// Its name in service discovery, if a client can begin it while it binds its resource (XEP-0386 §3).
+    fn inline(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// A session that is just bound wants to begin something; a request that is not this feature's is left alone.
+    fn begin(&self, _request: &Element, _session: &mut SessionEntry) {}
 }
 
 /// What happened to a session.
@@ -306,6 +314,18 @@ impl Registry {
     /// What modules add to the features of a stream, in the order of registration.
     pub fn offers(&self, stage: Stage) -> Vec<Element> {
         self.stream_features.iter().filter_map(|feature| feature.offer(stage)).collect()
+    }
+
+    /// What a client can begin while it binds its resource, by the names of service discovery.
+    pub fn inline(&self) -> Vec<&'static str> {
+        self.stream_features.iter().filter_map(|feature| feature.inline()).collect()
+    }
+
+    /// Begins what a client asked for while it was bound.
+    pub fn begin(&self, requests: &[Element], session: &mut SessionEntry) {
+        for request in requests {
+            self.stream_features.iter().for_each(|feature| feature.begin(request, session));
+        }
     }
 
     /// All features, in the order of registration.

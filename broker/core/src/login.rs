@@ -68,11 +68,13 @@ pub enum Credential<'a> {
         /// The client's answer to it.
         answer: &'a [u8],
     },
+    /// The certificate that the peer showed in the TLS handshake, whose key it proved to have there.
+    Certificate,
 }
 
 /// Somebody wants to log in.
 pub struct Attempt<'a> {
-    /// The user name: a device id, a local part, or a bare JID.
+    /// The user name: a device id, a local part, or a bare JID; empty if the certificate is to say who it is.
     pub user: &'a str,
     /// The credential.
     pub credential: Credential<'a>,
@@ -93,6 +95,13 @@ pub trait Tokens: Send + Sync {
     ) -> crate::hooks::BoxFuture<'a, bool>;
 }
 
+/// Knows whose a client's certificate is: enrolment implements it. It compares the whole key with the registry and asks for
+/// the device's state there, also after a resumed handshake (identity).
+pub trait Certificates: Send + Sync {
+    /// The device whose certificate this chain, its own first, is now; `None` for every other.
+    fn device<'a>(&'a self, chain: &'a [Vec<u8>]) -> crate::hooks::BoxFuture<'a, Option<BareJid>>;
+}
+
 /// Password checks that run at the same time; each costs milliseconds of a core.
 const CHECKS: usize = 2;
 
@@ -103,6 +112,7 @@ pub struct Login {
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
     tokens: OnceLock<Arc<dyn Tokens>>,
+    certificates: OnceLock<Arc<dyn Certificates>>,
     throttle: Mutex<Throttle>,
     checks: Semaphore,
     /// What the keys of unknown users come from; made once for a store.
@@ -112,8 +122,20 @@ pub struct Login {
 impl Login {
     /// A login over the accounts of a store.
     pub fn new(hosts: Arc<Hosts>, accounts: Arc<Accounts>, clock: Arc<dyn Clock>, metrics: Arc<Metrics>) -> Login {
-        let (tokens, throttle, checks) = (OnceLock::new(), Mutex::default(), Semaphore::new(CHECKS));
-        Login { hosts, accounts, clock, metrics, tokens, throttle, checks, secret: OnceCell::new() }
+        let (tokens, certificates) = (OnceLock::new(), OnceLock::new());
+        let (throttle, checks) = (Mutex::default(), Semaphore::new(CHECKS));
+        Login { hosts, accounts, clock, metrics, tokens, certificates, throttle, checks, secret: OnceCell::new() }
+    }
+
+    /// Sets what knows the certificates of devices; once, at start. Without it no certificate lets anybody in.
+    pub fn set_certificates(&self, certificates: Arc<dyn Certificates>) {
+        // A second call would be a mistake of the start-up list; the first stays.
+        let _ = self.certificates.set(certificates);
+    }
+
+    /// Whether a peer has shown a certificate that may be a credential.
+    pub fn takes_certificate(&self, peer: &Peer) -> bool {
+        peer.certificate.is_some() && self.certificates.get().is_some()
     }
 
     /// Sets what checks device tokens; once, at start.
@@ -140,6 +162,9 @@ impl Login {
     /// # Errors
     /// [`Denied::Wrong`] with the time for which the answer is to be held back.
     pub async fn login(&self, attempt: Attempt<'_>) -> Result<Principal, Denied> {
+        if let Credential::Certificate = attempt.credential {
+            return self.by_certificate(&attempt).await;
+        }
         let name = self.counted_name(attempt.user);
         let turn = self.throttle.lock().begin(&name, attempt.peer.address);
         let jid = self.resolve(attempt.user);
@@ -150,6 +175,7 @@ impl Login {
             }
             match &attempt.credential {
                 Credential::Proof { challenge, answer } => break challenge.finish(answer).is_ok(),
+                Credential::Certificate => break false,
                 Credential::Secret(secret) if let Some((jid, tokens)) = self.device_token(jid.as_ref(), secret) => {
                     break tokens.verify(jid, secret, attempt.audience).await;
                 }
@@ -176,6 +202,21 @@ impl Login {
             drop(place);
         });
         Err(Denied::Wrong { delay })
+    }
+
+    /// A certificate can not be guessed, so nobody stands in line for it. Whoever gives a name must be that one.
+    async fn by_certificate(&self, attempt: &Attempt<'_>) -> Result<Principal, Denied> {
+        let known = match (self.certificates.get(), &attempt.peer.certificate) {
+            (Some(certificates), Some(chain)) => certificates.device(chain).await,
+            _ => None,
+        };
+        let named = |jid: &BareJid| attempt.user.is_empty() || self.resolve(attempt.user).as_ref() == Some(jid);
+        let principal = known.filter(named).and_then(|jid| self.hosts.principal(&jid));
+        principal.filter(|principal| matches!(principal, Principal::Device(_))).ok_or_else(|| {
+            self.metrics.login_failures.add(1);
+            tracing::info!(user = %attempt.user, peer = %attempt.peer.address, "a certificate was refused");
+            Denied::Wrong { delay: Duration::ZERO }
+        })
     }
 
     fn is_suspect(&self, turn: &Turn) -> bool {
@@ -293,6 +334,45 @@ mod tests {
             let denied = login.login(attempt(user, "guess")).await;
             assert_eq!(denied, Err(Denied::Wrong { delay: Duration::from_millis(100) }), "{user}");
         }
+    }
+
+    /// Takes `good` for the device's.
+    struct Registry;
+
+    impl Certificates for Registry {
+        fn device<'a>(&'a self, chain: &'a [Vec<u8>]) -> crate::hooks::BoxFuture<'a, Option<BareJid>> {
+            let jid = match chain[0].as_slice() {
+                b"good" => format!("{DEVICE}@things.localhost"),
+                b"person" => "romeo@localhost".into(),
+                _ => return Box::pin(async { None }),
+            };
+            Box::pin(async move { jid.parse().ok() })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_certificate_lets_its_device_in_and_nobody_else() {
+        let login = over(&Arc::new(MemoryStore::default()));
+        let showing = |chain: Option<&[u8]>| Peer {
+            certificate: chain.map(|one| Arc::from([one.to_vec()])),
+            ..Peer::at(Ipv4Addr::LOCALHOST.into())
+        };
+        let attempt = async |login: &Login, user: &str, peer: &Peer| {
+            login.login(Attempt { user, credential: Credential::Certificate, audience: "mqtt", peer }).await
+        };
+        let good = showing(Some(b"good"));
+        assert!(!login.takes_certificate(&good));
+        assert!(attempt(&login, "", &good).await.is_err(), "without a registry nobody is known");
+        login.set_certificates(Arc::new(Registry));
+        assert!(login.takes_certificate(&good) && !login.takes_certificate(&showing(None)));
+        for user in ["", DEVICE, &format!("{DEVICE}@things.localhost")] {
+            assert!(matches!(attempt(&login, user, &good).await, Ok(Principal::Device(_))), "{user}");
+        }
+        for (user, shown) in [(OTHER, Some(&b"good"[..])), ("romeo", Some(b"good")), ("", Some(b"bad")), (DEVICE, None)]
+        {
+            assert!(attempt(&login, user, &showing(shown)).await.is_err(), "{user} {shown:?}");
+        }
+        assert!(attempt(&login, "", &showing(Some(b"person"))).await.is_err(), "certificates are for devices");
     }
 
     #[tokio::test]

@@ -4,7 +4,7 @@ use crate::Xep;
 use std::sync::Arc;
 use tavi_core::{
     AccountState, Effect, Envelope, Ev, Flow, Registry, SessionEntry,
-    hooks::{BoxFuture, Handle, Iq, IqPayload, OnReceived, OnSent, Phase, Reply, TwoOwners},
+    hooks::{BoxFuture, Handle, Iq, IqPayload, OnReceived, OnSent, Phase, Reply, Stage, StreamFeature, TwoOwners},
     principal::Host,
 };
 use tavi_xmpp_proto::{Condition, Element, Jid, MessageType, Stanza, StanzaError, StanzaType, ns, stanza::Head};
@@ -21,6 +21,7 @@ pub const FORWARDING: Xep = Xep { number: 297, name: "Stanza Forwarding", versio
 pub fn register(registry: &mut Registry) -> Result<(), TwoOwners> {
     registry.feature(Host::Main, ns::CARBONS);
     registry.feature(Host::Main, "urn:xmpp:carbons:rules:0");
+    registry.stream_feature(Arc::new(Carbons));
     registry.on_sent(Phase::Copy, Arc::new(Carbons));
     registry.on_received(Phase::Copy, Arc::new(Carbons));
     registry.handle::<Enable>(Arc::new(Carbons))?;
@@ -51,6 +52,21 @@ impl IqPayload for Disable {
 }
 
 struct Carbons;
+
+impl StreamFeature for Carbons {
+    fn offer(&self, _: Stage) -> Option<Element> {
+        None
+    }
+
+    fn inline(&self) -> Option<&'static str> {
+        Some(ns::CARBONS)
+    }
+
+    /// XEP-0386 §4: as the request of XEP-0280 §4.
+    fn begin(&self, request: &Element, session: &mut SessionEntry) {
+        session.carbons |= request.is(ns::CARBONS, "enable");
+    }
+}
 
 impl Handle<Enable> for Carbons {
     fn handle(&self, iq: Iq<Enable>) -> BoxFuture<'_, Result<Reply, StanzaError>> {
@@ -197,6 +213,7 @@ fn forwarded(env: &Envelope) -> Option<Element> {
 #[cfg(test)]
 mod tests {
     use crate::tests::world::{Person, World};
+    use tavi_xmpp_proto::{Element, ns};
 
     async fn three(world: &World) -> (Person, Person, Person) {
         let mut romeo = world.online("romeo/orchard").await;
@@ -207,6 +224,22 @@ mod tests {
         }
         romeo.skip();
         (romeo, home, world.online("juliet/balcony").await)
+    }
+
+    #[tokio::test]
+    async fn a_session_may_begin_with_them_as_it_binds() {
+        let world = World::new().await;
+        let (mut romeo, mut juliet) = (world.online("romeo/orchard").await, world.online("juliet/balcony").await);
+        let mut late = world.online("romeo/late").await;
+        late.skip();
+        romeo.skip();
+        let registry = world.node.router.registry();
+        assert_eq!(registry.inline(), [ns::CARBONS]);
+        let requests = [Element::new("urn:unknown", "enable"), Element::new(ns::CARBONS, "enable")];
+        registry.begin(&requests, late.bound.account.lock().session(late.bound.id).unwrap());
+        juliet.sends("<message to='romeo@localhost/orchard' type='chat'><body>Who is there?</body></message>").await;
+        romeo.sees("<message><body>Who is there?</body></message>");
+        late.sees("<message><received xmlns='urn:xmpp:carbons:2'/></message>");
     }
 
     #[tokio::test]

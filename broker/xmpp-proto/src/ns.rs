@@ -28,6 +28,10 @@ namespaces! {
     TLS = "urn:ietf:params:xml:ns:xmpp-tls";
     /// SASL, RFC 6120 §6.
     SASL = "urn:ietf:params:xml:ns:xmpp-sasl";
+    /// Extensible SASL, XEP-0388 §2.
+    SASL2 = "urn:xmpp:sasl:2";
+    /// Resource binding inside it, XEP-0386 §3.
+    BIND2 = "urn:xmpp:bind:0";
     /// Channel-binding types announced by the server, XEP-0440 §3.
     SASL_CB = "urn:xmpp:sasl-cb:0";
     /// Resource binding, RFC 6120 §7.

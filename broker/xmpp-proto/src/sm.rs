@@ -116,11 +116,11 @@ impl<T> StreamManagement<T> {
         out.extend_from_slice(format!("<a xmlns='urn:xmpp:sm:3' h='{}'/>", self.handled).as_bytes());
     }
 
-    /// A new connection goes on with the stream: appends `<resumed/>` (§5). What is not acknowledged is to be sent again.
-    pub fn resume(&mut self, previous: &str, out: &mut Vec<u8>) {
+    /// A new connection goes on with the stream: gives `<resumed/>` (§5). What is not acknowledged is to be sent again.
+    pub fn resume(&mut self, previous: &str) -> Element {
         self.asked = false;
         let h = self.handled.to_string();
-        Element::new(ns::SM, "resumed").attr("previd", previous.to_owned()).attr("h", h).write_to(out, ns::CLIENT);
+        Element::new(ns::SM, "resumed").attr("previd", previous.to_owned()).attr("h", h)
     }
 
     /// How many stanzas wait for an acknowledgement.
@@ -149,16 +149,26 @@ pub struct Resumable<'a> {
 
 /// Appends `<enabled/>` (§3).
 pub fn write_enabled(out: &mut Vec<u8>, resumable: Option<Resumable<'_>>) {
+    enabled(resumable).write_to(out, ns::CLIENT);
+}
+
+/// `<enabled/>`, to be written alone or with the answer to a binding (XEP-0386 §4).
+pub fn enabled(resumable: Option<Resumable<'_>>) -> Element {
     let mut enabled = Element::new(ns::SM, "enabled");
     if let Some(Resumable { id, max }) = resumable {
         enabled = enabled.attr("id", id.to_owned()).attr("resume", "true").attr("max", max.to_string());
     }
-    enabled.write_to(out, ns::CLIENT);
+    enabled
 }
 
 /// Appends `<failed/>`: it is too early, or there is nothing to resume (XEP-0198 §3 and §5).
 pub fn write_failed(out: &mut Vec<u8>, condition: crate::error::Condition) {
-    Element::new(ns::SM, "failed").child(Element::new(ns::STANZA_ERRORS, condition.name())).write_to(out, ns::CLIENT);
+    failed(condition).write_to(out, ns::CLIENT);
+}
+
+/// `<failed/>`, to be written alone or with the success of a login (XEP-0388 §2.6).
+pub fn failed(condition: crate::error::Condition) -> Element {
+    Element::new(ns::SM, "failed").child(Element::new(ns::STANZA_ERRORS, condition.name()))
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use tavi_core::hooks::Stage;
 use tavi_core::metrics::Protocol;
 use tavi_core::sessions::Inbox;
 use tavi_core::{Closed, Node};
-use tavi_xmpp_proto::Element;
+use tavi_xmpp_proto::{Element, ns};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
@@ -34,6 +34,8 @@ pub(crate) struct Shared {
     pub config: Config,
     /// What modules add to the features of a stream before and after login.
     pub offers: [Vec<Element>; 2],
+    /// What can be begun while a resource is bound.
+    pub inline: Vec<&'static str>,
     pub is_login_host: Box<dyn Fn(&str) -> bool + Send + Sync>,
     /// Sessions, so that the stop can end them; by their number in the core.
     sessions: Mutex<std::collections::HashMap<u64, Arc<Inbox>>>,
@@ -59,12 +61,15 @@ impl Xmpp {
     pub fn new(node: Node, tls: Option<Tls>, config: Config) -> Arc<Xmpp> {
         let hosts = node.clone();
         let offers = [Stage::BeforeLogin, Stage::AfterLogin].map(|stage| node.router.registry().offers(stage));
+        let mut inline = node.router.registry().inline();
+        inline.push(ns::SM);
         let shared = Shared {
             is_login_host: Box::new(move |domain| is_login_host(&hosts, domain)),
             node,
             tls,
             config,
             offers,
+            inline,
             sessions: Mutex::default(),
             resumable: Arc::default(),
             connections: AtomicUsize::new(0),

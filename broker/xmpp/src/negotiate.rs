@@ -12,14 +12,15 @@ use tavi_core::{Denied, Node};
 use tavi_xmpp_proto::error::{Condition, StanzaError};
 use tavi_xmpp_proto::ingress::{Incoming, Ingress};
 use tavi_xmpp_proto::sasl::{ChannelBindings, Evidence};
+use tavi_xmpp_proto::sm::{self, SmRequest};
 use tavi_xmpp_proto::stream::c2s::{
     BindWanted, Judgement, KeysWanted, Layer, Negotiation, Next, ResumeWanted, Setting,
 };
-use tavi_xmpp_proto::{Limits, StreamCondition, StreamError};
+use tavi_xmpp_proto::{Element, Limits, StreamCondition, StreamError};
 use tokio_rustls::TlsAcceptor;
 
 use crate::listener::{Port, Shared};
-use crate::resume::Resume;
+use crate::resume::{Managed, Resume};
 use crate::tls::{channel_bindings, peer_certificate};
 use crate::wire::Wire;
 
@@ -31,6 +32,8 @@ pub(crate) struct Negotiated {
     pub attached: Attached,
     /// The default language of the client's stream (RFC 6120 §4.7.4).
     pub lang: Option<Box<str>>,
+    /// Stream management was enabled with the binding.
+    pub managed: Option<Managed>,
     /// Written by the session first: the answer to the binding.
     pub out: Vec<u8>,
     /// Received behind the request to bind.
@@ -74,6 +77,7 @@ pub(crate) struct Talk {
     /// Our header of the current stream went out, or will before anything else.
     header_sent: bool,
     lang: Option<Box<str>>,
+    managed: Option<Managed>,
 }
 
 impl Talk {
@@ -91,6 +95,7 @@ impl Talk {
             bindings: ChannelBindings::NONE,
             header_sent: false,
             lang: None,
+            managed: None,
         }
     }
 
@@ -115,7 +120,7 @@ impl Talk {
         self.ingress.set_limits(self.shared.config.stanza);
         let (out, rest) = (std::mem::take(&mut self.out), std::mem::take(&mut self.received));
         let (wire, ingress, lang) = (self.wire.take()?, self.ingress, self.lang);
-        Some(Negotiated { wire, ingress, bound, attached, lang, out, rest })
+        Some(Negotiated { wire, ingress, bound, attached, lang, managed: self.managed, out, rest })
     }
 
     async fn work(&mut self, port: Port) -> Result<(Bound, Attached), Stop> {
@@ -163,7 +168,7 @@ impl Talk {
                     self.ingress.restart();
                     Next::Wait(state)
                 }
-                Next::Resume(wanted) => Next::Wait(self.resume(wanted)?),
+                Next::Resume(wanted) => self.resume(wanted)?,
                 Next::Bind(wanted) => match self.bind(wanted).await {
                     Ok((bound, attached)) => return Ok(Stepped::Bound(Box::new(bound), attached)),
                     Err(state) => Next::Wait(state),
@@ -214,10 +219,15 @@ impl Talk {
         let credential = match wanted.evidence() {
             Evidence::Password(password) => Credential::Secret(password.as_bytes()),
             Evidence::Proof { challenge, answer } => Credential::Proof { challenge, answer },
+            Evidence::Certificate => Credential::Certificate,
         };
         let attempt = Attempt { user: wanted.user(), credential, audience: "xmpp", peer: &self.peer };
         match self.shared.node.parts.login.login(attempt).await {
-            Ok(_) => Ok(wanted.accept(&mut self.out)),
+            Ok(principal) => match principal.jid() {
+                Some(jid) => Ok(self.say(|setting, out| wanted.accept(jid, setting, out))),
+                // Nobody without a name logs in here.
+                None => Ok(Next::Wait(wanted.refuse().answer(&mut self.out)?)),
+            },
             Err(Denied::Wrong { delay }) => {
                 tokio::time::sleep(delay).await;
                 Ok(Next::Wait(wanted.refuse().answer(&mut self.out)?))
@@ -235,33 +245,50 @@ impl Talk {
         match place(&self.shared.node, &wanted).await {
             Ok(found) => {
                 self.lang = wanted.lang().map(Into::into);
-                wanted.bound(&mut self.out);
+                let done = self.begin(wanted.inline(), &found.0);
+                self.say(|setting, out| wanted.bound(done, setting, out));
                 Ok(found)
             }
-            Err(error) => Err(wanted.refuse(&error, &mut self.out)),
+            Err(error) => Err(self.say(|setting, out| wanted.refuse(&error, setting, out))),
         }
     }
 
+    /// Begins what the client asked for with its binding (XEP-0386 §4); gives what it is told of it.
+    fn begin(&mut self, requests: &[Element], bound: &Bound) -> Vec<Element> {
+        if let Some(session) = bound.account.lock().session(bound.id) {
+            self.shared.node.router.registry().begin(requests, session);
+        }
+        let enable = requests.iter().find_map(|request| match SmRequest::read(request) {
+            Some(SmRequest::Enable { resume }) => Some(resume),
+            _ => None,
+        });
+        self.managed = enable.map(|resume| Managed::new(&self.shared, &bound.account.jid, resume));
+        self.managed.iter().map(|managed| sm::enabled(managed.resumable(&self.shared))).collect()
+    }
+
+    /// Has the negotiation write something.
+    fn say<T>(&mut self, write: impl FnOnce(&Setting<'_>, &mut Vec<u8>) -> T) -> T {
+        let mut out = std::mem::take(&mut self.out);
+        let said = write(&self.setting(), &mut out);
+        self.out = out;
+        said
+    }
+
     /// Gives the connection to the session that it goes on with (XEP-0198 §5).
-    fn resume(&mut self, wanted: ResumeWanted) -> Result<Negotiation, Stop> {
-        let Some(session) = self.shared.resumable.find(&wanted.previous, wanted.user()) else {
-            return Ok(wanted.refuse(&mut self.out));
+    fn resume(&mut self, wanted: ResumeWanted) -> Result<Next, Stop> {
+        let session = self.shared.resumable.find(&wanted.previous, wanted.user());
+        // It may end just now, or another connection was faster.
+        let Some(place) = session.as_ref().and_then(|session| session.try_reserve().ok()) else {
+            return Ok(self.say(|setting, out| wanted.refuse(setting, out)));
         };
         let wire = self.wire.take().ok_or(Stop::Gone)?;
         let mut ingress = std::mem::replace(&mut self.ingress, Ingress::new(Limits::BEFORE_LOGIN));
         ingress.set_limits(self.shared.config.stanza);
         let (rest, handled) = (std::mem::take(&mut self.received), wanted.handled);
         let lang = wanted.lang().map(Into::into);
-        match session.try_send(Box::new(Resume { wire, ingress, rest, lang, handled })) {
-            Ok(()) => Err(Stop::HandedOn),
-            // It ends just now, or another connection was faster.
-            Err(refused) => {
-                let Resume { wire, ingress, rest, .. } = *refused.into_inner();
-                (self.wire, self.ingress, self.received) = (Some(wire), ingress, rest);
-                self.ingress.set_limits(Limits::BEFORE_LOGIN);
-                Ok(wanted.refuse(&mut self.out))
-            }
-        }
+        let greeting = self.say(|setting, _| wanted.accept(setting));
+        place.send(Box::new(Resume { wire, ingress, rest, lang, handled, greeting }));
+        Err(Stop::HandedOn)
     }
 
     /// The next thing that the client sent.
@@ -332,6 +359,8 @@ impl Talk {
             layer: self.layer,
             framing: self.ingress.framing(),
             bindings: &self.bindings,
+            inline: &self.shared.inline,
+            external: self.shared.node.parts.login.takes_certificate(&self.peer),
             offers: [&self.shared.offers[0], &self.shared.offers[1]],
             entropy,
         }

@@ -6,8 +6,11 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tavi_xmpp_proto::BareJid;
 use tavi_xmpp_proto::ingress::Ingress;
+use tavi_xmpp_proto::sm::Resumable;
+use tavi_xmpp_proto::stream::Greeting;
 use tokio::sync::mpsc;
 
+use crate::listener::Shared;
 use crate::wire::Wire;
 
 /// A connection that goes on with a session.
@@ -20,6 +23,27 @@ pub(crate) struct Resume {
     pub lang: Option<Box<str>>,
     /// How many stanzas the client has handled.
     pub handled: u32,
+    /// How the client is told.
+    pub greeting: Greeting,
+}
+
+/// Stream management that a client has enabled.
+pub(crate) struct Managed {
+    pub resumption: Option<Box<Resumption>>,
+}
+
+impl Managed {
+    /// For a session of a user; with `resume` it can be gone on with, if the server allows that.
+    pub fn new(shared: &Shared, user: &BareJid, resume: bool) -> Managed {
+        let resume = resume && !shared.config.resume.is_zero();
+        Managed { resumption: resume.then(|| Box::new(shared.resumable.enter(user.clone()))) }
+    }
+
+    /// What the client is told.
+    pub fn resumable(&self, shared: &Shared) -> Option<Resumable<'_>> {
+        let max = shared.config.resume.as_secs();
+        self.resumption.as_ref().map(|resumption| Resumable { id: &resumption.name, max })
+    }
 }
 
 type Handover = mpsc::Sender<Box<Resume>>;

@@ -17,14 +17,14 @@ use tavi_core::sessions::Bound;
 use tavi_core::{Bound as Room, Closed, Envelope, Origin, Ticket, TicketQueue};
 use tavi_store::StoreError;
 use tavi_xmpp_proto::ingress::{Incoming, Ingress};
-use tavi_xmpp_proto::sm::{self, Resumable, SmRequest, StreamManagement};
+use tavi_xmpp_proto::sm::{self, SmRequest, StreamManagement};
 use tavi_xmpp_proto::stream::{Framing, c2s};
 use tavi_xmpp_proto::{Condition, Element, Kind, Stanza, StreamCondition, StreamError, ns};
 use tokio::time::Sleep;
 
 use crate::listener::{Entered, Shared};
 use crate::negotiate::Negotiated;
-use crate::resume::{Resume, Resumption};
+use crate::resume::{Managed, Resume, Resumption};
 use crate::wire::Wire;
 
 /// With this much output waiting a session reads nothing, neither from its client nor from its inbox.
@@ -155,7 +155,7 @@ fn size(incoming: &Incoming) -> usize {
 impl Session {
     /// The session behind a negotiation.
     pub fn new(shared: Arc<Shared>, negotiated: Negotiated) -> Session {
-        let Negotiated { wire, ingress, bound, attached, lang, out, rest } = negotiated;
+        let Negotiated { wire, ingress, bound, attached, lang, managed, out, rest } = negotiated;
         let mut session = Session {
             entered: Entered::new(shared.clone(), bound.id, bound.inbox.clone()),
             shared,
@@ -176,6 +176,9 @@ impl Session {
             resumption: None,
             deadline: None,
         };
+        if let Some(managed) = managed {
+            session.manage(managed);
+        }
         session.take_bytes(&rest);
         session
     }
@@ -250,7 +253,7 @@ impl Session {
         })
         .await?;
         self.bound.inbox.attach();
-        let Resume { wire, ingress, rest, lang, handled } = resume;
+        let Resume { wire, ingress, rest, lang, handled, greeting } = resume;
         (self.wire, self.ingress, self.lang) = (wire, ingress, lang);
         (self.pending, self.ending, self.deadline) =
             (Pending { acknowledged: Some(handled), ..Pending::default() }, None, None);
@@ -258,7 +261,7 @@ impl Session {
         self.heed()?;
         let (Some(management), Some(resumption)) = (&mut self.management, &self.resumption) else { return Ok(()) };
         self.out.clear();
-        management.resume(&resumption.name, &mut self.out);
+        greeting.write(management.resume(&resumption.name), &mut self.out);
         self.bound.inbox.sent().iter().for_each(|envelope| envelope.write(&mut self.out));
         management.ask(&mut self.out);
         self.take_bytes(&rest);
@@ -542,6 +545,13 @@ impl Session {
         }
         // XEP-0198 §4: what was sent before is not counted. The client has read it when it reads the answer.
         self.all_written();
+        let managed = Managed::new(&self.shared, &self.bound.account.jid, resume);
+        sm::write_enabled(&mut self.out, managed.resumable(&self.shared));
+        self.manage(managed);
+    }
+
+    /// From here on what is sent and received is counted (XEP-0198 §4).
+    fn manage(&mut self, managed: Managed) {
         let config = &self.shared.config;
         let window = Room { items: config.unacknowledged, bytes: config.unacknowledged_bytes };
         self.bound.inbox.manage(window);
@@ -549,12 +559,7 @@ impl Session {
         if let Some(session) = self.bound.account.lock().session(self.bound.id) {
             session.managed = true;
         }
-        let max = self.shared.config.resume.as_secs();
-        if resume && max > 0 {
-            self.resumption = Some(Box::new(self.shared.resumable.enter(self.bound.account.jid.clone())));
-        }
-        let resumable = self.resumption.as_ref().map(|resumption| Resumable { id: &resumption.name, max });
-        sm::write_enabled(&mut self.out, resumable);
+        self.resumption = managed.resumption;
     }
 
     /// Heeds the client's last acknowledgement, wherever it stands in what was read; true if there was one.

@@ -2,6 +2,7 @@
 
 mod client;
 mod resumption;
+mod sasl2;
 
 use client::{Broker, Client, exporter};
 use std::time::Duration;

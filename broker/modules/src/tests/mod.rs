@@ -65,7 +65,8 @@ async fn a_sender_who_reads_nothing_holds_up_nobody_to_whom_he_wrote() {
     let mut balcony = world.online("juliet/balcony").await;
     let mut kitchen = world.online("juliet/kitchen").await;
     kitchen.sends("<iq type='set' id='c'><enable xmlns='urn:xmpp:carbons:2'/></iq>").await;
-    (balcony.skip(), kitchen.skip());
+    balcony.skip();
+    kitchen.skip();
     let mut romeo = world.online("romeo/orchard").await;
     for n in 0..6 {
         balcony.sends(&format!("<message to='romeo@localhost/orchard' type='chat'><body>{n}</body></message>")).await;

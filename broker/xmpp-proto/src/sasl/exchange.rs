@@ -41,6 +41,7 @@ impl Exchange {
     pub fn step(self, message: &[u8], bindings: &ChannelBindings) -> Result<Progress, SaslFailure> {
         match self.state {
             State::First(Mechanism::Plain) => Plain::parse(message).map(|plain| Progress::Given(Given::plain(plain))),
+            State::First(Mechanism::External) => Given::certificate(message).map(Progress::Given),
             State::First(mechanism) => {
                 ScramStart::parse(mechanism, message, bindings).map(|start| Progress::Keys(KeysNeeded(start)))
             }
@@ -81,6 +82,7 @@ pub struct Given {
 enum Owned {
     Password(Zeroizing<String>),
     Proof { challenge: Box<ScramChallenged>, answer: Vec<u8> },
+    Certificate,
 }
 
 /// What is to be judged.
@@ -95,6 +97,8 @@ pub enum Evidence<'a> {
         /// The client's answer.
         answer: &'a [u8],
     },
+    /// The certificate that the client showed in the TLS handshake.
+    Certificate,
 }
 
 impl Given {
@@ -108,7 +112,15 @@ impl Given {
         Given { user, authzid, evidence: Owned::Proof { challenge, answer: answer.to_vec() } }
     }
 
-    /// The user name that the client gave, not normalised.
+    /// RFC 4422 appendix A.1: the message is the authorization identity, or empty.
+    fn certificate(message: &[u8]) -> Result<Given, SaslFailure> {
+        let authzid = std::str::from_utf8(message).ok().filter(|authzid| !authzid.contains('\0'));
+        let authzid = authzid.ok_or(SaslFailure::MalformedRequest)?;
+        let authzid = Some(authzid.to_owned()).filter(|authzid| !authzid.is_empty());
+        Ok(Given { user: authzid.clone().unwrap_or_default(), authzid, evidence: Owned::Certificate })
+    }
+
+    /// The user name that the client gave, not normalised; empty if its certificate is to say that.
     pub fn user(&self) -> &str {
         &self.user
     }
@@ -123,6 +135,7 @@ impl Given {
         match &self.evidence {
             Owned::Password(password) => Evidence::Password(password),
             Owned::Proof { challenge, answer } => Evidence::Proof { challenge, answer },
+            Owned::Certificate => Evidence::Certificate,
         }
     }
 
@@ -132,7 +145,7 @@ impl Given {
     /// The proof is wrong or malformed.
     pub fn last_word(&self) -> Result<Vec<u8>, SaslFailure> {
         match &self.evidence {
-            Owned::Password(_) => Ok(Vec::new()),
+            Owned::Password(_) | Owned::Certificate => Ok(Vec::new()),
             Owned::Proof { challenge, answer } => challenge.finish(answer).map(|success| success.message),
         }
     }

@@ -14,9 +14,6 @@ pub use keys::{BadPassword, Hash, ScramKeys};
 pub use plain::Plain;
 pub use server::{ScramChallenged, ScramStart, ScramSuccess};
 
-use crate::element::Element;
-use crate::ns;
-
 /// A SASL mechanism that the server speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Mechanism {
@@ -24,13 +21,16 @@ pub enum Mechanism {
     Scram(Hash),
     /// SCRAM with channel binding.
     ScramPlus(Hash),
+    /// The certificate that the client showed to TLS, RFC 4422 appendix A, XEP-0178 §2.
+    External,
     /// The password itself, RFC 4616; only under TLS.
     Plain,
 }
 
 impl Mechanism {
     /// Best first.
-    pub const ALL: [Mechanism; 5] = [
+    pub const ALL: [Mechanism; 6] = [
+        Mechanism::External,
         Mechanism::ScramPlus(Hash::Sha256),
         Mechanism::ScramPlus(Hash::Sha1),
         Mechanism::Scram(Hash::Sha256),
@@ -45,6 +45,7 @@ impl Mechanism {
             Mechanism::ScramPlus(Hash::Sha1) => "SCRAM-SHA-1-PLUS",
             Mechanism::Scram(Hash::Sha256) => "SCRAM-SHA-256",
             Mechanism::Scram(Hash::Sha1) => "SCRAM-SHA-1",
+            Mechanism::External => "EXTERNAL",
             Mechanism::Plain => "PLAIN",
         }
     }
@@ -82,13 +83,6 @@ pub enum SaslFailure {
     /// Our fault; later may work.
     #[error("temporary-auth-failure")]
     TemporaryAuthFailure,
-}
-
-impl SaslFailure {
-    /// The `<failure/>` element.
-    pub fn to_element(self) -> Element {
-        Element::new(ns::SASL, "failure").child(Element::new(ns::SASL, self.to_string()))
-    }
 }
 
 /// Escapes a user name: RFC 5802 §5.1, `n`.

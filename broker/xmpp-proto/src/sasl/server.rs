@@ -48,7 +48,7 @@ impl ScramStart {
         let (hash, plus) = match mechanism {
             Mechanism::Scram(hash) => (hash, false),
             Mechanism::ScramPlus(hash) => (hash, true),
-            Mechanism::Plain => return Err(SaslFailure::InvalidMechanism),
+            Mechanism::Plain | Mechanism::External => return Err(SaslFailure::InvalidMechanism),
         };
         let text = std::str::from_utf8(message).map_err(|_| SaslFailure::MalformedRequest)?;
         let (flag, rest) = text.split_once(',').ok_or(SaslFailure::MalformedRequest)?;

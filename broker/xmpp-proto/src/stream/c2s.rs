@@ -6,7 +6,8 @@
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD as BASE64, URL_SAFE_NO_PAD};
 
-use super::{Framing, Open, features};
+use super::sasl2::{Asked, Success, Via, plain_success};
+use super::{Framing, Greeting, Open, features};
 use crate::element::Element;
 use crate::error::{Condition, StanzaError, StreamCondition, StreamError};
 use crate::ingress::{Header, Incoming};
@@ -50,6 +51,10 @@ pub struct Setting<'a> {
     pub bindings: &'a ChannelBindings,
     /// What modules add to the features, before and after login.
     pub offers: [&'a [Element]; 2],
+    /// What can be begun while a resource is bound, by its name in service discovery (XEP-0386 §3).
+    pub inline: &'a [&'static str],
+    /// The client has shown a certificate that may stand for a login (XEP-0178 §2).
+    pub external: bool,
     /// Fresh random octets for each call: stream ids, nonces, resources.
     pub entropy: [u8; 18],
 }
@@ -96,17 +101,25 @@ pub struct Opening {
     user: Option<BareJid>,
 }
 
-/// Expects STARTTLS or `<auth/>`.
+/// Expects STARTTLS, `<auth/>` or `<authenticate/>`.
 #[derive(Debug)]
 pub struct Offered {
     host: Box<str>,
+    lang: Option<Box<str>>,
     failures: u8,
+}
+
+/// A login that goes on.
+#[derive(Debug)]
+struct Login {
+    offered: Offered,
+    via: Via,
 }
 
 /// Expects `<response/>` or `<abort/>`.
 #[derive(Debug)]
 pub struct Authenticating {
-    offered: Offered,
+    login: Login,
     exchange: Exchange,
 }
 
@@ -120,7 +133,7 @@ pub struct Binding {
 /// Asks for the keys of a user.
 #[derive(Debug)]
 pub struct KeysWanted {
-    offered: Offered,
+    login: Login,
     needed: KeysNeeded,
     user: String,
 }
@@ -128,7 +141,7 @@ pub struct KeysWanted {
 /// Asks whether what a client gave is right.
 #[derive(Debug)]
 pub struct Judgement {
-    offered: Offered,
+    login: Login,
     given: Given,
     user: String,
 }
@@ -136,7 +149,7 @@ pub struct Judgement {
 /// A failed login that was not answered yet.
 #[derive(Debug)]
 pub struct Failed {
-    offered: Offered,
+    login: Login,
     failure: SaslFailure,
 }
 
@@ -144,14 +157,25 @@ pub struct Failed {
 #[derive(Debug)]
 pub struct BindWanted {
     binding: Binding,
-    head: Head,
     jid: Jid,
+    answer: Answer,
+}
+
+/// How a binding is answered.
+#[derive(Debug)]
+enum Answer {
+    /// To the request of RFC 6120 §7.6.
+    Iq(Head),
+    /// With the login's success, with what else the client wants to begin (XEP-0386 §4).
+    Success(Success, Vec<Element>),
 }
 
 /// A request to go on with an earlier stream.
 #[derive(Debug)]
 pub struct ResumeWanted {
     binding: Binding,
+    /// The login that asked for it, if it did.
+    login: Option<(Success, Box<Asked>)>,
     /// The stream, as it was named when it was enabled.
     pub previous: Box<str>,
     /// How many of its stanzas the client has handled.
@@ -226,15 +250,15 @@ impl Opening {
         if major.is_none_or(|major| major < 1) {
             return Err(StreamError::new(StreamCondition::UnsupportedVersion).text("this server speaks XMPP 1.0"));
         }
+        // The stream's default language is copied to stanzas: one that can be none is as good as none.
+        let lang = header.lang.clone().filter(|lang| is_language(lang));
         match self.user {
             None => {
                 features::before_login(setting, out);
-                Ok(Next::Wait(Negotiation::Offered(Offered { host: host.as_str().into(), failures: 0 })))
+                Ok(Next::Wait(Negotiation::Offered(Offered { host: host.as_str().into(), lang, failures: 0 })))
             }
             Some(user) => {
                 features::after_login(setting, out);
-                // The stream's default language is copied to stanzas: one that can be none is as good as none.
-                let lang = header.lang.clone().filter(|lang| is_language(lang));
                 Ok(Next::Wait(Negotiation::Binding(Binding { user, lang })))
             }
         }
@@ -256,7 +280,10 @@ impl Offered {
     fn handle(self, element: &Element, setting: &Setting<'_>, out: &mut Vec<u8>) -> Result<Next, StreamError> {
         match (element.ns(), element.name()) {
             (ns::TLS, "starttls") => self.start_tls(setting, out),
-            (ns::SASL, "auth") => self.auth(element, setting, out),
+            _ if let Some((via, initial)) = Via::of(element) => {
+                let mechanism = element.get_attr("mechanism").and_then(Mechanism::from_name);
+                Ok(Login { offered: self, via }.begin(mechanism, initial, setting, out))
+            }
             _ => Err(StreamError::new(StreamCondition::NotAuthorized).text("log in first")),
         }
     }
@@ -270,63 +297,82 @@ impl Offered {
         Element::new(ns::TLS, "proceed").write_to(out, ns::CLIENT);
         Ok(Next::StartTls(Negotiation::default()))
     }
+}
 
-    fn auth(self, element: &Element, setting: &Setting<'_>, out: &mut Vec<u8>) -> Result<Next, StreamError> {
-        let mechanism = element.get_attr("mechanism").and_then(Mechanism::from_name);
-        if setting.layer != Layer::Tls
-            && (mechanism == Some(Mechanism::Plain) || features::mechanisms(setting).is_empty())
-        {
-            return Ok(self.failed(SaslFailure::EncryptionRequired));
+impl Login {
+    fn begin(
+        self,
+        mechanism: Option<Mechanism>,
+        initial: Option<Element>,
+        setting: &Setting<'_>,
+        out: &mut Vec<u8>,
+    ) -> Next {
+        let offered = features::mechanisms(setting);
+        if setting.layer != Layer::Tls && (mechanism == Some(Mechanism::Plain) || offered.is_empty()) {
+            return self.failed(SaslFailure::EncryptionRequired);
         }
-        let Some(mechanism) = mechanism.filter(|mechanism| features::mechanisms(setting).contains(mechanism)) else {
-            return Ok(self.failed(SaslFailure::InvalidMechanism));
+        let Some(mechanism) = mechanism.filter(|mechanism| offered.contains(mechanism)) else {
+            return self.failed(SaslFailure::InvalidMechanism);
         };
         let exchange = Exchange::begin(mechanism);
-        if element.nodes().is_empty() {
-            // RFC 6120 §6.4.2: without an initial response the server sends an empty challenge.
-            Element::new(ns::SASL, "challenge").write_to(out, ns::CLIENT);
-            return Ok(Next::Wait(Negotiation::Authenticating(Authenticating { offered: self, exchange })));
+        match initial {
+            Some(message) => self.step(exchange, &message, setting),
+            None => {
+                self.via.write_challenge(&[], out);
+                Next::Wait(Negotiation::Authenticating(Authenticating { login: self, exchange }))
+            }
         }
-        Ok(self.step(exchange, element, setting))
     }
 
     /// The client's next message of an exchange.
     fn step(self, exchange: Exchange, element: &Element, setting: &Setting<'_>) -> Next {
+        let host = &self.offered.host;
         match decode(element).and_then(|message| exchange.step(&message, setting.bindings)) {
             Ok(Progress::Keys(needed)) => {
-                Next::Keys(KeysWanted { user: full_name(needed.user(), &self.host), needed, offered: self })
+                Next::Keys(KeysWanted { user: full_name(needed.user(), host), needed, login: self })
             }
             Ok(Progress::Given(given)) => {
-                Next::Judge(Judgement { user: full_name(given.user(), &self.host), given, offered: self })
+                Next::Judge(Judgement { user: full_name(given.user(), host), given, login: self })
             }
             Err(failure) => self.failed(failure),
         }
     }
 
     fn failed(self, failure: SaslFailure) -> Next {
-        Next::Failed(Failed { offered: self, failure })
+        Next::Failed(Failed { login: self, failure })
     }
 
-    /// The user proved to be who they say; are they, and may they act as whom they ask for?
-    fn proven(self, (user, authzid): (&str, Option<&str>), message: &[u8], out: &mut Vec<u8>) -> Next {
-        let jid = BareJid::parse(user).ok().filter(|jid| jid.domain() == &*self.host && jid.local().is_some());
-        let Some(jid) = jid else { return self.failed(SaslFailure::NotAuthorized) };
+    /// The client proved who it is; is that one of this host, and may they act as whom they ask for?
+    fn proven(
+        self,
+        (jid, authzid): (&BareJid, Option<&str>),
+        message: Vec<u8>,
+        setting: &Setting<'_>,
+        out: &mut Vec<u8>,
+    ) -> Next {
+        if jid.domain() != &*self.offered.host || jid.local().is_none() {
+            return self.failed(SaslFailure::NotAuthorized);
+        }
         // RFC 6120 §6.3.8: the authorization identity is a bare JID, here only the user's own.
-        if authzid.is_some_and(|authzid| BareJid::parse(authzid).as_ref() != Ok(&jid)) {
+        if authzid.is_some_and(|authzid| BareJid::parse(authzid).as_ref() != Ok(jid)) {
             return self.failed(SaslFailure::InvalidAuthzid);
         }
-        let mut success = Element::new(ns::SASL, "success");
-        if !message.is_empty() {
-            success = success.text(BASE64.encode(message));
+        match self.via {
+            Via::Auth => {
+                plain_success(&message).write_to(out, ns::CLIENT);
+                Next::LoggedIn(jid.clone(), Negotiation::Opening(Opening { user: Some(jid.clone()) }))
+            }
+            Via::Authenticate(asked) => {
+                let binding = Binding { user: jid.clone(), lang: self.offered.lang };
+                binding.begin(asked, Success::new(message), setting, out)
+            }
         }
-        success.write_to(out, ns::CLIENT);
-        Next::LoggedIn(jid.clone(), Negotiation::Opening(Opening { user: Some(jid) }))
     }
 }
 
 /// The user name of SASL is the local part (RFC 6120 §6.3.7); some clients give the whole bare JID.
 fn full_name(user: &str, host: &str) -> String {
-    if user.contains('@') { user.to_owned() } else { format!("{user}@{host}") }
+    if user.contains('@') || user.is_empty() { user.to_owned() } else { format!("{user}@{host}") }
 }
 
 /// RFC 6120 §6.4.2: base64, where `=` stands for no octets.
@@ -339,13 +385,14 @@ fn decode(element: &Element) -> Result<Vec<u8>, SaslFailure> {
 
 impl Authenticating {
     fn handle(self, element: &Element, setting: &Setting<'_>) -> Result<Next, StreamError> {
-        if element.is(ns::SASL, "abort") {
-            return Ok(self.offered.failed(SaslFailure::Aborted));
+        let ns = self.login.via.ns();
+        if element.is(ns, "abort") {
+            return Ok(self.login.failed(SaslFailure::Aborted));
         }
-        if !element.is(ns::SASL, "response") {
+        if !element.is(ns, "response") {
             return Err(StreamError::new(StreamCondition::NotAuthorized).text("a SASL response was expected"));
         }
-        Ok(self.offered.step(self.exchange, element, setting))
+        Ok(self.login.step(self.exchange, element, setting))
     }
 }
 
@@ -363,18 +410,18 @@ impl KeysWanted {
     /// Sends the challenge. For an unknown user the keys are dummy ones.
     pub fn with(self, keys: ScramKeys, setting: &Setting<'_>, out: &mut Vec<u8>) -> Negotiation {
         let (challenge, exchange) = self.needed.challenge(keys, setting.entropy);
-        Element::new(ns::SASL, "challenge").text(BASE64.encode(challenge)).write_to(out, ns::CLIENT);
-        Negotiation::Authenticating(Authenticating { offered: self.offered, exchange })
+        self.login.via.write_challenge(&challenge, out);
+        Negotiation::Authenticating(Authenticating { login: self.login, exchange })
     }
 
     /// The store can not be read.
     pub fn unavailable(self) -> Failed {
-        Failed { offered: self.offered, failure: SaslFailure::TemporaryAuthFailure }
+        Failed { login: self.login, failure: SaslFailure::TemporaryAuthFailure }
     }
 }
 
 impl Judgement {
-    /// Who the client says it is: `local@host`.
+    /// Who the client says it is: `local@host`; empty if its certificate is to say that (XEP-0178 §2).
     pub fn user(&self) -> &str {
         &self.user
     }
@@ -384,23 +431,23 @@ impl Judgement {
         self.given.evidence()
     }
 
-    /// It is right.
-    pub fn accept(self, out: &mut Vec<u8>) -> Next {
+    /// It is right, and the client is `principal`.
+    pub fn accept(self, principal: &BareJid, setting: &Setting<'_>, out: &mut Vec<u8>) -> Next {
         match self.given.last_word() {
-            Ok(message) => self.offered.proven((&self.user, self.given.authzid()), &message, out),
-            Err(failure) => self.offered.failed(failure),
+            Ok(message) => self.login.proven((principal, self.given.authzid()), message, setting, out),
+            Err(failure) => self.login.failed(failure),
         }
     }
 
     /// It is wrong.
     pub fn refuse(self) -> Failed {
         let failure = self.given.last_word().err().unwrap_or(SaslFailure::NotAuthorized);
-        Failed { offered: self.offered, failure }
+        Failed { login: self.login, failure }
     }
 
     /// The store can not be read.
     pub fn unavailable(self) -> Failed {
-        Failed { offered: self.offered, failure: SaslFailure::TemporaryAuthFailure }
+        Failed { login: self.login, failure: SaslFailure::TemporaryAuthFailure }
     }
 }
 
@@ -415,16 +462,30 @@ impl Failed {
     /// # Errors
     /// It has failed too often (RFC 6120 §6.4.5).
     pub fn answer(mut self, out: &mut Vec<u8>) -> Result<Negotiation, StreamError> {
-        self.failure.to_element().write_to(out, ns::CLIENT);
-        self.offered.failures += 1;
-        if self.offered.failures > MAX_FAILURES {
+        self.login.via.write_failure(self.failure, out);
+        self.login.offered.failures += 1;
+        if self.login.offered.failures > MAX_FAILURES {
             return Err(StreamError::new(StreamCondition::PolicyViolation).text("too many failed logins"));
         }
-        Ok(Negotiation::Offered(self.offered))
+        Ok(Negotiation::Offered(self.login.offered))
     }
 }
 
 impl Binding {
+    /// XEP-0388 §2.6: what was asked for with the login follows: an earlier stream, else a resource, else nothing.
+    fn begin(self, mut asked: Box<Asked>, success: Success, setting: &Setting<'_>, out: &mut Vec<u8>) -> Next {
+        if let Some(SmRequest::Resume { previous, handled }) = asked.resume.take() {
+            return Next::Resume(ResumeWanted { binding: self, login: Some((success, asked)), previous, handled });
+        }
+        let jid = asked.resource(&self.user, &setting.entropy[..9]);
+        if let (Some(inline), Some(jid)) = (asked.inline(), jid) {
+            return Next::Bind(BindWanted { binding: self, jid, answer: Answer::Success(success, inline) });
+        }
+        success.write(self.user.as_str(), out);
+        features::after_login(setting, out);
+        Next::Wait(Negotiation::Binding(self))
+    }
+
     /// RFC 6120 §7.6 and §7.7: the client gives a resource or lets the server make one.
     fn handle(self, stanza: Stanza, setting: &Setting<'_>, out: &mut Vec<u8>) -> Result<Next, StreamError> {
         let bind = stanza.element(ns::BIND, "bind").filter(|_| stanza.head.type_ == StanzaType::Iq(IqType::Set));
@@ -434,7 +495,7 @@ impl Binding {
         let wish = bind.get_child(ns::BIND, "resource").map(Element::text_content).filter(|wish| !wish.is_empty());
         let resource = wish.unwrap_or_else(|| URL_SAFE_NO_PAD.encode(&setting.entropy[..9]));
         match self.user.with_resource(&resource) {
-            Ok(jid) => Ok(Next::Bind(BindWanted { binding: self, head: stanza.head, jid })),
+            Ok(jid) => Ok(Next::Bind(BindWanted { binding: self, jid, answer: Answer::Iq(stanza.head) })),
             Err(error) => {
                 // RFC 6120 §7.7.2.1.
                 let error = StanzaError::new(Condition::BadRequest).text(error.to_string());
@@ -448,7 +509,7 @@ impl Binding {
     fn too_early(self, element: &Element, out: &mut Vec<u8>) -> Result<Next, StreamError> {
         match SmRequest::read(element) {
             Some(SmRequest::Resume { previous, handled }) => {
-                Ok(Next::Resume(ResumeWanted { binding: self, previous, handled }))
+                Ok(Next::Resume(ResumeWanted { binding: self, login: None, previous, handled }))
             }
             Some(_) => {
                 sm::write_failed(out, Condition::UnexpectedRequest);
@@ -470,10 +531,25 @@ impl ResumeWanted {
         self.binding.lang.as_deref()
     }
 
-    /// There is nothing to go on with: the client binds a resource instead.
-    pub fn refuse(self, out: &mut Vec<u8>) -> Negotiation {
-        sm::write_failed(out, Condition::ItemNotFound);
-        Negotiation::Binding(self.binding)
+    /// There is something to go on with, which answers the client in this way.
+    pub fn accept(self, setting: &Setting<'_>) -> Greeting {
+        let Some((success, _)) = self.login else { return Greeting::default() };
+        let mut features = Vec::new();
+        features::after_binding(setting, &mut features);
+        Greeting::of(success, self.binding.user, features)
+    }
+
+    /// There is nothing to go on with: the client binds a resource instead, or has asked for that already.
+    pub fn refuse(self, setting: &Setting<'_>, out: &mut Vec<u8>) -> Next {
+        match self.login {
+            None => {
+                sm::write_failed(out, Condition::ItemNotFound);
+                Next::Wait(Negotiation::Binding(self.binding))
+            }
+            Some((success, asked)) => {
+                self.binding.begin(asked, success.with(sm::failed(Condition::ItemNotFound)), setting, out)
+            }
+        }
     }
 }
 
@@ -488,16 +564,40 @@ impl BindWanted {
         self.binding.lang.as_deref()
     }
 
-    /// The resource is bound: tells the client its full JID (RFC 6120 §7.6.1). The stream is negotiated.
-    pub fn bound(self, out: &mut Vec<u8>) -> Jid {
-        let jid = Element::new(ns::BIND, "jid").text(self.jid.as_str().to_owned());
-        Stanza::iq_result(&self.head, Some(Element::new(ns::BIND, "bind").child(jid))).write(out);
+    /// What the client wants to begin with the binding (XEP-0386 §4).
+    pub fn inline(&self) -> &[Element] {
+        match &self.answer {
+            Answer::Iq(_) => &[],
+            Answer::Success(_, inline) => inline,
+        }
+    }
+
+    /// The resource is bound, and `done` with it: tells the client its full JID (RFC 6120 §7.6.1, XEP-0386 §4). The stream
+    /// is negotiated.
+    pub fn bound(self, done: Vec<Element>, setting: &Setting<'_>, out: &mut Vec<u8>) -> Jid {
+        match self.answer {
+            Answer::Iq(head) => {
+                let jid = Element::new(ns::BIND, "jid").text(self.jid.as_str().to_owned());
+                Stanza::iq_result(&head, Some(Element::new(ns::BIND, "bind").child(jid))).write(out);
+            }
+            Answer::Success(success, _) => {
+                success.with(Element::new(ns::BIND2, "bound").children(done)).write(self.jid.as_str(), out);
+                features::after_binding(setting, out);
+            }
+        }
         self.jid
     }
 
     /// The resource can not be bound (RFC 6120 §7.6.2); the client may try another.
-    pub fn refuse(self, error: &StanzaError, out: &mut Vec<u8>) -> Negotiation {
-        Stanza::error(&self.head, error).write(out);
+    pub fn refuse(self, error: &StanzaError, setting: &Setting<'_>, out: &mut Vec<u8>) -> Negotiation {
+        match self.answer {
+            Answer::Iq(head) => Stanza::error(&head, error).write(out),
+            Answer::Success(success, _) => {
+                let failed = Element::new(ns::BIND2, "failed").child(error.to_element());
+                success.with(failed).write(self.binding.user.as_str(), out);
+                features::after_login(setting, out);
+            }
+        }
         Negotiation::Binding(self.binding)
     }
 }

@@ -1,6 +1,7 @@
 //! The lists of features that the server offers, RFC 6120 §4.3.2.
 
 use super::c2s::{Layer, Setting};
+use super::sasl2;
 use crate::element::Element;
 use crate::ns;
 use crate::sasl::Mechanism;
@@ -16,6 +17,7 @@ pub(crate) fn before_login(setting: &Setting<'_>, out: &mut Vec<u8>) {
     if !mechanisms.is_empty() {
         let item = |mechanism: &Mechanism| Element::new(ns::SASL, "mechanism").text(mechanism.name());
         list.push(Element::new(ns::SASL, "mechanisms").children(mechanisms.iter().map(item)));
+        list.push(sasl2::feature(&mechanisms, setting));
         list.extend(setting.bindings.feature());
     }
     list.extend_from_slice(setting.offers[0]);
@@ -26,6 +28,7 @@ pub(crate) fn before_login(setting: &Setting<'_>, out: &mut Vec<u8>) {
 pub(crate) fn mechanisms(setting: &Setting<'_>) -> Vec<Mechanism> {
     let allowed = |mechanism: &Mechanism| match (mechanism, setting.layer) {
         (_, Layer::Clear { loopback: false, .. }) => false,
+        (Mechanism::External, layer) => layer == Layer::Tls && setting.external,
         (Mechanism::Plain, layer) => layer == Layer::Tls,
         (Mechanism::ScramPlus(_), _) => !setting.bindings.is_empty(),
         (Mechanism::Scram(_), _) => true,
@@ -36,11 +39,19 @@ pub(crate) fn mechanisms(setting: &Setting<'_>) -> Vec<Mechanism> {
 /// After login: resource binding, the session that no longer means anything, stream management, and what modules add.
 pub(crate) fn after_login(setting: &Setting<'_>, out: &mut Vec<u8>) {
     // RFC 6120 §7.4, bind is mandatory to negotiate; RFC 6121 §1.4 made the session optional.
-    let mut list = vec![
+    let bind = [
         Element::new(ns::BIND, "bind").child(Element::new(ns::BIND, "required")),
         Element::new(ns::SESSION, "session").child(Element::new(ns::SESSION, "optional")),
-        Element::new(ns::SM, "sm"),
     ];
-    list.extend_from_slice(setting.offers[1]);
+    write(&bind, setting, out);
+}
+
+/// With a resource: what is left.
+pub(crate) fn after_binding(setting: &Setting<'_>, out: &mut Vec<u8>) {
+    write(&[], setting, out);
+}
+
+fn write(first: &[Element], setting: &Setting<'_>, out: &mut Vec<u8>) {
+    let list = [first, &[Element::new(ns::SM, "sm")], setting.offers[1]].concat();
     setting.framing.write_features(&list, out);
 }

@@ -3,8 +3,10 @@
 pub mod c2s;
 mod features;
 mod framing;
+mod sasl2;
 
 pub use framing::Framing;
+pub use sasl2::Greeting;
 
 /// The end tag of a stream, RFC 6120 §4.4.
 const CLOSE: &[u8] = b"</stream:stream>";

@@ -19,6 +19,12 @@ struct Server {
     bindings: ChannelBindings,
     bound: Option<Jid>,
     lang: Option<String>,
+    /// What was begun with the binding.
+    begun: Vec<String>,
+    /// The name of a stream that can be resumed.
+    resumable: Option<&'static str>,
+    /// Whose the certificate is that the client showed.
+    certificate: Option<&'static str>,
 }
 
 impl Server {
@@ -39,6 +45,9 @@ impl Server {
             bindings,
             bound: None,
             lang: None,
+            begun: Vec::new(),
+            resumable: None,
+            certificate: None,
         }
     }
 
@@ -53,6 +62,8 @@ impl Server {
             framing: self.framing,
             bindings: &bindings,
             offers: [&[], &features],
+            inline: &["urn:xmpp:carbons:2"],
+            external: self.certificate.is_some(),
             entropy: [9; 18],
         };
         let mut out = Vec::new();
@@ -104,8 +115,13 @@ impl Server {
                 let right = match wanted.evidence() {
                     Evidence::Password(password) => (wanted.user(), password) == ("romeo@tavi.example", "secret"),
                     Evidence::Proof { challenge, answer } => challenge.finish(answer).is_ok(),
+                    Evidence::Certificate => self.certificate.is_some(),
                 };
-                let next = if right { wanted.accept(out) } else { Next::Failed(wanted.refuse()) };
+                let principal = self.certificate.unwrap_or(wanted.user()).parse();
+                let next = match principal {
+                    Ok(principal) if right => wanted.accept(&principal, setting, out),
+                    _ => Next::Failed(wanted.refuse()),
+                };
                 return self.answer(next, setting, out);
             }
             Next::Failed(failed) => failed.answer(out)?,
@@ -115,10 +131,23 @@ impl Server {
             }
             Next::Bind(wanted) => {
                 self.lang = wanted.lang().map(str::to_owned);
-                self.bound = Some(wanted.bound(out));
+                self.begun = wanted.inline().iter().map(|element| element.ns().to_owned()).collect();
+                if wanted.jid().resource().is_some_and(|resource| resource.starts_with("full")) {
+                    return Ok(Some(wanted.refuse(&Condition::ResourceConstraint.into(), setting, out)));
+                }
+                let done = wanted.inline().iter().filter(|element| element.is(ns::SM, "enable"));
+                let done = done.map(|_| sm::enabled(None)).collect();
+                self.bound = Some(wanted.bound(done, setting, out));
                 return Ok(None);
             }
-            Next::Resume(wanted) => wanted.refuse(out),
+            Next::Resume(wanted) if self.resumable == Some(&*wanted.previous) => {
+                wanted.accept(setting).write(Element::new(ns::SM, "resumed"), out);
+                return Ok(None);
+            }
+            Next::Resume(wanted) => {
+                let next = wanted.refuse(setting, out);
+                return self.answer(next, setting, out);
+            }
             Next::Close => return Ok(None),
         }))
     }
@@ -140,6 +169,139 @@ impl Server {
             client.verify(&BASE64.decode(proof.text_content()).unwrap()).unwrap();
         }
         answer
+    }
+}
+
+/// A login by XEP-0388 with PLAIN and what else is asked for in it.
+fn authenticate(password: &str, inline: &str) -> String {
+    let message = BASE64.encode(format!("\0romeo\0{password}"));
+    format!(
+        "<authenticate xmlns='urn:xmpp:sasl:2' mechanism='PLAIN'><initial-response>{message}</initial-response>\
+         <user-agent id='d4565fa7-4d72-4749-b3d3-740edbf87770'/>{inline}</authenticate>"
+    )
+}
+
+const TAGGED: &str = "<bind xmlns='urn:xmpp:bind:0'><tag>Globe</tag><enable xmlns='urn:xmpp:sm:3' resume='true'/><enable xmlns='urn:xmpp:carbons:2'/></bind>";
+
+/// The login of a client that has come this far over a framing.
+fn opened(framing: Framing, open: &str) -> Server {
+    let mut server = Server::over(framing, Layer::Tls);
+    let answer = server.hears(open);
+    let feature = "<authentication xmlns='urn:xmpp:sasl:2'><mechanism>SCRAM-SHA-256-PLUS</mechanism>";
+    assert!(answer.contains(feature), "{answer}");
+    let inline = "<inline><bind xmlns='urn:xmpp:bind:0'><inline><feature var='urn:xmpp:carbons:2'/></inline></bind><sm xmlns='urn:xmpp:sm:3'/></inline></authentication>";
+    assert!(answer.contains(inline), "{answer}");
+    server
+}
+
+#[test]
+fn a_login_binds_and_begins_more_in_one_round_trip_over_each_framing() {
+    for (framing, open, _) in SAID {
+        let mut server = opened(framing, open);
+        let answer = server.hears(&authenticate("secret", TAGGED));
+        let jid = server.bound.clone().unwrap();
+        let resource = jid.resource().unwrap();
+        assert!(resource.starts_with("Globe~") && resource.len() == 18, "{resource}");
+        assert_eq!(server.begun, [ns::SM, ns::CARBONS]);
+        let success = format!(
+            "<success xmlns='urn:xmpp:sasl:2'><authorization-identifier>{jid}</authorization-identifier>\
+             <bound xmlns='urn:xmpp:bind:0'><enabled xmlns='urn:xmpp:sm:3'/></bound></success>"
+        );
+        assert!(answer.starts_with(&success), "{answer}");
+        // XEP-0388 §2.6: features follow, and no new stream; there is nothing left to bind.
+        assert!(answer.contains("<stream:features") && !answer.contains("xmpp-bind"), "{answer}");
+        let mut again = opened(framing, open);
+        again.hears(&authenticate("secret", TAGGED));
+        assert_eq!(again.bound.unwrap(), jid, "the same installation gets the same resource");
+    }
+}
+
+#[test]
+fn a_login_without_more_goes_on_with_binding_on_the_same_stream() {
+    for (framing, open, bind) in SAID {
+        let mut server = opened(framing, open);
+        let answer = server.hears(&authenticate("secret", ""));
+        assert!(answer.starts_with("<success xmlns='urn:xmpp:sasl:2'><authorization-identifier>romeo@tavi.example<"));
+        assert!(answer.contains("<bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'>"), "{answer}");
+        server.hears(bind);
+        assert!(server.bound.is_some());
+    }
+}
+
+#[test]
+fn a_login_in_steps_works_inside_sasl2_too() {
+    let mut server = opened(Framing::Stream, OPEN);
+    let bound = ClientBinding::Bound(BindingKind::TlsExporter, vec![7; 32]);
+    let (first, client) = ScramClient::start(Hash::Sha256, ("romeo", "secret"), "abc", bound).unwrap();
+    let begin = format!(
+        "<authenticate xmlns='{}' mechanism='SCRAM-SHA-256-PLUS'><initial-response>{}</initial-response></authenticate>",
+        ns::SASL2,
+        BASE64.encode(first)
+    );
+    let challenge = Element::parse(server.hears(&begin).as_bytes(), "").unwrap();
+    assert!(challenge.is(ns::SASL2, "challenge"));
+    let (last, client) = client.respond(&BASE64.decode(challenge.text_content()).unwrap()).unwrap();
+    let answer = server.hears(&format!("<response xmlns='{}'>{}</response>", ns::SASL2, BASE64.encode(last)));
+    let success = answer.split_once("<stream:features>").unwrap().0;
+    let success = Element::parse(success.as_bytes(), "").unwrap();
+    let proof = success.get_child(ns::SASL2, "additional-data").unwrap().text_content();
+    client.verify(&BASE64.decode(proof).unwrap()).unwrap();
+
+    let mut server = opened(Framing::Stream, OPEN);
+    let begin = format!("<authenticate xmlns='{}' mechanism='SCRAM-SHA-1'/>", ns::SASL2);
+    assert_eq!(server.hears(&begin), "<challenge xmlns='urn:xmpp:sasl:2'/>");
+    let failed = |condition: &str| {
+        failure(condition)
+            .replace("<failure xmlns='urn:ietf:params:xml:ns:xmpp-sasl'>", "<failure xmlns='urn:xmpp:sasl:2'>")
+            .replace(&format!("<{condition}/>"), &format!("<{condition} xmlns='urn:ietf:params:xml:ns:xmpp-sasl'/>"))
+    };
+    assert_eq!(server.hears("<abort xmlns='urn:xmpp:sasl:2'/>"), failed("aborted"));
+    assert_eq!(server.hears(&authenticate("wrong", TAGGED)), failed("not-authorized"));
+    assert!(server.hears(&authenticate("secret", "")).contains("<success"), "and another try");
+}
+
+#[test]
+fn an_earlier_stream_is_gone_on_with_inside_the_login_or_a_resource_is_bound() {
+    let wish = format!("<resume xmlns='urn:xmpp:sm:3' previd='old' h='3'/>{TAGGED}");
+    let mut server = opened(Framing::Stream, OPEN);
+    server.resumable = Some("old");
+    let answer = server.hears(&authenticate("secret", &wish));
+    let user = "<authorization-identifier>romeo@tavi.example</authorization-identifier>";
+    assert!(answer.contains(&format!("{user}<resumed xmlns='urn:xmpp:sm:3'/></success><stream:features>")), "{answer}");
+    assert!(server.negotiation.is_none() && server.bound.is_none(), "the earlier session has it");
+    let mut server = opened(Framing::Stream, OPEN);
+    let answer = server.hears(&authenticate("secret", &wish));
+    let failed = "<failed xmlns='urn:xmpp:sm:3'><item-not-found xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></failed>";
+    assert!(answer.contains(&format!("{failed}<bound xmlns='urn:xmpp:bind:0'>")), "{answer}");
+    assert!(server.bound.is_some());
+}
+
+#[test]
+fn a_binding_that_fails_leaves_the_login() {
+    let mut server = opened(Framing::Stream, OPEN);
+    let answer = server.hears(&authenticate("secret", &TAGGED.replace("Globe", "full")));
+    assert!(answer.contains("<failed xmlns='urn:xmpp:bind:0'><error"), "{answer}");
+    assert!(answer.contains("<bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'>"), "it can be tried once more: {answer}");
+    assert!(server.hears(BIND).contains("<jid>"));
+}
+
+#[test]
+fn a_certificate_is_a_login_where_one_was_shown() {
+    let external = |authzid: &str| format!("<auth xmlns='{}' mechanism='EXTERNAL'>{authzid}</auth>", ns::SASL);
+    let mut server = Server::new(Layer::Tls);
+    assert!(!server.hears(OPEN).contains("EXTERNAL"));
+    assert_eq!(server.hears(&external("=")), failure("invalid-mechanism"));
+    for (certificate, authzid, answer) in [
+        ("romeo@tavi.example", "=", SUCCESS.to_owned()),
+        ("romeo@tavi.example", &BASE64.encode("romeo@tavi.example"), SUCCESS.to_owned()),
+        ("romeo@tavi.example", &BASE64.encode("juliet@tavi.example"), failure("invalid-authzid")),
+        ("romeo@things.tavi.example", "=", failure("not-authorized")),
+    ] {
+        let mut server = Server::new(Layer::Tls);
+        server.certificate = Some(certificate);
+        assert!(server.hears(OPEN).contains("<mechanism>EXTERNAL</mechanism>"));
+        let said = server.hears(&external(authzid));
+        assert!(said.starts_with(&answer), "{certificate} {authzid}: {said}");
     }
 }
 
