@@ -99,7 +99,7 @@ pub trait Tokens: Send + Sync {
 /// the device's state there, also after a resumed handshake (identity).
 pub trait Certificates: Send + Sync {
     /// The device whose certificate this chain, its own first, is now; `None` for every other.
-    fn device<'a>(&'a self, chain: &'a [Vec<u8>]) -> crate::hooks::BoxFuture<'a, Option<BareJid>>;
+    fn device<'a>(&'a self, chain: &'a [Vec<u8>]) -> crate::hooks::BoxFuture<'a, Option<Principal>>;
 }
 
 /// Password checks that run at the same time; each costs milliseconds of a core.
@@ -210,9 +210,8 @@ impl Login {
             (Some(certificates), Some(chain)) => certificates.device(chain).await,
             _ => None,
         };
-        let named = |jid: &BareJid| attempt.user.is_empty() || self.resolve(attempt.user).as_ref() == Some(jid);
-        let principal = known.filter(named).and_then(|jid| self.hosts.principal(&jid));
-        principal.filter(|principal| matches!(principal, Principal::Device(_))).ok_or_else(|| {
+        let named = |who: &Principal| attempt.user.is_empty() || self.resolve(attempt.user).as_ref() == who.jid();
+        known.filter(|who| matches!(who, Principal::Device(_)) && named(who)).ok_or_else(|| {
             self.metrics.login_failures.add(1);
             tracing::info!(user = %attempt.user, peer = %attempt.peer.address, "a certificate was refused");
             Denied::Wrong { delay: Duration::ZERO }
@@ -340,13 +339,13 @@ mod tests {
     struct Registry;
 
     impl Certificates for Registry {
-        fn device<'a>(&'a self, chain: &'a [Vec<u8>]) -> crate::hooks::BoxFuture<'a, Option<BareJid>> {
-            let jid = match chain[0].as_slice() {
-                b"good" => format!("{DEVICE}@things.localhost"),
-                b"person" => "romeo@localhost".into(),
-                _ => return Box::pin(async { None }),
+        fn device<'a>(&'a self, chain: &'a [Vec<u8>]) -> crate::hooks::BoxFuture<'a, Option<Principal>> {
+            let known = match chain[0].as_slice() {
+                b"good" => Some(Principal::Device(format!("{DEVICE}@things.localhost").parse().unwrap())),
+                b"person" => Some(Principal::Account("romeo@localhost".parse().unwrap())),
+                _ => None,
             };
-            Box::pin(async move { jid.parse().ok() })
+            Box::pin(async move { known })
         }
     }
 

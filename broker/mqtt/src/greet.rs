@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use tavi_core::Principal;
-use tavi_core::login::{Attempt, Credential, Denied};
+use tavi_core::login::{self, Attempt, Credential, Denied};
 use tavi_core::permit::Action;
 use tavi_wire::topic::check_topic;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -21,12 +21,19 @@ use crate::reply::{self, Welcome};
 use crate::session::Session;
 
 /// Who is at the other end, and how.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Peer {
-    /// Its address.
-    pub address: IpAddr,
+    /// What is known of it before it says anything.
+    pub who: login::Peer,
     /// How it came.
     pub link: Link,
+}
+
+impl Peer {
+    /// A peer of whom only the address is known.
+    pub fn at(address: IpAddr, link: Link) -> Peer {
+        Peer { who: login::Peer::at(address), link }
+    }
 }
 
 /// Whether a connection is encrypted.
@@ -52,13 +59,13 @@ async fn greet<S: AsyncRead + AsyncWrite + Unpin>(hub: Arc<Hub>, mut stream: S, 
     let mut connect = match receive(&hub, &mut stream, &mut codec, &mut inbox).await {
         Ok(connect) => connect?,
         Err(fault) => {
-            tracing::debug!(%fault, peer = %peer.address, "no MQTT client");
+            tracing::debug!(%fault, peer = %peer.who.address, "no MQTT client");
             refuse_stranger(&mut stream, codec, fault).await;
             return None;
         }
     };
     let (version, mut greeting) = (connect.version, Vec::new());
-    match admit(&hub, &mut connect, peer).await {
+    match admit(&hub, &mut connect, &peer).await {
         Ok(admitted) => match let_in(&hub, connect, admitted, &mut greeting).await {
             Ok(client) => {
                 codec.raise_limit(hub.config().max_packet);
@@ -160,7 +167,7 @@ async fn read_some<S: AsyncRead + Unpin>(stream: &mut S, bytes: &mut Vec<u8>) ->
 }
 
 /// Checks the CONNECT and logs in. Gives the principal and, if the broker chose it, the client identifier.
-async fn admit(hub: &Hub, connect: &mut Connect, peer: Peer) -> Result<(Principal, Option<String>), Reason> {
+async fn admit(hub: &Hub, connect: &mut Connect, peer: &Peer) -> Result<(Principal, Option<String>), Reason> {
     if hub.is_stopping() {
         return Err(Reason::SHUTTING_DOWN);
     }
@@ -168,7 +175,7 @@ async fn admit(hub: &Hub, connect: &mut Connect, peer: Peer) -> Result<(Principa
         return Err(Reason::BAD_AUTH_METHOD);
     }
     let assigned = check_client_id(hub, connect)?;
-    let principal = login(hub, connect, peer).await?;
+    let principal = log_in(hub, connect, peer).await?;
     check_will(hub, connect, &principal)?;
     Ok((principal, assigned))
 }
@@ -191,23 +198,26 @@ fn check_client_id(hub: &Hub, connect: &mut Connect) -> Result<Option<String>, R
     Ok(Some(connect.client_id.clone()))
 }
 
-async fn login(hub: &Hub, connect: &mut Connect, peer: Peer) -> Result<Principal, Reason> {
-    // Anonymous clients are refused everywhere, on this machine too.
-    let (Some(user), Some(password)) = (connect.user.take(), connect.password.take()) else {
-        return Err(Reason::NOT_AUTHORIZED);
+async fn log_in(hub: &Hub, connect: &mut Connect, peer: &Peer) -> Result<Principal, Reason> {
+    let login = &hub.node().parts.login;
+    let (user, password) = (connect.user.take(), connect.password.take());
+    let credential = match &password {
+        Some(password) if user.is_some() => Credential::Secret(password.expose().as_bytes()),
+        // A device that showed its certificate needs no password; a user name must be its own (identity).
+        None if login.takes_certificate(&peer.who) => Credential::Certificate,
+        // Anonymous clients are refused everywhere, on this machine too.
+        _ => return Err(Reason::NOT_AUTHORIZED),
     };
-    if peer.link == Link::Clear && !peer.address.is_loopback() {
+    if peer.link == Link::Clear && !peer.who.address.is_loopback() {
         tracing::warn!(
-            peer = %peer.address,
+            peer = %peer.who.address,
             "MQTT login refused: a password in clear is taken from this machine only; use the mqtts listener"
         );
         // 3.1.1 tells "not authorised" from "bad password" (3.1.1 §3.2.2.3).
         return Err(if connect.version == Version::V4 { Reason::NOT_AUTHORIZED } else { Reason::BAD_CREDENTIALS });
     }
-    let credential = Credential::Secret(password.expose().as_bytes());
-    let attempt =
-        Attempt { user: &user, credential, audience: "mqtt", peer: &tavi_core::login::Peer::at(peer.address) };
-    match hub.node().parts.login.login(attempt).await {
+    let user = user.unwrap_or_default();
+    match login.login(Attempt { user: &user, credential, audience: "mqtt", peer: &peer.who }).await {
         Ok(principal) => Ok(principal),
         Err(Denied::Wrong { delay }) => {
             tokio::time::sleep(delay).await;

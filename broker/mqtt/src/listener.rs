@@ -1,12 +1,13 @@
 //! The listeners: TCP and TLS sockets whose connections are served, and the hub's own clockwork.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use rustls::ServerConfig;
+use rustls::{ProtocolVersion, ServerConfig, ServerConnection};
 use socket2::{SockRef, TcpKeepalive};
+use tavi_core::login;
 use tavi_core::metrics::Protocol;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
@@ -24,7 +25,7 @@ impl Hub {
             let hub = self.clone();
             tokio::spawn(async move {
                 let _counted = Counted::new(hub.clone());
-                serve(hub, stream, Peer { address: peer.ip(), link: Link::Clear }).await;
+                serve(hub, stream, Peer::at(peer.ip(), Link::Clear)).await;
             });
         }
     }
@@ -38,7 +39,10 @@ impl Hub {
                 let _counted = Counted::new(hub.clone());
                 let shaking = Box::pin(tokio::time::timeout(hub.config().connect_timeout, acceptor.accept(stream)));
                 match shaking.await {
-                    Ok(Ok(stream)) => serve(hub, stream, Peer { address: peer.ip(), link: Link::Encrypted }).await,
+                    Ok(Ok(stream)) => {
+                        let who = shown(peer.ip(), stream.get_ref().1);
+                        serve(hub, stream, Peer { who, link: Link::Encrypted }).await;
+                    }
                     Ok(Err(error)) => tracing::debug!(%error, %peer, "TLS handshake failed"),
                     Err(_) => tracing::debug!(%peer, "TLS handshake took too long"),
                 }
@@ -99,6 +103,15 @@ impl Hub {
             }
         }
     }
+}
+
+/// What a TLS handshake shows of a peer: the certificates that it proved to have, and what only the two ends know.
+fn shown(address: IpAddr, tls: &ServerConnection) -> login::Peer {
+    let chain = tls.peer_certificates().map(|chain| chain.iter().map(|one| one.to_vec()).collect());
+    // RFC 9266 §4.2: before TLS 1.3 it is safe only with the extended master secret.
+    let modern = tls.protocol_version() == Some(ProtocolVersion::TLSv1_3);
+    let export = || tls.export_keying_material([0; 32], b"EXPORTER-Channel-Binding", Some(b"")).ok();
+    login::Peer { address, certificate: chain, exporter: modern.then(export).flatten() }
 }
 
 /// Counts a connection while it lives.

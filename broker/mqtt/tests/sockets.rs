@@ -5,11 +5,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tavi_core::hooks::Registry;
+use tavi_core::hooks::{BoxFuture, Registry};
+use tavi_core::login::Certificates;
 use tavi_core::metrics::Protocol;
 use tavi_core::node::Parts;
 use tavi_core::sessions::SessionLimits;
-use tavi_core::{Hosts, Node, SystemClock};
+use tavi_core::{Hosts, Node, Principal, SystemClock};
 use tavi_mqtt::{Config, Hub, Link, Peer, serve};
 use tavi_store::MemoryStore;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -152,7 +153,7 @@ async fn a_password_in_clear_is_taken_from_this_machine_only() {
         (Link::Encrypted, 4, b"\x20\x02\0\0"),
     ] {
         let (mut near, far) = tokio::io::duplex(1024);
-        let peer = Peer { address: "192.0.2.1".parse().unwrap(), link };
+        let peer = Peer::at("192.0.2.1".parse().unwrap(), link);
         tokio::spawn(serve(hub.clone(), far, peer));
         near.write_all(&connect(version, "c", "romeo", "secret")).await.unwrap();
         let mut bytes = vec![0; answer.len()];
@@ -222,6 +223,102 @@ async fn the_keep_alive_runs_over_sockets_too() {
     peer.says(&bytes).await;
     let heard = peer.hears_the_end().await;
     assert_eq!(&heard[heard.len() - 4..], b"\xe0\x02\x8d\x00");
+}
+
+/// Takes one certificate for the pump's.
+struct OnePump(Vec<u8>);
+
+const PUMP: &str = "32dda035-ad8f-8818-9747-e3f78c18cc86";
+
+impl Certificates for OnePump {
+    fn device<'a>(&'a self, chain: &'a [Vec<u8>]) -> BoxFuture<'a, Option<Principal>> {
+        let known = chain.first() == Some(&self.0);
+        Box::pin(async move { known.then(|| Principal::Device(format!("{PUMP}@things.localhost").parse().unwrap())) })
+    }
+}
+
+/// CONNECT without a password, of MQTT 3.1.1, with or without a user name.
+fn connect_bare(user: Option<&str>) -> Vec<u8> {
+    let mut body = b"\0\x04MQTT\x04\x02\0\x3c\0\x01c".to_vec();
+    if let Some(user) = user {
+        body[7] |= 0x80;
+        body.extend((user.len() as u16).to_be_bytes());
+        body.extend(user.as_bytes());
+    }
+    [vec![0x10, body.len() as u8], body].concat()
+}
+
+#[tokio::test]
+async fn a_certificate_is_a_credential_for_its_device_only() {
+    let (hub, clear) = broker(Config::default()).await;
+    let (pump, stranger) = (identity("pump"), identity("stranger"));
+    hub.node().parts.login.set_certificates(Arc::new(OnePump(pump.0.to_vec())));
+    let (server, client) = tls_with(&[&pump, &stranger]);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(hub.clone().listen_tls(listener, Arc::new(arc_swap::ArcSwap::from_pointee(server))));
+    for (shown, user, code) in [
+        (Some(&pump), None, 0),
+        (Some(&pump), Some(PUMP), 0),
+        (Some(&pump), Some("romeo"), 4),
+        (Some(&stranger), None, 4),
+        (None, None, 5),
+        (None, Some(PUMP), 5),
+    ] {
+        let name = "localhost".try_into().unwrap();
+        let stream = TcpStream::connect(address).await.unwrap();
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(client(shown)));
+        let mut secret = connector.connect(name, stream).await.unwrap();
+        secret.write_all(&connect_bare(user)).await.unwrap();
+        let mut heard = [0; 4];
+        tokio::time::timeout(PATIENCE, secret.read_exact(&mut heard)).await.unwrap().unwrap();
+        assert_eq!(heard, [0x20, 2, 0, code], "{user:?}");
+    }
+    let mut bare = Peer4::open(clear).await;
+    bare.says(&connect_bare(Some(PUMP))).await;
+    assert_eq!(bare.hears_the_end().await, [0x20, 2, 0, 5]);
+}
+
+/// A certificate that signed itself, and its key.
+type Identity = (rustls::pki_types::CertificateDer<'static>, Vec<u8>);
+
+fn identity(name: &str) -> Identity {
+    let made = rcgen::generate_simple_self_signed(vec![name.into()]).unwrap();
+    (made.cert.der().clone(), made.signing_key.serialize_der())
+}
+
+/// A server that asks for certificates and takes these, and its clients with one of them or none.
+fn tls_with(
+    trusted: &[&Identity],
+) -> (rustls::ServerConfig, impl Fn(Option<&Identity>) -> rustls::ClientConfig + use<>) {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let own = identity("localhost");
+    let key = |identity: &Identity| rustls::pki_types::PrivateKeyDer::try_from(identity.1.clone()).unwrap();
+    let mut anchors = rustls::RootCertStore::empty();
+    trusted.iter().for_each(|one| anchors.add(one.0.clone()).unwrap());
+    let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(anchors.into(), provider.clone())
+        .allow_unauthenticated()
+        .build()
+        .unwrap();
+    let server = rustls::ServerConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(vec![own.0.clone()], key(&own))
+        .unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(own.0).unwrap();
+    let client = move |shown: Option<&Identity>| {
+        let builder = rustls::ClientConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots.clone());
+        match shown {
+            Some(one) => builder.with_client_auth_cert(vec![one.0.clone()], key(one)).unwrap(),
+            None => builder.with_no_client_auth(),
+        }
+    };
+    (server, client)
 }
 
 /// A server configuration with a certificate of its own, and a client that trusts it.
