@@ -106,6 +106,9 @@ impl Store for Mortal {
     fn expire<'a>(&'a self, before: u64, limit: usize) -> Read<'a, usize> {
         self.inner.expire(before, limit)
     }
+    fn forget<'a>(&'a self, before: u64, limit: usize) -> Read<'a, usize> {
+        self.inner.forget(before, limit)
+    }
     fn last_id(&self) -> u64 {
         self.inner.last_id()
     }

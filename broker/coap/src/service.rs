@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tavi_core::metrics::{Outcome, Protocol};
 use tavi_core::node::Parts;
 use tavi_core::publication::{Change, Publication};
-use tavi_core::topics::{Draft, Refusal, SubOptions, Subscriber};
+use tavi_core::topics::{Draft, Listing, Refusal, SubOptions, Subscriber};
 use tavi_core::{Action, Clock, Metrics, Permit, Principal, Qos, Topics};
 use tavi_store::{SharedStore, StoreError};
 
@@ -354,30 +354,32 @@ impl Service {
 
     fn list(&self, who: &Principal, filter: &Filter) -> Representation {
         let format = |p: &Publication| format::number(p.content_type.as_deref()?);
-        let listed = self.listed(who);
+        let (listed, next) = self.listed(who, filter);
         // RFC 6690 §4: only what a GET answers; an expired value is listed no more.
         let links = listed.iter().map(|p| Link { topic: &p.topic, format: format(p) });
-        let body = links::list(links, filter);
+        let body = links::list(links, filter, next.as_deref());
         let mut hasher = DefaultHasher::new();
         body.hash(&mut hasher);
         Representation { version: hasher.finish(), format: Some(format::LINK_FORMAT), body: Bytes::from(body) }
     }
 
-    fn listed(&self, who: &Principal) -> Vec<Arc<Publication>> {
-        let mut all: Vec<Arc<Publication>> = Vec::new();
+    /// What is listed, and behind which topic more may stand. Bounded in what is looked at: nobody else is served
+    /// meanwhile.
+    fn listed(&self, who: &Principal, filter: &Filter) -> (Vec<Arc<Publication>>, Option<Box<str>>) {
+        let (mut all, mut after) = (Vec::new(), filter.after().map(Box::from));
         for _ in 0..LIST_PAGES.0 {
-            let after = all.last().map(|last| last.topic.clone());
             let page = self.seams.topics.listed(who, after.as_deref(), LIST_PAGES.1).unwrap_or_else(|error| {
                 tracing::error!(%error, "the topics could not be listed");
-                Vec::new()
+                Listing::default()
             });
-            let is_last = page.len() < LIST_PAGES.1;
-            all.extend(page);
-            if is_last {
+            let looked_in_vain = page.values.is_empty();
+            all.extend(page.values);
+            after = page.next;
+            if after.is_none() || looked_in_vain {
                 break;
             }
         }
-        all
+        (all, after)
     }
 
     /// Ends the observations of topics that may not be read any more, when the access model has changed.
@@ -440,6 +442,8 @@ fn refuse(who: &Principal, refused: Refusal) -> Message {
     match refused {
         Refusal::Forbidden => forbidden(named),
         Refusal::IllegalTopic(error) => *refusal(Code::BAD_REQUEST, &error.to_string()),
+        // RFC 7252 §5.9.2.9: the server does not want to keep so much.
+        Refusal::OverQuota(why) => *refusal(Code::TOO_LARGE, &why.to_string()),
         Refusal::Unavailable(error) => unavailable(&error),
     }
 }

@@ -12,7 +12,7 @@ use tavi_store_kv::{Engine, Options};
 async fn main() -> anyhow::Result<()> {
     let mut args = std::env::args().skip(1);
     let engine: Engine =
-        args.next().unwrap_or_else(|| "sled".into()).parse().map_err(|_| anyhow::anyhow!("sled or fjall"))?;
+        args.next().unwrap_or_else(|| "fjall".into()).parse().map_err(|_| anyhow::anyhow!("sled or fjall"))?;
     let count: usize = args.next().map_or(Ok(5_000), |n| n.parse())?;
     let folder = tempfile::tempdir()?;
     let store = tavi_store_kv::open(&folder.path().join("store"), &Options { engine, ..Options::default() })?;

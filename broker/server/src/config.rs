@@ -147,7 +147,7 @@ pub struct Config {
     pub data: PathBuf,
     pub hosts: Hosts,
     pub listen: Vec<(Key, Addresses)>,
-    /// The engine that was asked for; else that of the store that is there, else sled.
+    /// The engine that was asked for; else that of the store that is there, else fjall.
     pub engine: Option<tavi_store_kv::Engine>,
     pub cache_bytes: u64,
     pub certificate: Option<(PathBuf, PathBuf)>,
@@ -326,7 +326,7 @@ pub const TEMPLATE: &str = r#"# Tavi's configuration. Every key is optional; wha
 #https = "localhost:5443"
 
 [store]
-#engine = "sled"            # or "fjall", for a new store; an existing one is moved with `tavi store migrate --to fjall`
+#engine = "fjall"           # or "sled", for a new store; an existing one is moved with `tavi store migrate --to sled`
 #cache_mib = 64
 
 # Your own certificate, PEM. Without it one is made by the broker's own CA in tls/ca.pem.
@@ -345,6 +345,8 @@ pub const TEMPLATE: &str = r#"# Tavi's configuration. Every key is optional; wha
 # What a peer may take. Bytes and seconds are in the names.
 [limits]
 #grants_per_subject = 1000  # those of the nodes that somebody created among them
+#retained_topics = 1000000  # of one person, device or bot
+#retained_bytes = 1073741824
 
 [limits.xmpp]
 #stanza_bytes = 262144
@@ -427,7 +429,7 @@ mod tests {
             })
             .collect();
         let file = parse(&open).unwrap();
-        assert_eq!(file.store.engine.as_deref(), Some("sled"));
+        assert_eq!(file.store.engine.as_deref(), Some("fjall"));
     }
 
     #[test]

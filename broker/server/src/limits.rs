@@ -9,6 +9,8 @@ use tavi_core::sessions::SessionLimits;
 #[serde(deny_unknown_fields)]
 pub struct Limits {
     grants_per_subject: Option<usize>,
+    retained_topics: Option<u64>,
+    retained_bytes: Option<u64>,
     #[serde(default)]
     xmpp: Xmpp,
     #[serde(default)]
@@ -77,6 +79,8 @@ impl Limits {
         let size = |n: Option<usize>| n.map(|n| n as u64);
         for (key, value, least, most) in [
             ("[limits] grants_per_subject", size(self.grants_per_subject), 1, ITEMS),
+            ("[limits] retained_topics", self.retained_topics, 1, ITEMS),
+            ("[limits] retained_bytes", self.retained_bytes, 1, BYTES),
             ("[limits.xmpp] stanza_bytes", size(x.stanza_bytes), LEAST_STANZA, 1 << 30),
             ("[limits.xmpp] login_seconds", x.login_seconds, 1, DAY),
             ("[limits.xmpp] connections", size(x.connections), 1, ITEMS),
@@ -106,6 +110,14 @@ impl Limits {
     /// How many grants one subject may have, those of the nodes that it created among them.
     pub fn grants_per_subject(&self) -> usize {
         self.grants_per_subject.unwrap_or(tavi_core::permit::DEFAULT_QUOTA)
+    }
+
+    /// What one person, device or bot may keep in topics.
+    pub fn retained(&self) -> tavi_core::topics::Quota {
+        let mut quota = tavi_core::topics::Quota::default();
+        set(&mut quota.topics, self.retained_topics);
+        set(&mut quota.bytes, self.retained_bytes);
+        quota
     }
 
     /// Those of XMPP streams.

@@ -12,7 +12,7 @@ use crate::{
 };
 use anyhow::{Result, anyhow};
 use std::{sync::Arc, time::Duration};
-use tavi_core::{Clock, Node, Parts, Registry, SystemClock};
+use tavi_core::{Clock, Node, Parts, Registry, SystemClock, topics::Tidy};
 use tavi_enrol::Secret;
 use tavi_store::{Expect, Op, Owner, Table};
 use tavi_store_kv::{KvStore, Options};
@@ -23,6 +23,9 @@ const RENEWAL: Duration = Duration::from_secs(86_400);
 
 /// How long a broker whose store has failed still tells so before it ends.
 const FAREWELL: Duration = Duration::from_secs(5);
+
+/// How long topics are left alone after the store failed.
+const TIDY_AGAIN: Duration = Duration::from_secs(10);
 
 /// Runs the broker until it is told to stop.
 pub fn run(args: &ServeArgs) -> Result<()> {
@@ -69,6 +72,7 @@ async fn serve(config: Config) -> Result<()> {
     warn_of_strangers(&node.parts).await?;
     node.router.registry().start().await?;
     node.correct_states().await?;
+    tokio::spawn(tidy_topics(Tidy::new(&node.parts.topics)));
     let addresses = listeners.addresses.clone();
     let removals = Removals::new(node.clone());
     let office = Arc::new(Office::new(node.parts.clone(), removals.clone(), addresses.clone()));
@@ -115,10 +119,22 @@ async fn first_engine(config: &Config) -> Result<Arc<KvStore>> {
 pub async fn node(config: &Config, store: Arc<KvStore>) -> Result<Node> {
     let parts = Parts::load(config.hosts.clone(), store, Arc::new(SystemClock), config.limits.sessions()).await?;
     parts.permit.set_quota(config.limits.grants_per_subject());
+    parts.topics.set_quota(config.limits.retained());
     parts.login.set_tokens(tokens::Registry::new(parts.clone()));
     let mut registry = Registry::default();
     tavi_modules::register(&mut registry, &parts)?;
     Ok(Node::new(parts, registry))
+}
+
+/// Retained values expire, one step at a time. Ends with the broker.
+async fn tidy_topics(mut tidy: Tidy) {
+    loop {
+        let pause = tidy.step().await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "retained values could not be looked through");
+            TIDY_AGAIN
+        });
+        tokio::time::sleep(pause).await;
+    }
 }
 
 /// Accounts of another domain, from before it was changed, can not log in.

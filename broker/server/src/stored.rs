@@ -101,7 +101,7 @@ async fn export_to(path: &Path, closed: &Closed) -> Result<Outcome> {
 }
 
 async fn import_from(path: &Path, file: File, closed: &Closed) -> Result<Outcome> {
-    let options = closed.options(closed.config.engine.unwrap_or(tavi_store_kv::Engine::Sled));
+    let options = closed.options(closed.config.engine.unwrap_or_default());
     let store = closed.config.store_path();
     let mut told = |progress| told("imported", progress);
     let done = tavi_store_kv::restore(&store, &options, (&mut BufReader::new(file), &mut told)).await?;

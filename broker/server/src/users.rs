@@ -123,7 +123,7 @@ pub fn engine(config: &Config) -> Result<Engine> {
         (Some(wanted), Some(found)) if wanted != found => {
             Err(tavi_store_kv::OpenError::OtherEngine { path, found, wanted }.into())
         }
-        (wanted, found) => Ok(wanted.or(found).unwrap_or(Engine::Sled)),
+        (wanted, found) => Ok(wanted.or(found).unwrap_or_default()),
     }
 }
 

@@ -4,9 +4,9 @@ use crate::{
     StoreError,
     group::{Finished, Group, Marks},
     keys::Number,
-    kv::Kv,
+    kv::{Key, Kv},
     stats::Counters,
-    waiting::{Bounds, Expiry, Next, Request, Waiting},
+    waiting::{Bounds, Expiry, Next, Old, Request, Waiting},
 };
 use parking_lot::Mutex;
 use std::{
@@ -77,9 +77,19 @@ impl Committer {
 
     /// Deletes archived stanzas, by owner and id; blocks until that is durable. Gives how many there were.
     pub fn expire(&self, rows: Vec<(Number, u64)>) -> Result<usize, StoreError> {
+        self.delete(Old::Stanzas(rows))?.blocking_recv().map_err(|_| stopped())?
+    }
+
+    /// Forgets marks of deletions; resolves when that is durable, with how many there were.
+    pub fn forget(&self, marks: Vec<Key>) -> impl Future<Output = Result<usize, StoreError>> + use<> {
+        let done = self.delete(Old::Marks(marks));
+        async move { done?.await.map_err(|_| stopped())? }
+    }
+
+    fn delete(&self, old: Old) -> Result<oneshot::Receiver<Result<usize, StoreError>>, StoreError> {
         let (answer, done) = oneshot::channel();
-        self.waiting.expire(Expiry { rows, answer }).map_err(|_| stopped())?;
-        done.blocking_recv().map_err(|_| stopped())?
+        self.waiting.expire(Expiry { old, answer }).map_err(|_| stopped())?;
+        Ok(done)
     }
 
     /// Commits all that waits, then ends the thread; blocks meanwhile. Later commits are refused.
@@ -120,7 +130,7 @@ impl Worker {
             match self.next() {
                 Next::Group(group) => self.group(group),
                 // Nobody may be waiting any more; the stanzas are deleted all the same.
-                Next::Expire(Expiry { rows, answer }) => drop(answer.send(self.expire(&rows))),
+                Next::Expire(Expiry { old, answer }) => drop(answer.send(self.expire(old))),
                 Next::End => return,
             }
         }
@@ -198,12 +208,20 @@ impl Worker {
         self.broken = Some(error);
     }
 
-    fn expire(&mut self, rows: &[(Number, u64)]) -> Result<usize, StoreError> {
+    fn expire(&mut self, old: Old) -> Result<usize, StoreError> {
         let kv = self.kv.clone();
         let mut group = Group::new(&*kv, &mut self.marks);
         let mut count = 0;
-        for (owner, id) in rows {
-            count += usize::from(group.expire(*owner, *id)?);
+        match old {
+            Old::Stanzas(rows) => {
+                for (owner, id) in rows {
+                    count += usize::from(group.expire(owner, id)?);
+                }
+            }
+            Old::Marks(marks) => {
+                count = marks.len();
+                marks.into_iter().try_for_each(|mark| group.forget(mark))?;
+            }
         }
         let finished = group.finish();
         self.write(finished);

@@ -18,8 +18,16 @@ use std::{
 const WORKERS: usize = 2;
 /// The journals are flushed to tables when they pass this size; what they hold is in memory too.
 const MAX_JOURNAL: u64 = 64 << 20;
-/// What one family holds in memory before it is flushed to a table: a dozen of them share the memory.
-const MEMTABLE: u64 = 8 << 20;
+/// What one family holds in memory before it is flushed to a table. Up to three times that is in memory: what is being
+/// flushed, and what was flushed last, stay until the next flush.
+fn memtable(family: Family) -> u64 {
+    match family {
+        // Most of its rows are deleted before they are ever flushed, if there is room for so many.
+        Family::Queue => 8 << 20,
+        Family::Record | Family::Chunk | Family::Body | Family::Archive => 4 << 20,
+        _ => 2 << 20,
+    }
+}
 
 /// An open fjall.
 pub(crate) struct Fjall {
@@ -35,8 +43,8 @@ impl Fjall {
         // It meets some damage with a panic; to us that is an error like the others.
         let opened = panic::catch_unwind(AssertUnwindSafe(|| builder.open()));
         let db = opened.map_err(|_| StoreError::Corrupt("fjall panicked while it opened".into()))?.map_err(fault)?;
-        let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE);
-        let keyspaces = Family::ALL.iter().map(|family| db.keyspace(family.name(), options));
+        let options = |family| move || KeyspaceCreateOptions::default().max_memtable_size(memtable(family));
+        let keyspaces = Family::ALL.iter().map(|family| db.keyspace(family.name(), options(*family)));
         let keyspaces = keyspaces.collect::<Result<_, _>>().map_err(fault)?;
         Ok(Fjall { keyspaces, db })
     }

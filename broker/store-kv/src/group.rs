@@ -5,6 +5,7 @@ use crate::{
     cache::Cache,
     keys::{self, Kind, Number},
     kv::{Family, Key, Kv, Replaced, Rows},
+    names,
     value::{self, Body, CHUNK, Cell, InboxCell, Share},
 };
 use bytes::Bytes;
@@ -335,9 +336,64 @@ impl<'a> Group<'a> {
         if matches!(family, Family::Record | Family::Archive | Family::Queue) {
             let cell = Cell::decode(family, row)?;
             self.unqueue(&cell)?;
+            if family == Family::Record {
+                self.unmark(&cell, &key);
+            }
         }
         self.set(family, key, None);
         Ok(())
+    }
+
+    /// What stood in a record's place goes; if that is a mark, nobody has to look for it any more.
+    fn unmark(&mut self, old: &Cell, record: &[u8]) {
+        if old.deleted {
+            self.set(Family::System, keys::mark(old.number, record), None);
+        }
+    }
+
+    /// Forgets a mark, and the topic that it stands at if that has nothing else.
+    pub fn forget(&mut self, mark: Key) -> Result<(), StoreError> {
+        let (id, record) =
+            keys::marked(&mark).ok_or_else(|| StoreError::Corrupt("a mark's key is too short".into()))?;
+        let (record, owner) = (record.to_vec(), keys::number_at(record, 1));
+        self.set(Family::System, mark, None);
+        if self.cell(Family::Record, &record)?.is_none_or(|cell| !cell.deleted || cell.number != id) {
+            return Ok(());
+        }
+        self.set(Family::Record, record, None);
+        owner.map_or(Ok(()), |owner| self.forget_topic(owner))
+    }
+
+    /// Takes a topic's number back if it has no rows. Other owners keep theirs: they may stand in the outbox.
+    fn forget_topic(&mut self, owner: Number) -> Result<(), StoreError> {
+        let Some(key) = self.get(Family::Owner, &keys::owner(owner))? else { return Ok(()) };
+        let (Kind::Owner, name) = names::decode(&key)? else { return Ok(()) };
+        if topic_of(&name).is_none() || self.has_rows(owner)? {
+            return Ok(());
+        }
+        self.set(Family::Name, key, None);
+        self.set(Family::Owner, keys::owner(owner), None);
+        self.marks.names.forget(&cache_key(Kind::Owner, &name));
+        Ok(())
+    }
+
+    fn has_rows(&self, owner: Number) -> Result<bool, StoreError> {
+        let mut any = false;
+        for (family, prefix, _) in ranges(owner).into_iter().filter(|(family, ..)| *family != Family::Outbox) {
+            let end = keys::end_of(&prefix);
+            let span = keys::span(&prefix, end.as_deref());
+            let rows = self.rows.of(family);
+            any |= rows.range::<[u8], _>(span).any(|(_, row)| row.is_some());
+            self.kv.range(family, span, &mut |key, _| {
+                // This batch may have deleted it.
+                any |= !rows.contains_key(key);
+                if any { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            })?;
+            if any {
+                break;
+            }
+        }
+        Ok(any)
     }
 
     /// Deletes an archived stanza whatever its age; gives whether there was one.
@@ -391,7 +447,9 @@ impl Part<'_, '_> {
             | Op::Restore { table, item, value, .. }
             | Op::PutNewer { table, item, value, .. } => self.put(op, (*table, item), value),
             Op::Delete { table, item, .. } => self.delete(op, (*table, item)),
-            Op::DeleteOlder { table, item, .. } => self.delete_older(op, (*table, item)),
+            Op::DeleteOlder { table, item, .. } | Op::DeleteThis { table, item, .. } => {
+                self.delete_marked(op, (*table, item))
+            }
             Op::QueuePush { id, value } => self.push(*id, value, None),
             Op::QueueShare { id, head, body } => {
                 let share = self.group.share(body)?;
@@ -466,10 +524,12 @@ impl Part<'_, '_> {
             return Ok(());
         }
         let owner = self.made()?;
+        let key = keys::record(table, owner, item);
         if let Some(old) = old {
             self.group.delete_chunks(&old);
+            self.group.unmark(&old, &key);
         }
-        self.group.write_cell(Family::Record, keys::record(table, owner, item), Cell::head(after.version), value);
+        self.group.write_cell(Family::Record, key, Cell::head(after.version), value);
         self.walked((table, item), (now, after))
     }
 
@@ -482,18 +542,21 @@ impl Part<'_, '_> {
     }
 
     /// Leaves a mark in the record's place, so that what is older is ignored.
-    fn delete_older(&mut self, op: &Op, (table, item): (Table, &str)) -> Result<(), StoreError> {
+    fn delete_marked(&mut self, op: &Op, (table, item): (Table, &str)) -> Result<(), StoreError> {
         let (old, now) = self.place(table, item)?;
         let after = op.place_after(now)?;
         if after == now {
             return Ok(());
         }
         let owner = self.made()?;
+        let key = keys::record(table, owner, item);
         if let Some(old) = old {
             self.group.delete_chunks(&old);
+            self.group.unmark(&old, &key);
         }
         let mark = Cell { deleted: true, ..Cell::head(after.deleted) }.encode(Family::Record);
-        self.group.set(Family::Record, keys::record(table, owner, item), Some(mark));
+        self.group.set(Family::System, keys::mark(after.deleted, &key), Some(Vec::new()));
+        self.group.set(Family::Record, key, Some(mark));
         self.walked((table, item), (now, after))
     }
 

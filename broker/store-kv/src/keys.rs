@@ -20,6 +20,9 @@ pub(crate) const DEAD: &[u8] = b"dead";
 /// System rows: `count` and a table's code: how many topics its walk meets.
 const COUNT: &[u8] = b"count";
 
+/// System rows: `mark`, the id of a deletion and the key of the record in whose place it left its mark.
+const MARK: &[u8] = b"mark";
+
 /// Whether a name is an owner's or a correspondent's: the two never share a number, because an owner's changes when
 /// it is purged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -33,6 +36,15 @@ pub(crate) type Number = u64;
 
 pub(crate) fn dead(owner: Number) -> Key {
     join(&[DEAD, &owner.to_be_bytes()])
+}
+
+pub(crate) fn mark(id: u64, record: &[u8]) -> Key {
+    join(&[MARK, &id.to_be_bytes(), record])
+}
+
+/// The id and the record of a mark.
+pub(crate) fn marked(key: &[u8]) -> Option<(u64, &[u8])> {
+    Some((number_at(key, MARK.len())?, key.get(MARK.len() + 8..)?))
 }
 
 pub(crate) fn count(table: Table) -> Key {

@@ -31,11 +31,12 @@ use std::{fmt, path::PathBuf, str::FromStr};
 use thiserror::Error;
 
 /// An embedded engine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Engine {
-    /// sled 0.34.7, the default.
+    /// sled 0.34.7.
     Sled,
-    /// fjall 3.
+    /// fjall 3, the default for a new store.
+    #[default]
     Fjall,
 }
 
@@ -54,7 +55,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { engine: Engine::Sled, cache: 64 << 20, queue: 131_072, queue_bytes: 64 << 20 }
+        Options { engine: Engine::default(), cache: 64 << 20, queue: 131_072, queue_bytes: 64 << 20 }
     }
 }
 

@@ -316,6 +316,13 @@ impl Reader {
         }
     }
 
+    /// Marks of deletions with an id below `before`, the oldest first, at most `limit`.
+    pub fn marks(&self, before: u64, limit: usize) -> Result<Vec<Key>, StoreError> {
+        let (from, to) = (keys::mark(0, &[]), keys::mark(before, &[]));
+        let rows = self.rows(Family::System, keys::span(&from, Some(&to)), (Way::Forth, limit))?;
+        Ok(rows.into_iter().map(|(key, _)| key).collect())
+    }
+
     fn records(&self, prefix: &[u8], after: Option<&[u8]>, limit: usize) -> Result<Vec<Whole>, StoreError> {
         let end = keys::end_of(prefix);
         let from = after.map_or(Bound::Included(prefix), Bound::Excluded);

@@ -220,6 +220,13 @@ impl Store for KvStore {
         }
     }
 
+    fn forget<'a>(&'a self, before: u64, limit: usize) -> Read<'a, usize> {
+        Box::pin(async move {
+            let marks = self.reader.marks(before, limit)?;
+            if marks.is_empty() { Ok(0) } else { self.committer.forget(marks).await }
+        })
+    }
+
     fn has_room(&self) -> bool {
         self.committer.gate().is_open()
     }

@@ -5,7 +5,7 @@
 //! receivers neither holds up the commits of others nor other fan-outs. Commits of one owner keep their order: an owner
 //! that waits in a lane has all its later commits there, and no commit of a lane overtakes an earlier one of the line.
 
-use crate::keys::Number;
+use crate::{keys::Number, kv::Key};
 use parking_lot::{Condvar, Mutex};
 use std::{
     collections::{HashMap, VecDeque, hash_map::Entry},
@@ -37,9 +37,15 @@ pub(crate) struct Request {
     pub since: Instant,
 }
 
-/// Old stanzas that are to be deleted, by owner and id.
+/// What has become old and is to be deleted: stanzas, by owner and id, or marks of deletions.
+pub(crate) enum Old {
+    Stanzas(Vec<(Number, u64)>),
+    Marks(Vec<Key>),
+}
+
+/// A request to delete what is old.
 pub(crate) struct Expiry {
-    pub rows: Vec<(Number, u64)>,
+    pub old: Old,
     pub answer: oneshot::Sender<Result<usize, StoreError>>,
 }
 

@@ -115,6 +115,9 @@ fn a_check_sees_bodies_sizes_and_walks_that_disagree_with_the_rows() {
         let retained = Op::PutNewer { table: Table::Retained, item: "".into(), id, value: body(id, 9) };
         wait(store.commit(&Owner::topic(name), vec![share, retained])).unwrap();
     }
+    // Only the size of a long queue has a row.
+    let many = (10..100).map(|id| Op::QueuePush { id, value: body(id, 9) }).collect();
+    wait(store.commit(&Owner::topic("long"), many)).unwrap();
     drop(store);
     with_sled(dir.path(), |db| {
         remove_first(db, "body", |key| key.last() == Some(&0));

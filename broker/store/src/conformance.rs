@@ -6,7 +6,7 @@ mod newer;
 mod sharing;
 mod walking;
 
-pub use newer::newer_writes_win_in_whatever_order_they_come;
+pub use newer::{newer_writes_win_in_whatever_order_they_come, one_version_is_deleted_and_marks_are_forgotten};
 pub use sharing::*;
 pub use walking::*;
 
@@ -57,6 +57,7 @@ macro_rules! conformance_tests {
             pages_of_a_queue_are_bounded_in_bytes,
             the_size_of_a_queue_is_known,
             newer_writes_win_in_whatever_order_they_come,
+            one_version_is_deleted_and_marks_are_forgotten,
             topics_are_walked_in_the_order_of_their_names,
             walked_topics_are_counted,
             random_commits_do_what_the_memory_store_does,

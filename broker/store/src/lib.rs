@@ -226,6 +226,11 @@ pub trait Store: Send + Sync + 'static {
     /// many were deleted.
     fn expire<'a>(&'a self, before: u64, limit: usize) -> Read<'a, usize>;
 
+    /// Forgets marks of deletions ([`Op::DeleteOlder`], [`Op::DeleteThis`]) with an id below `before`, at most `limit` of
+    /// them, and topics that had nothing else, durable when it returns; gives how many marks there were. A write that is
+    /// older than such a mark is no longer ignored: none may be under way any more.
+    fn forget<'a>(&'a self, before: u64, limit: usize) -> Read<'a, usize>;
+
     /// The greatest id that any committed queue, archive or outbox row has carried, deleted rows included, or that
     /// [`Op::Drawn`] named; 0 in an empty store. The id source starts above it.
     fn last_id(&self) -> u64;

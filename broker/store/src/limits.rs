@@ -36,7 +36,7 @@ fn validate_op(op: &Op) -> Result<(), StoreError> {
             within("item", item.len(), MAX_ITEM)?;
             within("value", value.len(), MAX_VALUE)
         }
-        Op::DeleteOlder { item, id, .. } => {
+        Op::DeleteOlder { item, id, .. } | Op::DeleteThis { item, id, .. } => {
             real(*id)?;
             within("item", item.len(), MAX_ITEM)
         }

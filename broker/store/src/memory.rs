@@ -224,6 +224,16 @@ impl Store for MemoryStore {
         Box::pin(ready(Ok(old.len())))
     }
 
+    fn forget<'a>(&'a self, before: u64, limit: usize) -> Read<'a, usize> {
+        let mut state = self.state.lock();
+        let old = state.deleted.iter().filter(|(_, id)| **id < before).map(|(key, _)| key.clone());
+        let old: Vec<_> = old.take(limit).collect();
+        for key in &old {
+            state.deleted.remove(key);
+        }
+        Box::pin(ready(Ok(old.len())))
+    }
+
     fn last_id(&self) -> u64 {
         self.state.lock().last
     }
@@ -281,9 +291,12 @@ impl State {
     fn apply(&mut self, owner: &Owner, op: Op) {
         self.last = self.last.max(op.id().unwrap_or(0));
         match op {
-            Op::Put { .. } | Op::Delete { .. } | Op::Restore { .. } | Op::PutNewer { .. } | Op::DeleteOlder { .. } => {
-                self.apply_record(owner, op);
-            }
+            Op::Put { .. }
+            | Op::Delete { .. }
+            | Op::Restore { .. }
+            | Op::PutNewer { .. }
+            | Op::DeleteOlder { .. }
+            | Op::DeleteThis { .. } => self.apply_record(owner, op),
             Op::QueuePush { id, value } => self.push(owner, id, Queued { value, body: None }),
             Op::QueueShare { id, head, body } => {
                 self.bodies.entry(body.id).or_insert((0, body.bytes)).0 += 1;

@@ -65,7 +65,7 @@ pub struct Body {
 pub struct Place {
     /// The record's version; 0: there is none.
     pub version: u64,
-    /// The id of the [`Op::DeleteOlder`] that emptied the place; 0: none did.
+    /// The id of the [`Op::DeleteOlder`] or [`Op::DeleteThis`] that emptied the place; 0: none did.
     pub deleted: u64,
 }
 
@@ -112,6 +112,16 @@ pub enum Op {
         /// The key inside the owner's partition.
         item: Box<str>,
         /// Id drawn by the caller.
+        id: u64,
+    },
+    /// Removes the record that has this version, else the whole commit is refused with a conflict. Leaves a mark as
+    /// [`Op::DeleteOlder`] does: an older [`Op::PutNewer`] that comes later is ignored.
+    DeleteThis {
+        /// Where.
+        table: Table,
+        /// The key inside the owner's partition.
+        item: Box<str>,
+        /// Its version.
         id: u64,
     },
     /// Appends to the owner's queue; a repeated id overwrites its row, so a repeated commit changes nothing.
@@ -220,7 +230,8 @@ impl Op {
             | Op::Delete { table, item, .. }
             | Op::Restore { table, item, .. }
             | Op::PutNewer { table, item, .. }
-            | Op::DeleteOlder { table, item, .. } => Some((*table, item)),
+            | Op::DeleteOlder { table, item, .. }
+            | Op::DeleteThis { table, item, .. } => Some((*table, item)),
             _ => None,
         }
     }
@@ -235,6 +246,9 @@ impl Op {
                 expect.check(now.version, item).map(|()| Place { version: now.version + 1, deleted: 0 })
             }
             Op::Delete { item, expect, .. } => expect.check(now.version, item).map(|()| Place { version: 0, ..now }),
+            Op::DeleteThis { item, id, .. } => {
+                Expect::Version(*id).check(now.version, item).map(|()| Place { version: 0, deleted: *id })
+            }
             Op::Restore { version, .. } => Ok(Place { version: *version, deleted: 0 }),
             Op::PutNewer { id, .. } if *id > newest => Ok(Place { version: *id, deleted: 0 }),
             Op::DeleteOlder { id, .. } if *id > newest => Ok(Place { version: 0, deleted: *id }),

@@ -11,7 +11,7 @@ use arc_swap::ArcSwap;
 use parking_lot::{Mutex, RwLock};
 use rules::{Question, Rules};
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, VecDeque},
     hash::{BuildHasher, RandomState},
     sync::{
         Arc,
@@ -32,11 +32,24 @@ pub struct Permit {
     /// The rules of all accounts, which are asked for most.
     everyone: ArcSwap<Rules>,
     generation: AtomicU64,
+    changes: Mutex<Changes>,
     quota: AtomicUsize,
     /// All grants by id; held while something is changed.
     all: Mutex<BTreeMap<u64, Arc<Grant>>>,
     store: SharedStore,
 }
+
+/// The grants that were added or removed of late.
+#[derive(Default)]
+struct Changes {
+    /// Each with the generation that it brought.
+    late: VecDeque<(u64, Arc<Grant>)>,
+    /// Up to this generation nothing is remembered.
+    forgotten: u64,
+}
+
+/// So many changed grants are remembered.
+const CHANGES: usize = 1_024;
 
 impl Permit {
     /// Reads the grants of the store.
@@ -59,7 +72,7 @@ impl Permit {
             let rules = by_subject.remove(&*grant.subject).unwrap_or_default();
             by_subject.insert(&grant.subject, rules.with_own(grant.clone()));
         }
-        by_subject.into_iter().for_each(|(subject, rules)| permit.put(subject, rules));
+        by_subject.into_iter().for_each(|(subject, rules)| permit.put(subject, rules, Vec::new()));
         *permit.all.lock() = all;
         Ok(permit)
     }
@@ -70,6 +83,7 @@ impl Permit {
             hasher: RandomState::new(),
             everyone: ArcSwap::default(),
             generation: AtomicU64::new(1),
+            changes: Mutex::default(),
             quota: AtomicUsize::new(DEFAULT_QUOTA),
             all: Mutex::default(),
             store,
@@ -79,6 +93,14 @@ impl Permit {
     /// Grows with each change of the grants: what was decided under an older one must be asked again.
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
+    }
+
+    /// Whether a grant that `concerns` was added or removed after generation `since`, up to `now`; also if that is not
+    /// remembered any more.
+    pub fn changed(&self, since: u64, now: u64, concerns: impl Fn(&Grant) -> bool) -> bool {
+        let changes = self.changes.lock();
+        let late = changes.late.iter().rev().take_while(|(generation, _)| *generation > since);
+        since < changes.forgotten || late.filter(|(generation, _)| *generation <= now).any(|(_, grant)| concerns(grant))
     }
 
     /// Whether `who` may do `action` on the topic.
@@ -154,7 +176,7 @@ impl Permit {
         }
         let op = Op::Put { table: Table::Grant, item: item(grant.id), value: grant.encode(), expect: Expect::Any };
         let grant = Arc::new(grant);
-        self.put(&grant.subject, rules.with(grant.clone()));
+        self.put(&grant.subject, rules.with(grant.clone()), vec![grant.clone()]);
         all.insert(grant.id, grant);
         self.store.commit(&grants_owner(), vec![op])
     }
@@ -182,14 +204,15 @@ impl Permit {
     }
 
     fn take_out(&self, all: &mut BTreeMap<u64, Arc<Grant>>, removed: Vec<Arc<Grant>>) -> (Vec<Grant>, Commit) {
-        let mut by_subject: HashMap<&str, Vec<u64>> = HashMap::new();
+        let mut by_subject: HashMap<&str, Vec<Arc<Grant>>> = HashMap::new();
         for grant in &removed {
             all.remove(&grant.id);
-            by_subject.entry(&grant.subject).or_default().push(grant.id);
+            by_subject.entry(&grant.subject).or_default().push(grant.clone());
         }
-        for (subject, mut ids) in by_subject {
-            ids.sort_unstable();
-            self.put(subject, self.rules(subject).without(|grant| ids.binary_search(&grant.id).is_ok()));
+        for (subject, mut grants) in by_subject {
+            grants.sort_unstable_by_key(|grant| grant.id);
+            let is_among = |grant: &Grant| grants.binary_search_by_key(&grant.id, |grant| grant.id).is_ok();
+            self.put(subject, self.rules(subject).without(is_among), grants);
         }
         let delete = |g: &Arc<Grant>| Op::Delete { table: Table::Grant, item: item(g.id), expect: Expect::Any };
         // In steps, the last of which is durable behind the others.
@@ -229,7 +252,8 @@ impl Permit {
         self.shard(subject).read().get(subject).cloned().unwrap_or_default()
     }
 
-    fn put(&self, subject: &str, rules: Rules) {
+    /// `changed` are the grants that make the difference; `all` is held.
+    fn put(&self, subject: &str, rules: Rules, changed: Vec<Arc<Grant>>) {
         if subject == EVERYONE {
             self.everyone.store(Arc::new(rules));
         } else if rules.len() == 0 {
@@ -237,7 +261,14 @@ impl Permit {
         } else {
             self.shard(subject).write().insert(subject.into(), Arc::new(rules));
         }
-        self.generation.fetch_add(1, Ordering::Release);
+        let mut changes = self.changes.lock();
+        let generation = self.generation() + 1;
+        changes.late.extend(changed.into_iter().map(|grant| (generation, grant)));
+        while changes.late.len() > CHANGES {
+            changes.forgotten = changes.late.pop_front().map_or(generation, |(generation, _)| generation);
+        }
+        drop(changes);
+        self.generation.store(generation, Ordering::Release);
     }
 
     fn shard(&self, subject: &str) -> &RwLock<HashMap<Box<str>, Arc<Rules>>> {

@@ -54,6 +54,18 @@ pub(super) const LARGE: usize = 64 * 1024;
 /// What is read at a time.
 const PAGE: PageBound = PageBound { rows: 128, bytes: 256 * 1024 };
 
+/// So many pages are read for one answer.
+const LIST_PAGES: usize = 8;
+
+/// A part of what somebody may retrieve.
+#[derive(Clone, Debug, Default)]
+pub struct Listing {
+    /// In topic order.
+    pub values: Vec<Arc<Publication>>,
+    /// Behind which name the list may go on; `None`: that is all.
+    pub next: Option<Box<str>>,
+}
+
 /// A part of what a filter finds.
 pub(super) struct Page {
     /// In topic order.
@@ -130,45 +142,72 @@ impl Topics {
     }
 
     /// At most `limit` retained values of topics behind `after` that `who` may retrieve, in topic order. Looks only
-    /// where the access model lets `who` read anything.
+    /// where the access model lets `who` read anything, and at no more than some pages: [`Listing::next`] tells where
+    /// to go on.
     ///
     /// # Errors
     /// If the store cannot be read.
-    pub fn listed(
+    pub fn listed(&self, who: &Principal, after: Option<&str>, limit: usize) -> Result<Listing, StoreError> {
+        let (mut found, mut end) = (BTreeMap::new(), None::<Box<str>>);
+        for filter in self.permit.reach(who, Action::Retrieve) {
+            let stopped = self.list_into(&mut found, who, (&filter, after, limit))?;
+            // What is behind the first stop may lack values of the filter that stopped there.
+            end = [end, stopped].into_iter().flatten().min();
+        }
+        let mut values: Vec<_> = found.into_values().collect();
+        values.retain(|p| end.as_deref().is_none_or(|end| *p.topic <= *end));
+        if values.len() > limit {
+            values.truncate(limit);
+            end = values.last().map(|p| Box::from(&*p.topic));
+        }
+        Ok(Listing { values, next: end })
+    }
+
+    /// As [`Topics::listed`], until there are `limit` values or no more; others have their turns between.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub async fn listed_whole(
         &self,
         who: &Principal,
         after: Option<&str>,
         limit: usize,
-    ) -> Result<Vec<Arc<Publication>>, StoreError> {
-        let mut found = BTreeMap::new();
-        for filter in self.permit.reach(who, Action::Retrieve) {
-            self.list_into(&mut found, who, (&filter, after, limit))?;
+    ) -> Result<Listing, StoreError> {
+        let mut all = self.listed(who, after, limit)?;
+        while let Some(next) = all.next.take_if(|_| all.values.len() < limit) {
+            tokio::task::yield_now().await;
+            let more = self.listed(who, Some(&next), limit - all.values.len())?;
+            all.values.extend(more.values);
+            all.next = more.next;
         }
-        Ok(found.into_values().take(limit).collect())
+        Ok(all)
     }
 
+    /// Gives where it stopped, unless that was the end.
     fn list_into(
         &self,
         found: &mut BTreeMap<Arc<str>, Arc<Publication>>,
         who: &Principal,
         (filter, after, limit): (&str, Option<&str>, usize),
-    ) -> Result<(), StoreError> {
+    ) -> Result<Option<Box<str>>, StoreError> {
         let (mut count, mut after) = (0, after.map(Box::<str>::from));
         let now = self.clock.now_ms();
-        while count < limit {
+        for _ in 0..LIST_PAGES {
             let page = self.page(filter, after.as_deref())?;
             for publication in page.values {
-                if !publication.expired(now) && self.permit.may(who, Action::Retrieve, &publication.topic) {
+                if publication.expired(now) {
+                    self.met(&publication);
+                } else if self.permit.may(who, Action::Retrieve, &publication.topic) {
                     count += 1;
                     found.insert(publication.topic.clone(), publication);
                 }
             }
             after = page.next;
-            if after.is_none() {
+            if after.is_none() || count > limit {
                 break;
             }
         }
-        Ok(())
+        Ok(after)
     }
 
     /// The newer of a topic's retained and latest value, for GET and an observation's first notification. `None` if
@@ -241,7 +280,7 @@ pub(super) fn at_once<T>(mut read: Read<'_, T>) -> Result<T, StoreError> {
     }
 }
 
-fn decode(topic: &str, record: Record) -> Result<Arc<Publication>, StoreError> {
+pub(super) fn decode(topic: &str, record: Record) -> Result<Arc<Publication>, StoreError> {
     let damaged = || StoreError::Corrupt(format!("retained value of {topic:?}").into());
     Publication::decode(record.value).map(Arc::new).ok_or_else(damaged)
 }

@@ -5,6 +5,7 @@ use super::{
     Topics,
     kept::{Kept, LARGE},
     place::{Place, State},
+    quota::Paid,
     receivers::Audience,
 };
 use crate::publication::{Change, Publication};
@@ -85,7 +86,7 @@ impl Topics {
             match open.fate {
                 Fate::Saved => self.change_value(&mut state, &open),
                 // Nobody knows what of it the store has.
-                _ if open.publication.retain => state.kept = Kept::InStore,
+                _ if open.publication.retain => (state.kept, state.paid) = (Kept::InStore, Paid::Unknown),
                 _ => {}
             }
             self.places.charge(place, &state, open.publication.topic.len());

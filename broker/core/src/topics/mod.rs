@@ -6,12 +6,17 @@
 mod kept;
 mod landing;
 mod place;
+mod quota;
 mod receivers;
 mod retained;
 mod subscriber;
+mod tidy;
 
+pub use kept::Listing;
+pub use quota::{OverQuota, Quota};
 pub use retained::RetainedStream;
 pub use subscriber::{Rows, SubOptions, Subscriber};
+pub use tidy::Tidy;
 
 use crate::{
     clock::Clock,
@@ -27,6 +32,7 @@ use kept::{at_once, retained_op};
 use landing::{Landing, Open};
 use parking_lot::{Mutex, RwLock};
 use place::Places;
+use quota::{Bound, Purses};
 use receivers::{Audience, Entry, Match};
 use retained::Saving;
 use smallvec::SmallVec;
@@ -50,6 +56,9 @@ pub enum Refusal {
     /// No legal topic or filter.
     #[error("{0}")]
     IllegalTopic(tavi_wire::topic::TopicError),
+    /// The publisher keeps as much as one may keep.
+    #[error("{0}")]
+    OverQuota(OverQuota),
     /// The store cannot be read.
     #[error("{0}")]
     Unavailable(#[from] StoreError),
@@ -125,6 +134,11 @@ pub struct Topics {
     removals: AtomicU64,
     places: Places,
     saving: Saving,
+    purses: Purses,
+    /// Expired values that readers met.
+    met: Mutex<Vec<Arc<Publication>>>,
+    /// When the next retained value expires, as far as it is known.
+    soonest: AtomicU64,
     permit: Arc<Permit>,
     store: SharedStore,
     ids: Arc<IdSource>,
@@ -153,6 +167,10 @@ impl Topics {
             removals: AtomicU64::new(0),
             places: Places::default(),
             saving: Saving::default(),
+            purses: Purses::default(),
+            met: Mutex::default(),
+            // Nobody knows before all were looked at.
+            soonest: AtomicU64::new(0),
             permit,
             store,
             ids,
@@ -168,7 +186,7 @@ impl Topics {
     /// Publishes. The ticket completes when all that must be durable is, and then delivers.
     ///
     /// # Errors
-    /// An illegal topic, or a publisher who may not.
+    /// An illegal topic, a publisher who may not, or one who keeps too much already.
     pub fn publish(self: &Arc<Self>, from: &Principal, draft: Draft) -> Result<Ticket, Refusal> {
         let action = if draft.change == Change::Clear { Action::Delete } else { Action::Publish };
         self.publish_as(from, action, draft)
@@ -181,7 +199,7 @@ impl Topics {
     /// As for [`Topics::publish`].
     pub fn publish_as(self: &Arc<Self>, from: &Principal, action: Action, draft: Draft) -> Result<Ticket, Refusal> {
         self.ask_publish(from, action, &draft.topic)?;
-        Ok(self.publish_unasked(from, draft))
+        self.begin((from, Bound::Quota), draft, None::<fn(u64) -> Commit>)
     }
 
     /// The same for what has to be noted before anybody gets it: `first` saves the note under the id that is drawn.
@@ -196,7 +214,7 @@ impl Topics {
         first: impl FnOnce(u64) -> Commit,
     ) -> Result<Ticket, Refusal> {
         self.ask_publish(from, action, &draft.topic)?;
-        Ok(self.begin(from, draft, Some(first)))
+        self.begin((from, Bound::Quota), draft, Some(first))
     }
 
     fn ask_publish(&self, from: &Principal, action: Action, topic: &str) -> Result<(), Refusal> {
@@ -211,33 +229,40 @@ impl Topics {
     /// Publishes without asking the access model: for what only the broker writes, such as a device's `state`, and
     /// for publications that were permitted before a restart.
     pub fn publish_unasked(self: &Arc<Self>, from: &Principal, draft: Draft) -> Ticket {
-        self.begin(from, draft, None::<fn(u64) -> Commit>)
+        self.begin((from, Bound::None), draft, None::<fn(u64) -> Commit>).unwrap_or_else(|refusal| {
+            Ticket::failed(match refusal {
+                Refusal::Unavailable(error) => error,
+                other => StoreError::Invalid(other.to_string().into()),
+            })
+        })
     }
 
     fn begin(
         self: &Arc<Self>,
-        from: &Principal,
+        (from, bound): (&Principal, Bound),
         mut draft: Draft,
         first: Option<impl FnOnce(u64) -> Commit>,
-    ) -> Ticket {
+    ) -> Result<Ticket, Refusal> {
         if draft.change == Change::Clear {
             draft.retain = true;
-            draft.item = match self.ended_item(&mut draft) {
-                Ok(item) => item,
-                Err(error) => return Ticket::failed(error),
-            };
+            draft.item = self.ended_item(&mut draft)?;
         }
+        let fresh = draft.id.is_none();
         let place = self.places.at(&draft.topic);
         let mut state = place.state.lock();
         if draft.retain {
+            self.pay(&mut state, (from, &draft), if fresh { bound } else { Bound::None })?;
             // Before the receivers are taken: who is not among them finds the topic here.
             self.saving.enter(&draft.topic);
         }
         let (audience, seen) = self.audience(&mut state.found, &draft.topic);
-        let fresh = draft.id.is_none();
         let mut publication = self.publication(from, draft);
         publication.rendered.is_shared = audience.is_many();
         let publication = Arc::new(publication);
+        if publication.retain {
+            self.paid(&mut state, &publication, fresh);
+            self.expires(&publication);
+        }
         let mut ticket = Ticket::done();
         let rows = all_rows(&publication, &audience);
         match first {
@@ -254,7 +279,7 @@ impl Topics {
         let landing = Landing::begin(self, &place, &mut state, open);
         drop(state);
         ticket.then(Box::new(move || landing.land()));
-        ticket
+        Ok(ticket)
     }
 
     /// Subscribes to a filter; the subscriber gets everything that is published from now on, and the stream gives what

@@ -1,6 +1,6 @@
 //! What is kept of a topic in memory: a cache, bounded by bytes.
 
-use super::{kept::Kept, landing::Open, receivers::Found};
+use super::{kept::Kept, landing::Open, quota::Paid, receivers::Found};
 use crate::publication::Publication;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
@@ -36,6 +36,8 @@ pub(super) struct State {
     pub(super) latest: Option<Arc<Publication>>,
     /// Its retained value.
     pub(super) kept: Kept,
+    /// Who pays for the retained value, what is being saved taken in.
+    pub(super) paid: Paid,
     /// The greatest id of a retained change that is known; 0: none is.
     pub(super) retained_id: u64,
     /// Which subscriptions had part in the retained change that landed last.

@@ -1,10 +1,14 @@
 //! Who receives what is published to a topic: found in the trie, judged by the access model, kept until either changes.
 
 use super::{SubOptions, Subscriber, Topics};
-use crate::{permit::Action, publication::Publication};
+use crate::{
+    permit::{Action, EVERYONE, Grant},
+    publication::Publication,
+};
 use hashbrown::{HashMap, HashSet};
 use smallvec::SmallVec;
 use std::sync::Arc;
+use tavi_wire::topic::matches;
 
 /// One subscription as the trie holds it.
 #[derive(Clone)]
@@ -29,6 +33,8 @@ pub(super) struct Receivers {
     all: Vec<Match>,
     /// Of each group one receives.
     groups: Vec<Vec<Match>>,
+    /// Who subscribes as well, and may not.
+    refused: HashSet<Box<str>>,
 }
 
 /// Receivers that were found for a topic, and what they depend on.
@@ -70,6 +76,16 @@ impl Audience {
     }
 }
 
+impl Receivers {
+    /// Whether a grant of `subject` can change who receives.
+    fn concerns(&self, subject: &str) -> bool {
+        let is_its = |m: &Match| m.subscriber.principal().subject() == subject;
+        subject == EVERYONE
+            || self.refused.contains(subject)
+            || self.all.iter().chain(self.groups.iter().flatten()).any(is_its)
+    }
+}
+
 impl Found {
     /// About how many bytes are kept with it.
     pub(super) fn weight(&self) -> usize {
@@ -89,6 +105,17 @@ impl Topics {
 
     pub(super) fn receivers(&self, kept: &mut Option<Found>, topic: &str) -> (Arc<Receivers>, u64) {
         let grants = self.permit.generation();
+        if let Some(found) = kept.as_mut().filter(|found| found.grants != grants) {
+            let receivers = found.receivers.clone();
+            let concerns = |grant: &Grant| {
+                grant.rights.actions.has(Action::Subscribe)
+                    && matches(&grant.filter, topic)
+                    && receivers.concerns(&grant.subject)
+            };
+            if !self.permit.changed(found.grants, grants, concerns) {
+                found.grants = grants;
+            }
+        }
         let trie = self.trie.read();
         let changes = trie.changes();
         if let Some(found) = kept.as_mut().filter(|found| found.grants == grants)
@@ -108,7 +135,7 @@ impl Topics {
     }
 
     fn judge(&self, entries: Vec<(u64, Entry)>, topic: &str) -> Receivers {
-        let mut found = Receivers { all: Vec::with_capacity(entries.len()), groups: Vec::new() };
+        let mut found = Receivers { all: Vec::with_capacity(entries.len()), ..Receivers::default() };
         let (mut by_id, mut refused) = (HashMap::<u64, usize>::new(), HashSet::new());
         let mut groups = HashMap::<Arc<str>, Vec<Match>>::new();
         for (id, Entry { subscriber, options, group }) in entries {
@@ -118,6 +145,7 @@ impl Topics {
             if let Some(at) = by_id.get(&id).filter(|_| group.is_none()) {
                 found.all[*at].options.push(options);
             } else if !self.permit.may(subscriber.principal(), Action::Subscribe, topic) {
+                found.refused.insert(subscriber.principal().subject().into());
                 refused.insert(id);
             } else if let Some(group) = group {
                 groups.entry(group).or_default().push(Match { subscriber, options: SmallVec::from_elem(options, 1) });

@@ -188,11 +188,19 @@ impl RetainedStream {
         }))
     }
 
-    fn may_have(&self, publication: &Publication) -> bool {
+    fn may_have(&self, publication: &Arc<Publication>) -> bool {
         // Reading what is retained is an action of its own (semantics.md, permissions).
         let both = [Action::Subscribe, Action::Retrieve];
         let may = |who| both.iter().all(|action| self.topics.permit.may(who, *action, &publication.topic));
-        self.who.as_ref().is_none_or(may) && !publication.expired(self.topics.clock.now_ms())
+        self.who.as_ref().is_none_or(may) && !self.is_expired(publication)
+    }
+
+    fn is_expired(&self, publication: &Arc<Publication>) -> bool {
+        let expired = publication.expired(self.topics.clock.now_ms());
+        if expired {
+            self.topics.met(publication);
+        }
+        expired
     }
 }
 

@@ -32,6 +32,7 @@ struct World {
     topics: Arc<Topics>,
     permit: Arc<Permit>,
     store: Arc<MemoryStore>,
+    clock: Arc<FakeClock>,
 }
 
 const NOW: u64 = 1_760_000_000_000;
@@ -43,8 +44,9 @@ async fn world() -> World {
 async fn reopen(store: Arc<MemoryStore>) -> World {
     let permit = Arc::new(Permit::load(store.clone()).await.unwrap());
     let ids = Arc::new(IdSource::new(0, store.last_id()));
-    let topics = Topics::load(store.clone(), permit.clone(), ids, Arc::new(FakeClock::at(NOW))).await.unwrap();
-    World { topics: Arc::new(topics), permit, store }
+    let clock = Arc::new(FakeClock::at(NOW));
+    let topics = Topics::load(store.clone(), permit.clone(), ids, clock.clone()).await.unwrap();
+    World { topics: Arc::new(topics), permit, store, clock }
 }
 
 fn who(name: &str) -> Principal {
@@ -513,13 +515,161 @@ async fn a_list_shows_what_may_be_read_page_by_page() {
         }
     }
     world.grant("romeo@localhost", "retrieve", "u/juliet/100").await;
-    let (mut seen, mut after) = (Vec::new(), None::<Arc<str>>);
+    let (mut seen, mut after) = (Vec::new(), None::<Box<str>>);
     loop {
-        let page = world.topics.listed(&who("romeo"), after.as_deref(), 50).unwrap();
-        let Some(last) = page.last() else { break };
-        after = Some(last.topic.clone());
-        seen.extend(page.iter().map(|p| p.topic.to_string()));
+        let page = world.topics.listed_whole(&who("romeo"), after.as_deref(), 50).await.unwrap();
+        seen.extend(page.values.iter().map(|p| p.topic.to_string()));
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
     }
     assert_eq!((seen.len(), &*seen[0]), (301, "u/juliet/100"));
     assert!(seen.is_sorted());
+}
+
+/// Publishes what expires in a second.
+async fn publish_passing(world: &World, topic: &str) {
+    let properties = Properties { expires_ms: Some(NOW + 1_000), ..Properties::default() };
+    let draft = Draft {
+        topic: topic.into(),
+        payload: "v".into(),
+        retain: true,
+        properties: Some(Box::new(properties)),
+        ..Draft::default()
+    };
+    world.topics.publish(&who("romeo"), draft).unwrap().complete().await.unwrap();
+}
+
+async fn tidy_all(tidy: &mut Tidy) {
+    while tidy.step().await.unwrap().as_millis() < 1_000 {}
+}
+
+#[tokio::test]
+async fn expired_values_go_and_newer_ones_stay_and_lists_walk_over_few_of_them() {
+    let world = world().await;
+    for n in 0..3_000 {
+        publish_passing(&world, &format!("u/romeo/{n:04}")).await;
+    }
+    let mut tidy = Tidy::new(&world.topics);
+    tidy_all(&mut tidy).await;
+    assert_eq!((world.topics.counts().1, world.topics.kept_by(&who("romeo")).0), (3_000, 3_000));
+    world.publish("romeo", "u/romeo/0007", "newer", true).await.unwrap();
+    world.publish("romeo", "u/romeo/a", "lasting", true).await.unwrap();
+    world.clock.advance(2_000);
+    // One list looks at a part, deletes nothing itself, and says that there is more.
+    let listing = world.topics.listed(&who("romeo"), None, 10).unwrap();
+    let names = |listing: &Listing| listing.values.iter().map(|p| p.topic.to_string()).collect::<Vec<_>>();
+    assert_eq!(names(&listing), ["u/romeo/0007"]);
+    assert!(listing.next.is_some_and(|next| *next < *"u/romeo/2000"));
+    let whole = world.topics.listed_whole(&who("romeo"), None, 10).await.unwrap();
+    assert_eq!((names(&whole), whole.next), (vec!["u/romeo/0007".into(), "u/romeo/a".into()], None));
+    tidy_all(&mut tidy).await;
+    let kept = world.topics.kept_by(&who("romeo"));
+    assert_eq!((world.topics.counts().1, kept), (2, (2, (12 + 5 + 9 + 7))));
+    // The marks go when nothing older can come any more.
+    assert_eq!(world.store.forget(u64::MAX, 1).await, Ok(1));
+    world.clock.advance(20 * 60_000);
+    tidy_all(&mut tidy).await;
+    assert_eq!(world.store.forget(u64::MAX, 9_999).await, Ok(0));
+}
+
+#[tokio::test]
+async fn a_value_that_expires_later_goes_then() {
+    let world = world().await;
+    let mut tidy = Tidy::new(&world.topics);
+    tidy_all(&mut tidy).await;
+    publish_passing(&world, "u/romeo/a").await;
+    tidy_all(&mut tidy).await;
+    assert_eq!(world.topics.counts().1, 1);
+    world.clock.advance(1_000);
+    tidy_all(&mut tidy).await;
+    assert_eq!((world.topics.counts().1, world.topics.kept_by(&who("romeo"))), (0, (0, 0)));
+}
+
+#[tokio::test]
+async fn what_one_may_keep_is_bounded_in_topics_and_bytes() {
+    let world = world().await;
+    let quota = Quota { topics: 3, bytes: 60 };
+    world.topics.set_quota(quota);
+    let mut tidy = Tidy::new(&world.topics);
+    tidy_all(&mut tidy).await;
+    for topic in ["u/romeo/a", "u/romeo/b", "u/romeo/c"] {
+        world.publish("romeo", topic, "v", true).await.unwrap();
+    }
+    let more = |topic, value| world.publish("romeo", topic, value, true);
+    let refused = more("u/romeo/d", "v").await.unwrap_err();
+    assert!(refused.to_string().contains("retained_topics"), "{refused}");
+    assert_eq!(world.topics.kept_by(&who("romeo")), (3, 30));
+    // What is not kept, what replaces one's own, and others are not touched.
+    world.publish("romeo", "u/romeo/d", "v", false).await.unwrap();
+    world.publish("juliet", "u/juliet/a", "v", true).await.unwrap();
+    more("u/romeo/a", "0123456789012345678901234567890").await.unwrap();
+    let refused = more("u/romeo/a", "01234567890123456789012345678901234567890").await.unwrap_err();
+    assert!(refused.to_string().contains("retained_bytes"), "{refused}");
+    assert_eq!(world.topics.kept_by(&who("romeo")), (3, 60));
+    world.publish("romeo", "u/romeo/b", "", true).await.unwrap();
+    let clear = Draft { topic: "u/romeo/a".into(), change: Change::Clear, ..Draft::default() };
+    world.topics.publish(&who("romeo"), clear).unwrap().complete().await.unwrap();
+    assert_eq!(world.topics.kept_by(&who("romeo")), (2, 19));
+    // Whoever writes a value last pays for it.
+    world.grant("juliet@localhost", "publish", "u/romeo/#").await;
+    world.publish("juliet", "u/romeo/b", "mine", true).await.unwrap();
+    assert_eq!((world.topics.kept_by(&who("romeo")), world.topics.kept_by(&who("juliet")).0), ((1, 10), 2));
+    // After a restart all are counted again, also those that are written while that is done.
+    let world = reopen(world.store).await;
+    world.topics.set_quota(quota);
+    world.publish("romeo", "u/romeo/c", "longer", true).await.unwrap();
+    tidy_all(&mut Tidy::new(&world.topics)).await;
+    assert_eq!(world.topics.kept_by(&who("romeo")), (1, 15));
+    assert_eq!(world.topics.kept_by(&who("juliet")), (2, 11 + 13));
+}
+
+#[tokio::test]
+async fn a_grant_touches_only_the_topics_whose_receivers_it_can_change() {
+    let world = world().await;
+    world.grant("juliet@localhost", "subscribe", "u/romeo/#").await;
+    let (_, juliet) = world.reader("juliet", false);
+    let (nurse, handle) = world.reader("nurse", false);
+    world.topics.subscribe(&juliet, "u/romeo/+", SubOptions::default()).unwrap();
+    world.topics.restore(&handle, "u/romeo/+", SubOptions::default());
+    let topic: Arc<str> = "u/romeo/a".into();
+    let place = world.topics.places.at(&topic);
+    let found = || world.topics.receivers(&mut place.state.lock().found, &topic).0;
+    let first = found();
+    world.grant("tybalt@localhost", "subscribe", "#").await;
+    world.grant("juliet@localhost", "subscribe", "u/tybalt/#").await;
+    world.grant("juliet@localhost", "publish", "u/romeo/#").await;
+    assert!(Arc::ptr_eq(&first, &found()));
+    // It lets somebody in who was refused before, or ends what somebody had.
+    world.grant("nurse@localhost", "subscribe", "u/romeo/a").await;
+    let second = found();
+    assert!(!Arc::ptr_eq(&first, &second));
+    world.permit.remove_subject("tybalt@localhost").1.await.unwrap();
+    assert!(Arc::ptr_eq(&second, &found()));
+    world.permit.remove_subject("nurse@localhost").1.await.unwrap();
+    world.publish("romeo", "u/romeo/a", "1", false).await.unwrap();
+    assert!(!Arc::ptr_eq(&second, &found()) && nurse.seen.lock().is_empty());
+    world.grant("@everyone", "!subscribe", "u/+/a").await;
+    let third = found();
+    // More changes than are remembered.
+    for n in 0..1_100 {
+        world.grant(&format!("p{n}@localhost"), "subscribe", "#").await;
+    }
+    assert!(!Arc::ptr_eq(&third, &found()));
+}
+
+#[tokio::test]
+async fn a_quiet_topic_holds_no_subscriber_that_has_gone() {
+    let world = world().await;
+    let mut tidy = Tidy::new(&world.topics);
+    let (reader, handle) = world.reader("romeo", false);
+    world.topics.subscribe(&handle, "u/romeo/+", SubOptions::default()).unwrap();
+    world.publish("romeo", "u/romeo/a", "1", false).await.unwrap();
+    assert!(world.topics.unsubscribe(reader.id, "u/romeo/+"));
+    drop(handle);
+    assert_eq!(Arc::strong_count(&reader), 2);
+    tidy_all(&mut tidy).await;
+    tidy_all(&mut tidy).await;
+    assert_eq!(Arc::strong_count(&reader), 1);
 }

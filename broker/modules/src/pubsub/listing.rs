@@ -25,7 +25,7 @@ impl Pubsub {
     /// XEP-0060 §5.2, §5.5.
     pub(super) async fn items_of(&self, asker: &Asker, query: &Element) -> Result<Answer, StanzaError> {
         match query.get_attr("node") {
-            None => Ok(self.nodes(asker, query)?.into()),
+            None => Ok(self.nodes(asker, query).await?.into()),
             Some(node) => {
                 let value = self.parts.topics.retained_value(&asker.principal, node).map_err(refused)?;
                 if value.is_none() {
@@ -38,14 +38,13 @@ impl Pubsub {
         }
     }
 
-    fn nodes(&self, asker: &Asker, query: &Element) -> Result<Element, StanzaError> {
+    async fn nodes(&self, asker: &Asker, query: &Element) -> Result<Element, StanzaError> {
         let page = Page::read(query)?;
-        let found = self.parts.topics.listed(&asker.principal, page.after.as_deref(), page.max + 1);
-        let found: Vec<Arc<str>> = found.map_err(super::unavailable)?.into_iter().map(|p| p.topic.clone()).collect();
-        let more = found.len() > page.max;
-        let nodes = &found[..found.len().min(page.max)];
+        let found = self.parts.topics.listed_whole(&asker.principal, page.after.as_deref(), page.max).await;
+        let found = found.map_err(super::unavailable)?;
+        let nodes: Vec<Arc<str>> = found.values.iter().map(|p| p.topic.clone()).collect();
         let items = nodes.iter().map(|node| self.entry().attr("node", node.to_string()));
-        let set = (page.asked || more).then(|| set(nodes));
+        let set = (page.asked || found.next.is_some()).then(|| set(&nodes));
         Ok(Element::new(ns::DISCO_ITEMS, "query").children(items).child_opt(set))
     }
 

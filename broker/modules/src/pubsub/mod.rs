@@ -203,6 +203,8 @@ fn refused(refusal: Refusal) -> StanzaError {
     match refusal {
         Refusal::Forbidden => Condition::Forbidden.into(),
         Refusal::IllegalTopic(why) => StanzaError::new(Condition::BadRequest).text(why.to_string()),
+        // XEP-0060 §7.1.3.3: more than one may keep.
+        Refusal::OverQuota(why) => StanzaError::new(Condition::ResourceConstraint).text(why.to_string()),
         Refusal::Unavailable(error) => unavailable(error),
     }
 }

@@ -91,11 +91,15 @@ impl Sitting {
             Refusal::IllegalTopic(error) if !answerable => Err(Fault::Topic(error)),
             Refusal::IllegalTopic(_) => Ok(Reason::TOPIC_INVALID),
             Refusal::Unavailable(_) => Err(Fault::Store),
-            Refusal::Forbidden => {
-                self.count(if answerable { Outcome::Refused } else { Outcome::Dropped });
-                Ok(if answerable { Reason::NOT_AUTHORIZED } else { Reason::SUCCESS })
-            }
+            Refusal::Forbidden => Ok(self.told(answerable.then_some(Reason::NOT_AUTHORIZED))),
+            Refusal::OverQuota(_) => Ok(self.told(answerable.then_some(Reason::QUOTA))),
         }
+    }
+
+    /// What a refused publisher is told: without a reason it is dropped, and counted.
+    fn told(&self, reason: Option<Reason>) -> Reason {
+        self.count(if reason.is_some() { Outcome::Refused } else { Outcome::Dropped });
+        reason.unwrap_or(Reason::SUCCESS)
     }
 
     pub(super) fn release(&mut self, answer: Answer, size: usize, line: &mut dyn Line) -> Result<(), Fault> {

@@ -40,3 +40,37 @@ pub fn newer_writes_win_in_whatever_order_they_come(backend: &dyn Backend) {
     must(&store, &juliet(), [delete_if("a", Expect::Version(1)), newer(2, "last")]);
     assert_eq!(now(&store), value(2, "last"));
 }
+
+/// A deletion of one version touches no other one; its mark goes when it is told to, and the topic with it.
+pub fn one_version_is_deleted_and_marks_are_forgotten(backend: &dyn Backend) {
+    let mut store = backend.fresh();
+    let topic = Owner::topic("t");
+    let put = |id| Op::PutNewer { table: Table::Retained, item: "".into(), id, value: bytes(&"v".repeat(5_000)) };
+    let this = |id| Op::DeleteThis { table: Table::Retained, item: "".into(), id };
+    let version = |store: &SharedStore| read(store.load(&topic, Table::Retained, "")).map(|record| record.version);
+    must(&store, &topic, [put(20)]);
+    assert!(matches!(wait(store.commit(&topic, vec![this(10)])), Err(StoreError::Conflict { .. })));
+    must(&store, &topic, [this(20)]);
+    assert!(matches!(wait(store.commit(&topic, vec![this(20)])), Err(StoreError::Conflict { .. })));
+    assert_eq!((version(&store), wait(store.count(Table::Retained))), (None, Ok(0)));
+    must(&store, &topic, [put(15)]);
+    assert_eq!(version(&store), None);
+    must(&store, &juliet(), [newer(19, "x"), older(25)]);
+    must(&store, &romeo(), [newer(19, "x"), older(26), put_if("b", "stays", Expect::Any)]);
+    must(&store, &Owner::topic("other"), [put(20), this(20), put_if("b", "stays", Expect::Any)]);
+    must(&store, &Owner::topic("again"), [put(20), this(20), put(30)]);
+    must(&store, &Owner::topic("purged"), [put(20), this(20), Op::Purge]);
+    store = backend.reopen(store);
+    assert_eq!(wait(store.forget(20, 9)), Ok(0));
+    let steps: usize = std::iter::from_fn(|| Some(read(store.forget(26, 2))).filter(|count| *count > 0)).sum();
+    assert!((3..=4).contains(&steps), "{steps}");
+    let owners: Vec<_> = read(store.owners(None, 99)).iter().map(|owner| owner.as_str().to_owned()).collect();
+    let has = |name: &str| owners.iter().any(|owner| owner == name);
+    assert!(!has("t:t") && has("t:other") && has("t:again") && !has("t:purged"), "{owners:?}");
+    must(&store, &juliet(), [newer(20, "late")]);
+    must(&store, &romeo(), [newer(20, "late")]);
+    assert_eq!(record(&store, &juliet(), "a"), Some((20, "late".into())));
+    assert_eq!((record(&store, &romeo(), "a"), record(&store, &romeo(), "b")), (None, Some((1, "stays".into()))));
+    must(&store, &topic, [put(5)]);
+    assert_eq!((version(&store), wait(store.count(Table::Retained))), (Some(5), Ok(2)));
+}
