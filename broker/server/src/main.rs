@@ -3,6 +3,7 @@
 mod admin;
 mod certificate;
 mod cli;
+mod client_certificate;
 mod config;
 mod data;
 mod front;

@@ -3,6 +3,7 @@
 use crate::{
     admin::Office,
     cli::ServeArgs,
+    client_certificate,
     config::{Config, Key, LogFormat},
     data, front, listen, logs, people,
     removal::Removals,
@@ -121,6 +122,7 @@ pub async fn node(config: &Config, store: Arc<KvStore>) -> Result<Node> {
     parts.permit.set_quota(config.limits.grants_per_subject());
     parts.topics.set_quota(config.limits.retained());
     parts.login.set_tokens(tokens::Registry::new(parts.clone()));
+    parts.login.set_certificates(Arc::new(client_certificate::Devices(parts.clone())));
     let mut registry = Registry::default();
     tavi_modules::register(&mut registry, &parts)?;
     Ok(Node::new(parts, registry))

@@ -1,6 +1,6 @@
 //! Certificates: the operator's own, or ones from a CA that the first start makes; read again while running.
 
-use crate::{certificate, config::Config, data::write_new};
+use crate::{certificate, client_certificate::AnyKey, config::Config, data::write_new};
 use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
 use rcgen::{
@@ -44,7 +44,7 @@ impl Tls {
         let loaded = Loaded::read(config, now_ms)?;
         let share = |alpn: &[&str]| Ok::<_, anyhow::Error>(Arc::new(ArcSwap::from_pointee(loaded.config(alpn)?)));
         Ok(Tls {
-            starttls: share(&[])?,
+            starttls: share(NONE)?,
             xmpps: share(XMPP)?,
             mqtts: share(MQTT)?,
             https: share(HTTP)?,
@@ -93,8 +93,13 @@ impl Loaded {
     }
 
     fn config(&self, alpn: &[&str]) -> Result<ServerConfig> {
-        let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
-        let builder = builder.with_safe_default_protocol_versions()?.with_no_client_auth();
+        let provider = Arc::new(ring::default_provider());
+        let builder = ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
+        let builder = match alpn {
+            // A browser would ask its user for one.
+            HTTP => builder.with_no_client_auth(),
+            _ => builder.with_client_cert_verifier(Arc::new(AnyKey(provider))),
+        };
         let mut config = builder
             .with_single_cert(self.chain.clone(), self.key.clone_key())
             .context("certificate and key do not fit")?;
