@@ -121,6 +121,14 @@ impl Envelope {
         self.child(ns, name).is_some()
     }
 
+    /// Whether it says nothing itself: it tells how far an earlier message came, or that somebody writes (XEP-0184, XEP-0333,
+    /// XEP-0085). An error for one would look like an error for what it tells of.
+    pub fn is_notice(&self) -> bool {
+        const NOTICES: [&str; 3] = [ns::RECEIPTS, ns::MARKERS, ns::CHAT_STATES];
+        let tells = self.kept().any(|child| NOTICES.contains(&child.ns.as_str()));
+        tells && !self.has(ns::CLIENT, "body")
+    }
+
     /// The first such child, parsed.
     pub fn element(&self, ns: &str, name: &str) -> Option<Element> {
         let child = self.child(ns, name)?;

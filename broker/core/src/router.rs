@@ -273,9 +273,10 @@ impl Router {
             (None, StanzaType::Presence(_)) if to.is_bare() => state.available().map(seat).collect(),
             // RFC 6121 §8.5.3.2.1: one for a session that went away is ignored.
             (None, StanzaType::Message(MessageType::Headline)) if to.is_bare() => state.receivers().map(seat).collect(),
-            // RFC 6121 §8.5.3.2.1: a normal one was for that session only.
+            // RFC 6121 §8.5.3.2.1: a normal one was for that session only, and is refused or ignored.
             (None, StanzaType::Message(MessageType::Normal)) if !to.is_bare() => {
-                return run.reply(env.refuse(&Condition::ServiceUnavailable.into()));
+                let refusal = (!env.is_notice()).then(|| env.refuse(&Condition::ServiceUnavailable.into()));
+                return run.reply(refusal.flatten());
             }
             (None, StanzaType::Message(MessageType::Chat | MessageType::Normal)) => {
                 let chosen: Chosen = state.receivers().map(seat).collect();

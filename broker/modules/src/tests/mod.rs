@@ -214,6 +214,30 @@ async fn a_request_to_a_session_that_went_away_is_answered() {
 }
 
 #[tokio::test]
+async fn what_only_tells_of_an_earlier_message_comes_back_from_nobody_as_an_error() {
+    let world = World::new().await;
+    let mut romeo = world.online("romeo/orchard").await;
+    world.account("juliet").await;
+    let normal = |what: &str| format!("<message to='juliet@localhost/gone' id='1'>{what}</message>");
+    for notice in [
+        "<received xmlns='urn:xmpp:receipts' id='m1'/>",
+        "<displayed xmlns='urn:xmpp:chat-markers:0' id='m1'/>",
+        "<paused xmlns='http://jabber.org/protocol/chatstates'/>",
+    ] {
+        romeo.sends(&normal(notice)).await;
+        romeo.sees_nothing();
+    }
+    for message in [
+        "<body>Hello</body>",
+        "<body>Hello</body><request xmlns='urn:xmpp:receipts'/>",
+        "<x xmlns='jabber:x:conference'/>",
+    ] {
+        romeo.sends(&normal(message)).await;
+        romeo.sees_error("service-unavailable");
+    }
+}
+
+#[tokio::test]
 async fn a_new_session_with_the_same_resource_takes_the_place_of_the_old_one() {
     let world = World::new().await;
     let (mut romeo, old) = world.friends().await;
