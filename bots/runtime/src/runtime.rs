@@ -9,7 +9,7 @@ use crate::{
 };
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use std::{collections::BTreeMap, io, num::NonZero, path::PathBuf, sync::Arc, time::Duration};
-use tavi_core::{Host, Node, sessions::Bound};
+use tavi_core::{Host, Node, link::Link};
 use tavi_store::StoreError;
 use tavi_xmpp_proto::jid::BareJid;
 use tokio::{
@@ -237,7 +237,7 @@ impl Bots {
 }
 
 impl Running {
-    fn start(seat: Arc<Seat>, place: Bound) -> Running {
+    fn start(seat: Arc<Seat>, place: Link) -> Running {
         let (stop, stopped) = watch::channel(false);
         let task = tokio::spawn(seat.clone().serve(place, stopped));
         Running { seat, stop, task }

@@ -26,8 +26,8 @@ use std::{
 };
 use tavi_core::{
     Closed, Envelope, Node, Principal,
+    link::Link,
     metrics::{Outcome, Protocol},
-    sessions::Bound,
 };
 use tavi_store::StoreError;
 use tavi_xmpp_proto::{
@@ -140,14 +140,14 @@ impl Seat {
     }
 
     /// Serves its place until `stop` says so.
-    pub async fn serve(self: Arc<Self>, place: Bound, mut stop: watch::Receiver<bool>) {
+    pub async fn serve(self: Arc<Self>, place: Link, mut stop: watch::Receiver<bool>) {
         let connections = self.shared.node.parts.metrics.connections(Protocol::Bot);
         connections.add(1);
         let mut place = Some(place);
-        while let Some(bound) = place.take() {
-            let left = self.hear(&bound, &mut stop).await;
-            let why = bound.inbox.closed();
-            if let Err(error) = self.shared.node.router.end(&bound, left).await.complete().await {
+        while let Some(link) = place.take() {
+            let left = self.hear(&link, &mut stop).await;
+            let why = link.closed();
+            if let Err(error) = link.end(left).await.complete().await {
                 tracing::error!(bot = %self.jid, %error, "what waited for a bot could not be kept");
             }
             // A bot that was too slow for a moment takes its place again; what it missed lies in its queue.
@@ -160,16 +160,14 @@ impl Seat {
     }
 
     /// Takes its place: from now on it gets messages, first those that waited. `None` if the store cannot be read.
-    pub async fn bind(&self) -> Option<Bound> {
+    pub async fn bind(&self) -> Option<Link> {
         let parts = &self.shared.node.parts;
-        let account = parts.sessions.seat(&self.jid).await.inspect_err(|error| self.unreadable(error)).ok()??;
-        let bound = self.shared.node.router.bind(&account, self.jid.with_resource(RESOURCE).ok()?)?;
-        if let Some(session) = account.lock().session(bound.id) {
-            session.managed = true;
-        }
-        let opened = self.shared.node.router.open(&bound).await.complete().await;
+        let account = parts.homes.bot(&self.jid).await.inspect_err(|error| self.unreadable(error)).ok()??;
+        let link = self.shared.node.router.bind(&account, self.jid.with_resource(RESOURCE).ok()?)?;
+        link.acknowledges();
+        let opened = link.open().await.complete().await;
         opened.inspect_err(|error| self.unreadable(error)).ok()?;
-        Some(bound)
+        Some(link)
     }
 
     fn unreadable(&self, error: &StoreError) {
@@ -177,13 +175,13 @@ impl Seat {
     }
 
     /// Hears until the session is closed or `stop` says so; gives the stanzas that were not dealt with.
-    async fn hear(self: &Arc<Self>, bound: &Bound, stop: &mut watch::Receiver<bool>) -> Vec<Envelope> {
+    async fn hear(self: &Arc<Self>, link: &Link, stop: &mut watch::Receiver<bool>) -> Vec<Envelope> {
         let (mut stanzas, mut publications) = (Vec::new(), Vec::new());
         loop {
             tokio::select! {
                 _ = stop.changed() => return stanzas,
-                open = bound.inbox.drain(&mut stanzas) => {
-                    let left = self.stanzas(bound, std::mem::take(&mut stanzas)).await;
+                open = link.drain(&mut stanzas) => {
+                    let left = self.stanzas(link, std::mem::take(&mut stanzas)).await;
                     if open.is_err() || !left.is_empty() {
                         return left;
                     }
@@ -198,14 +196,14 @@ impl Seat {
     }
 
     /// Deals with what was heard; gives what came too late, when the broker stops.
-    async fn stanzas(self: &Arc<Self>, bound: &Bound, stanzas: Vec<Envelope>) -> Vec<Envelope> {
+    async fn stanzas(self: &Arc<Self>, link: &Link, stanzas: Vec<Envelope>) -> Vec<Envelope> {
         let mut left = Vec::new();
         for stanza in stanzas {
-            if !left.is_empty() || !self.stanza(bound, &stanza).await {
+            if !left.is_empty() || !self.stanza(link, &stanza).await {
                 left.push(stanza);
             } else if stanza.is_lasting() && stanza.meta.queued.is_none() {
                 // It has no row that a run could delete: from here on it is the bot's.
-                self.shared.node.router.acknowledge(&bound.account, &[stanza.meta.place]);
+                link.acked(&[stanza.meta.place]);
             }
         }
         left
@@ -220,26 +218,26 @@ impl Seat {
     }
 
     /// Whether it was dealt with.
-    async fn stanza(self: &Arc<Self>, bound: &Bound, stanza: &Envelope) -> bool {
+    async fn stanza(self: &Arc<Self>, link: &Link, stanza: &Envelope) -> bool {
         // Bots do not answer bots: two of them would go on for ever.
         let bots = self.jid.domain();
         let from = stanza.from().map(Jid::to_bare).filter(|from| from.local().is_some() && from.domain() != bots);
         match (stanza.head().type_, from) {
             (StanzaType::Message(MessageType::Chat | MessageType::Normal), Some(from)) => match heard(stanza) {
                 Some(text) => return self.message(from, text, stanza.meta.queued).await,
-                None => self.settle(bound, stanza),
+                None => self.settle(link, stanza),
             },
             (StanzaType::Iq(IqType::Get | IqType::Set), _) => {
                 self.route(stanza.refuse(&Condition::ServiceUnavailable.into())).await;
             }
-            _ => self.settle(bound, stanza),
+            _ => self.settle(link, stanza),
         }
         true
     }
 
-    fn settle(&self, bound: &Bound, stanza: &Envelope) {
+    fn settle(&self, link: &Link, stanza: &Envelope) {
         if let Some(id) = stanza.meta.queued {
-            self.shared.node.router.acknowledge(&bound.account, &[id]);
+            link.acked(&[id]);
         }
     }
 

@@ -13,12 +13,8 @@ use std::{
 use tavi_bots::Bots;
 use tavi_core::{
     Draft, Effect, Envelope, Ev, Flow, Node, Origin, Parts, Principal, Qos, Registry, SubOptions, Subscriber,
-    SystemClock,
-    hooks::OnUndelivered,
-    permit::Grant,
-    principal::Hosts,
+    SystemClock, homes::SessionLimits, hooks::OnUndelivered, link::Link, permit::Grant, principal::Hosts,
     publication::Publication,
-    sessions::{Bound, SessionLimits},
 };
 use tavi_store::{
     ArchiveQuery, ArchiveRow, Commit, InboxRow, MemoryStore, NameRange, Op, Owner, PageBound, QueuePage, QueueRow,
@@ -138,7 +134,7 @@ impl Subscriber for Device {
 struct Life {
     node: Node,
     bots: Bots,
-    person: Bound,
+    person: Link,
     device: Arc<Device>,
 }
 
@@ -168,7 +164,7 @@ struct KeepOffline;
 
 impl OnUndelivered for KeepOffline {
     fn on_undelivered(&self, ev: &mut Ev<'_>) -> Flow {
-        ev.fx.push(Effect::Keep { account: ev.account.clone(), envelope: ev.env.clone() });
+        ev.fx.push(Effect::Keep { account: ev.account.jid.clone(), envelope: ev.env.clone() });
         Flow::Stop
     }
 }
@@ -186,10 +182,10 @@ impl Life {
     async fn begin(store: SharedStore, folder: PathBuf) -> Life {
         let node = node(store).await;
         let bots = Bots::start(node.clone(), vec![folder]).await.unwrap();
-        let account = node.parts.sessions.account(&jid("anna")).await.unwrap().unwrap();
+        let account = node.parts.homes.account(&jid("anna")).await.unwrap().unwrap();
         let person = node.router.bind(&account, "anna@localhost/phone".parse().unwrap()).unwrap();
         // What waited for her is handed over, as on initial presence.
-        node.router.open(&person).await.complete().await.unwrap();
+        person.open().await.complete().await.unwrap();
         let principal = Principal::Device("lamp@things.localhost".parse().unwrap());
         let device = Arc::new(Device { id: node.parts.topics.next_subscriber(), principal, seen: Mutex::default() });
         let handle: Arc<dyn Subscriber> = device.clone();
@@ -199,7 +195,7 @@ impl Life {
 
     /// Anna writes to the bot; whether the broker took it for good.
     async fn write(&self, id: &str, text: &str) -> Result<(), StoreError> {
-        let head = Head::message(MessageType::Chat).id(id).from(self.person.jid.clone());
+        let head = Head::message(MessageType::Chat).id(id).from(self.person.jid().clone());
         let head = head.to(Jid::from(BOT.parse::<BareJid>().unwrap()));
         let stanza = Stanza::new(head, [Element::new(ns::CLIENT, "body").text(text.to_owned())]);
         self.node.route(Envelope::received(stanza, Origin::Managed, 0)).await.complete().await
@@ -215,10 +211,10 @@ impl Life {
     /// What Anna gets next.
     async fn next(&self) -> Vec<Envelope> {
         let mut got = Vec::new();
-        let drained = tokio::time::timeout(Duration::from_secs(20), self.person.inbox.drain(&mut got)).await;
+        let drained = tokio::time::timeout(Duration::from_secs(20), self.person.drain(&mut got)).await;
         drained.expect("something arrives").expect("the session is open");
         let ids: Vec<u64> = got.iter().filter_map(|envelope| envelope.meta.queued).collect();
-        self.node.router.acknowledge(&self.person.account, &ids);
+        self.person.acked(&ids);
         got
     }
 
@@ -375,18 +371,18 @@ async fn everybody_is_answered_in_order() {
 }
 
 async fn count_to_ten(node: Node, name: String) {
-    let account = node.parts.sessions.account(&jid(&name)).await.unwrap().unwrap();
+    let account = node.parts.homes.account(&jid(&name)).await.unwrap().unwrap();
     let person = node.router.bind(&account, format!("{name}@localhost/x").parse().unwrap()).unwrap();
-    node.router.open(&person).await.complete().await.unwrap();
+    person.open().await.complete().await.unwrap();
     for n in 1..=10 {
         let head =
-            Head::message(MessageType::Chat).from(person.jid.clone()).to(Jid::from(BOT.parse::<BareJid>().unwrap()));
+            Head::message(MessageType::Chat).from(person.jid().clone()).to(Jid::from(BOT.parse::<BareJid>().unwrap()));
         let stanza = Stanza::new(head, [Element::new(ns::CLIENT, "body").text(n.to_string())]);
         node.route(Envelope::received(stanza, Origin::Managed, 0)).await.complete().await.unwrap();
     }
     let mut got = Vec::new();
     while got.len() < 10 {
-        let waiting = tokio::time::timeout(Duration::from_secs(20), person.inbox.drain(&mut got));
+        let waiting = tokio::time::timeout(Duration::from_secs(20), person.drain(&mut got));
         waiting.await.expect("everybody is answered").unwrap();
     }
     let texts: Vec<String> = got.iter().map(|e| e.stanza.body().unwrap()).collect();
@@ -593,7 +589,7 @@ impl Life {
     fn read_all(&self) -> Vec<(String, String)> {
         let text =
             |e: &Envelope| (e.head().id.as_deref().unwrap_or_default().into(), e.stanza.body().unwrap_or_default());
-        self.person.inbox.take().iter().map(text).collect()
+        self.person.take().iter().map(text).collect()
     }
 
     async fn begin_or_die(store: Arc<Mortal>, folder: PathBuf) -> Option<Life> {

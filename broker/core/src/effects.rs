@@ -2,22 +2,23 @@
 
 use crate::{
     envelope::Envelope,
+    homes::{Account, AccountState, SeatId, SessionEntry},
     hooks::SessionEvent,
+    landing::{Landing, Post, Posted},
     principal::Principal,
-    sessions::{Account, Inbox},
     ticket::Ticket,
     topics::Draft,
 };
 use std::sync::Arc;
 use tavi_store::{Op, Owner};
-use tavi_xmpp_proto::stanza::Stanza;
+use tavi_xmpp_proto::jid::BareJid;
 
 /// One thing to be done.
 pub enum Effect {
-    /// Put a copy into one session's mailbox, past all hooks (carbons, roster pushes).
+    /// Put something into one session's backlog, past all hooks (carbons, roster pushes).
     Deliver {
         /// Whose.
-        inbox: Arc<Inbox>,
+        seat: SeatId,
         /// What.
         envelope: Envelope,
     },
@@ -42,23 +43,19 @@ pub enum Effect {
     /// Keep a message for an account that is away (XEP-0160 §3).
     Keep {
         /// For whom.
-        account: Arc<Account>,
+        account: BareJid,
         /// What.
         envelope: Envelope,
     },
     /// A session can take messages from now on: hand it what was kept for the account (XEP-0160 §3).
     Flush {
-        /// Whose messages.
-        account: Arc<Account>,
-        /// The session's number.
-        session: u64,
+        /// Which session.
+        seat: SeatId,
     },
     /// Something happened to a session: all [`OnSession`](crate::hooks::OnSession) hooks are to hear of it.
     Event {
-        /// Whose session.
-        account: Arc<Account>,
-        /// The session's number.
-        session: u64,
+        /// Which session.
+        seat: SeatId,
         /// What.
         event: SessionEvent,
     },
@@ -70,15 +67,14 @@ pub struct Effects {
     pub(crate) list: Vec<Effect>,
     /// What is saved already, and what has its place behind that.
     pub(crate) ticket: Ticket,
+    /// Where that is delivered.
+    post: Option<Arc<Post>>,
 }
 
 impl Effects {
     /// Adds one.
     pub fn push(&mut self, effect: Effect) {
-        match effect {
-            Effect::Deliver { inbox, envelope } if !self.ticket.is_ready() => self.reserve(&inbox, envelope),
-            other => self.list.push(other),
-        }
+        self.list.push(effect);
     }
 
     /// Routes a stanza.
@@ -88,20 +84,33 @@ impl Effects {
 
     /// Delivers a stanza to one session. With [`Effects::save_now`] it has its place from now on, and leaves when all is
     /// saved: what is saved in one order is told in that order.
-    pub fn deliver(&mut self, inbox: &Arc<Inbox>, stanza: Stanza) {
-        self.push(Effect::Deliver { inbox: inbox.clone(), envelope: stanza.into() });
+    pub fn deliver(&mut self, session: &SessionEntry, stanza: impl Into<Envelope>) {
+        let envelope = stanza.into();
+        match self.post.clone() {
+            Some(post) => self.reserve(&post, session, envelope),
+            None => self.list.push(Effect::Deliver { seat: session.seat(), envelope }),
+        }
     }
 
     /// Saves operations of an account that is locked: commits of one account land in the order of its decisions.
-    pub fn save_now(&mut self, account: &Account, ops: Vec<Op>) {
+    pub fn save_now(&mut self, account: &Account, state: &AccountState, ops: Vec<Op>) {
         self.ticket.wait_for(account.store().commit(&account.owner, ops));
+        self.post = Some(account.post().clone());
         // What stands before it goes out before what stands behind it.
-        std::mem::take(&mut self.list).into_iter().for_each(|effect| self.push(effect));
+        for effect in std::mem::take(&mut self.list) {
+            match effect {
+                Effect::Deliver { seat, envelope } if seat.owner == account.jid => {
+                    let session = state.sessions.iter().find(|session| session.id == seat.number);
+                    session.into_iter().for_each(|session| self.reserve(account.post(), session, envelope.clone()));
+                }
+                other => self.list.push(other),
+            }
+        }
     }
 
-    fn reserve(&mut self, inbox: &Arc<Inbox>, envelope: Envelope) {
-        if let Some(reserved) = Reserved::new(inbox, envelope) {
-            self.ticket.land(reserved.into_landing());
+    fn reserve(&mut self, post: &Arc<Post>, session: &SessionEntry, envelope: Envelope) {
+        if let Some(place) = session.inbox.reserve() {
+            self.ticket.land(Posted::new(post, Landing::Placed { seat: session.seat(), place, envelope }));
         }
     }
 
@@ -113,43 +122,5 @@ impl Effects {
     /// Whether nothing is wanted.
     pub fn is_empty(&self) -> bool {
         self.list.is_empty() && self.ticket.is_ready()
-    }
-}
-
-/// An envelope with its place in one session's backlog. Dropped, it gives the place up.
-pub(crate) struct Reserved {
-    inbox: Arc<Inbox>,
-    place: u64,
-    envelope: Option<Envelope>,
-}
-
-impl Reserved {
-    /// `None` if the session is closed.
-    pub(crate) fn new(inbox: &Arc<Inbox>, envelope: Envelope) -> Option<Reserved> {
-        let place = inbox.reserve()?;
-        Some(Reserved { inbox: inbox.clone(), place, envelope: Some(envelope) })
-    }
-
-    /// Gives it to the session; back comes what a closed or full one does not take.
-    pub(crate) fn land(mut self) -> Result<(), Box<Envelope>> {
-        self.envelope.take().map_or(Ok(()), |envelope| self.inbox.landed(self.place, envelope))
-    }
-
-    /// For a ticket. A session that does not take it is cut off.
-    fn into_landing(self) -> crate::ticket::Deliver {
-        Box::new(move || {
-            let inbox = self.inbox.clone();
-            if self.land().is_err() {
-                inbox.close(crate::mailbox::Closed::Overflow);
-            }
-        })
-    }
-}
-
-impl Drop for Reserved {
-    fn drop(&mut self) {
-        if self.envelope.is_some() {
-            self.inbox.failed(self.place);
-        }
     }
 }

@@ -7,12 +7,16 @@
 use crate::{
     effects::{Effect, Effects},
     envelope::{Envelope, Origin, Reach},
+    homes::{Account, AccountState, SeatId},
     hooks::SessionEvent,
+    inbox::Inbox,
+    landing::Landing,
+    link::Link,
     mailbox::{Closed, Weigh},
     router::{Chosen, Router, Run},
-    sessions::{Account, AccountState, Bound, Inbox},
     ticket::Ticket,
 };
+use smallvec::SmallVec;
 use std::{
     collections::BTreeMap,
     sync::Arc,
@@ -21,7 +25,7 @@ use std::{
 use tavi_store::{Commit, Op, PageBound, QueuePage, QueueRow, StoreError, id::time_of};
 use tavi_xmpp_proto::{
     error::{Condition, StanzaError},
-    jid::Jid,
+    jid::{BareJid, Jid},
     ns,
     stanza::{Stanza, StanzaType},
 };
@@ -29,34 +33,38 @@ use tavi_xmpp_proto::{
 /// What is read of a queue at once: little, since a read blocks the thread.
 const PAGE: PageBound = PageBound { rows: 256, bytes: 256 * 1024 };
 
+/// Sessions of the account whose backlogs have room again.
+type WithRoom = SmallVec<[(u64, Arc<Inbox>); 2]>;
+
 impl Router {
     /// Gives a session a place in its account. A former session with the same resource is closed as replaced (RFC 6120
     /// §7.7.2.2), and what it did not acknowledge comes first. `None` if the account has too many sessions.
-    pub fn bind(self: &Arc<Self>, account: &Arc<Account>, jid: Jid) -> Option<Bound> {
+    pub fn bind(self: &Arc<Self>, account: &Arc<Account>, jid: Jid) -> Option<Link> {
         let (mut run, mut fx) = (Run::default(), Effects::default());
-        let bound = {
+        let link = {
             let mut state = account.lock();
-            let bound = self.parts.sessions.enter(account, &mut state, jid)?;
-            let same = state.sessions.iter().filter(|other| other.jid == bound.jid && other.id != bound.id);
+            let (seat, inbox) = self.parts.homes.enter(&mut state, jid.clone())?;
+            let same = state.sessions.iter().filter(|other| other.jid == jid && other.id != seat.number);
             let former: Vec<_> = same.map(|other| (other.id, other.inbox.clone())).collect();
             for (id, inbox) in former {
                 self.disown(account, &mut state, (id, &inbox, Vec::new()), &mut fx, &mut run);
             }
-            bound
+            Link::new(self.clone(), account.clone(), (seat, jid), inbox)
         };
         run.take(fx);
         self.finish_soon(run);
-        Some(bound)
+        Some(link)
     }
 
     /// A session may take messages for the account from now on. For bots; people's sessions get there by presence.
-    pub async fn open(self: &Arc<Self>, bound: &Bound) -> Ticket {
-        if let Some(session) = bound.account.lock().session(bound.id) {
+    pub(crate) async fn open(self: &Arc<Self>, seat: &SeatId) -> Ticket {
+        let mut run = Run::default();
+        let Some(account) = self.parts.homes.known(&seat.owner) else { return run.ticket };
+        if let Some(session) = account.lock().session(seat.number) {
             session.available = true;
         }
-        let mut run = Run::default();
-        run.take(self.hear(&bound.account, bound.id, SessionEvent::Available));
-        run.fresh.push(Effect::Flush { account: bound.account.clone(), session: bound.id });
+        run.take(self.hear(seat, SessionEvent::Available));
+        run.fresh.push(Effect::Flush { seat: seat.clone() });
         self.finish(run).await
     }
 
@@ -71,19 +79,18 @@ impl Router {
     ) {
         let (id, size) = (env.meta.place, env.weight());
         if wants_row(&env) {
-            if state.kept.is_full() && chosen.iter().all(|(_, inbox)| inbox.is_behind()) {
+            if state.kept.is_full() && inboxes(state, &chosen).all(Inbox::is_behind) {
                 return run.reply(env.refuse(&full()));
             }
             run.ticket.wait_for(store(account, state, &mut env));
         }
-        let holders: Vec<u64> = chosen.iter().map(|(session, _)| *session).collect();
         let coming = !run.ticket.is_ready();
-        state.ledger.owe(id, &holders, env.meta.queued.map(|_| size), coming);
+        state.ledger.owe(id, &chosen, env.meta.queued.map(|_| size), coming);
         if coming {
-            chosen.iter().for_each(|(_, inbox)| {
+            inboxes(state, &chosen).for_each(|inbox| {
                 inbox.coming(id);
             });
-            run.ticket.land(Landing::new(self, account, env).into_landing());
+            run.ticket.land(self.owed(account, env));
         } else {
             self.give(&chosen, env, (account, state));
         }
@@ -91,11 +98,39 @@ impl Router {
 
     /// It has landed, or needs not to: it is in the backlogs from now on.
     fn give(self: &Arc<Self>, chosen: &Chosen, env: Envelope, (account, state): (&Arc<Account>, &mut AccountState)) {
-        for (session, inbox) in chosen {
+        for number in chosen {
+            let Some(inbox) = state.session(*number).map(|session| session.inbox.clone()) else { continue };
             if let Err(env) = inbox.landed(env.meta.place, env.clone()) {
-                self.turn_away((*session, inbox), *env, (account, state));
+                self.turn_away((*number, &inbox), *env, (account, state));
             }
         }
+    }
+
+    fn owed(&self, account: &Account, envelope: Envelope) -> crate::landing::Posted {
+        self.posted(Landing::Owed { owner: account.jid.clone(), envelope })
+    }
+
+    /// Whoever it is owed to by now gets it. A stored one that is nobody's waits in the store.
+    pub(crate) fn land_owed(self: &Arc<Self>, owner: &BareJid, env: Envelope) {
+        let Some(account) = self.parts.homes.known(owner) else { return };
+        let mut state = account.lock();
+        let holders = state.ledger.landed(env.meta.place);
+        if !holders.is_empty() {
+            return self.give(&holders, env, (&account, &mut state));
+        }
+        drop(state);
+        if env.meta.queued.is_none() {
+            self.bounce(env);
+        }
+    }
+
+    /// It could not be saved, or what goes before it could not.
+    pub(crate) fn fail_owed(&self, owner: &BareJid, place: u64) {
+        let Some(account) = self.parts.homes.known(owner) else { return };
+        let mut state = account.lock();
+        let Some(settled) = state.ledger.settle(place) else { return };
+        settled.row.iter().for_each(|size| state.kept.remove(*size));
+        inboxes(&state, &settled.holders).for_each(|inbox| inbox.failed(place));
     }
 
     /// A session has no room in memory for a message without a row, so it gets one; or the session is closed.
@@ -112,7 +147,7 @@ impl Router {
             run.ticket.wait_for(store(account, state, &mut env));
             state.ledger.store(id, size);
             inbox.coming(id);
-            run.ticket.land(Landing::new(self, account, env).into_landing());
+            run.ticket.land(self.owed(account, env));
         } else if open {
             // Nothing is lost silently: the sender hears that there was no room.
             state.ledger.release_one(id, session);
@@ -127,7 +162,7 @@ impl Router {
 
     /// A session ended between choice and delivery: choose again, at once, so that the order stays.
     pub(crate) fn bounce(self: &Arc<Self>, env: Envelope) {
-        let Some(account) = env.to().and_then(|to| self.parts.sessions.known(&to.to_bare())) else { return };
+        let Some(account) = env.to().and_then(|to| self.parts.homes.known(&to.to_bare())) else { return };
         let (mut run, mut fx) = (Run::default(), Effects::default());
         self.again(env, (&account, &mut account.lock()), &mut fx, &mut run);
         run.take(fx);
@@ -178,7 +213,7 @@ impl Router {
     ) {
         for effect in std::mem::take(&mut fx.list) {
             match effect {
-                Effect::Keep { account: of, envelope } if Arc::ptr_eq(&of, account) => {
+                Effect::Keep { account: of, envelope } if of == account.jid => {
                     self.keep(account, state, envelope, run);
                 }
                 other => fx.list.push(other),
@@ -200,11 +235,12 @@ impl Router {
         let size = env.weight();
         run.ticket.wait_for(store(account, state, &mut env));
         state.ledger.owe(env.meta.place, &[], Some(size), true);
-        run.ticket.land(Landing::new(self, account, env).into_landing());
+        run.ticket.land(self.owed(account, env));
     }
 
     /// The account's queue is for this session, from its first row on; newer messages come behind.
-    pub(crate) async fn flush(self: &Arc<Self>, account: Arc<Account>, session: u64, run: &mut Run) {
+    pub(crate) async fn flush(self: &Arc<Self>, seat: SeatId, run: &mut Run) {
+        let (Some(account), session) = (self.parts.homes.known(&seat.owner), seat.number) else { return };
         {
             let mut state = account.lock();
             let Some(entry) = state.session(session).filter(|entry| entry.available && entry.priority >= 0) else {
@@ -251,7 +287,7 @@ impl Router {
     }
 
     /// A session has room again: more is read for it, if there is more.
-    pub fn feed_soon(self: &Arc<Self>, account: &Arc<Account>, session: u64, inbox: &Inbox) {
+    pub(crate) fn feed_soon(self: &Arc<Self>, account: &Arc<Account>, session: u64, inbox: &Inbox) {
         if !inbox.is_behind() {
             return;
         }
@@ -281,12 +317,12 @@ impl Router {
     /// XEP-0198 §4, XEP-0203: what does not come at once carries its time.
     fn add_delay(&self, env: &mut Envelope) {
         if !env.has(ns::DELAY, "delay") && !env.was_delayed() {
-            env.add_delay(self.parts.sessions.domain(), time_of(env.meta.place));
+            env.add_delay(self.parts.homes.domain(), time_of(env.meta.place));
         }
     }
 
     /// The recipient has these messages for good: their rows are deleted.
-    pub fn acknowledge(self: &Arc<Self>, account: &Arc<Account>, ids: &[u64]) {
+    pub(crate) fn acknowledge(self: &Arc<Self>, account: &Arc<Account>, ids: &[u64]) {
         if ids.is_empty() {
             return;
         }
@@ -303,7 +339,8 @@ impl Router {
     }
 
     /// The same for a recipient who has deleted the rows in a commit of its own (bots).
-    pub fn settle(self: &Arc<Self>, account: &Arc<Account>, ids: &[u64]) {
+    pub fn settle(self: &Arc<Self>, owner: &BareJid, ids: &[u64]) {
+        let Some(account) = &self.parts.homes.known(owner) else { return };
         let mut state = account.lock();
         let (rows, holders) = settle(&mut state, ids);
         state.ledger.deleting(rows, Commit::ready(Ok(())));
@@ -313,19 +350,23 @@ impl Router {
 
     /// A session ended. What it did not acknowledge and what still waits go, in order, to another session or are kept;
     /// `left` is what it took without having to acknowledge it and did not deal with.
-    pub async fn end(self: &Arc<Self>, bound: &Bound, left: Vec<Envelope>) -> Ticket {
-        bound.inbox.close(Closed::Gone);
+    pub(crate) async fn end(
+        self: &Arc<Self>,
+        account: &Arc<Account>,
+        (session, inbox): (u64, &Arc<Inbox>),
+        left: Vec<Envelope>,
+    ) -> Ticket {
+        inbox.close(Closed::Gone);
         let (mut run, mut fx) = (Run::default(), Effects::default());
         {
-            let mut state = bound.account.lock();
-            if state.session(bound.id).is_some() {
+            let mut state = account.lock();
+            if state.session(session).is_some() {
                 for hook in &self.registry.on_session {
-                    let mut place = self.place(&bound.account, &mut state, &mut fx);
-                    hook.on_session(SessionEvent::Ended, bound.id, &mut place);
+                    hook.on_session(SessionEvent::Ended, session, &mut self.place(account, &mut state, &mut fx));
                 }
-                state.sessions.retain(|session| session.id != bound.id);
+                state.sessions.retain(|other| other.id != session);
             }
-            self.disown(&bound.account, &mut state, (bound.id, &bound.inbox, left), &mut fx, &mut run);
+            self.disown(account, &mut state, (session, inbox, left), &mut fx, &mut run);
         }
         run.take(fx);
         self.finish(run).await
@@ -379,57 +420,6 @@ impl Router {
     }
 }
 
-/// A message whose commit, or that of what goes before it, has not landed. Dropped, it has failed.
-struct Landing {
-    router: Arc<Router>,
-    account: Arc<Account>,
-    envelope: Option<Envelope>,
-    place: u64,
-}
-
-impl Landing {
-    fn new(router: &Arc<Router>, account: &Arc<Account>, envelope: Envelope) -> Landing {
-        let place = envelope.meta.place;
-        Landing { router: router.clone(), account: account.clone(), envelope: Some(envelope), place }
-    }
-
-    fn into_landing(self) -> crate::ticket::Deliver {
-        Box::new(move || self.land())
-    }
-
-    /// Whoever it is owed to by now gets it. A stored one that is nobody's waits in the store.
-    fn land(mut self) {
-        let Some(env) = self.envelope.take() else { return };
-        let mut state = self.account.lock();
-        let holders = state.ledger.landed(self.place);
-        let chosen: Chosen =
-            holders.iter().filter_map(|id| state.session(*id).map(|s| (*id, s.inbox.clone()))).collect();
-        if !holders.is_empty() {
-            return self.router.give(&chosen, env, (&self.account, &mut state));
-        }
-        drop(state);
-        if env.meta.queued.is_none() {
-            self.router.bounce(env);
-        }
-    }
-}
-
-impl Drop for Landing {
-    fn drop(&mut self) {
-        if self.envelope.is_none() {
-            return;
-        }
-        let mut state = self.account.lock();
-        let Some(settled) = state.ledger.settle(self.place) else { return };
-        settled.row.iter().for_each(|size| state.kept.remove(*size));
-        for holder in settled.holders {
-            if let Some(session) = state.session(holder) {
-                session.inbox.failed(self.place);
-            }
-        }
-    }
-}
-
 /// The commit of a message's row. It is counted from now on.
 fn store(account: &Account, state: &mut AccountState, env: &mut Envelope) -> Commit {
     let id = env.meta.place;
@@ -458,8 +448,8 @@ fn pass_on(state: &mut AccountState, id: u64) {
 }
 
 /// Notes that messages were acknowledged: which of them have rows, and whose backlogs have room by that.
-fn settle(state: &mut AccountState, ids: &[u64]) -> (Vec<u64>, Chosen) {
-    let (mut rows, mut with_room) = (Vec::new(), Chosen::new());
+fn settle(state: &mut AccountState, ids: &[u64]) -> (Vec<u64>, WithRoom) {
+    let (mut rows, mut with_room) = (Vec::new(), WithRoom::new());
     for id in ids {
         let Some(settled) = state.ledger.settle(*id) else { continue };
         if let Some(size) = settled.row {
@@ -475,6 +465,12 @@ fn settle(state: &mut AccountState, ids: &[u64]) -> (Vec<u64>, Chosen) {
         }
     }
     (rows, with_room)
+}
+
+/// The backlogs of chosen sessions that are still there.
+fn inboxes<'a>(state: &'a AccountState, chosen: &'a [u64]) -> impl Iterator<Item = &'a Inbox> {
+    let session = |number: &u64| state.sessions.iter().find(|session| session.id == *number);
+    chosen.iter().filter_map(session).map(|session| &*session.inbox)
 }
 
 fn wants_row(env: &Envelope) -> bool {

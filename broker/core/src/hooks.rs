@@ -3,8 +3,8 @@
 use crate::{
     effects::Effects,
     envelope::Envelope,
+    homes::{Account, AccountPart, AccountState, Loader, SessionEntry, loader},
     principal::{Host, Hosts},
-    sessions::{Account, AccountState, SessionEntry},
 };
 use std::{collections::HashMap, future::Future, pin::Pin, sync::Arc};
 use tavi_store::StoreError;
@@ -236,6 +236,7 @@ pub struct Registry {
     iq: HashMap<(&'static str, &'static str), ErasedHandle>,
     features: Vec<Feature>,
     stream_features: Vec<Arc<dyn StreamFeature>>,
+    pub(crate) parts: Vec<Loader>,
 }
 
 impl Registry {
@@ -299,6 +300,11 @@ impl Registry {
             service.start().await?;
         }
         Ok(())
+    }
+
+    /// Has a module's part of an account's state read before anybody sees the account.
+    pub fn part<T: AccountPart>(&mut self) {
+        self.parts.push(loader::<T>());
     }
 
     /// Lists a feature for service discovery.

@@ -7,7 +7,6 @@ use crate::{
 };
 use parking_lot::Mutex;
 use std::{
-    future::poll_fn,
     sync::Arc,
     task::{Context, Poll, Waker},
 };
@@ -246,17 +245,6 @@ impl Inbox {
         Poll::Pending
     }
 
-    /// Waits for envelopes and moves all that may leave into `out`.
-    ///
-    /// # Errors
-    /// The reason, once it is closed and nothing may leave.
-    pub async fn drain(&self, out: &mut Vec<Envelope>) -> Result<(), Closed> {
-        let mut taken = Vec::new();
-        poll_fn(|cx| self.poll_take(cx, usize::MAX, &mut taken)).await?;
-        out.extend(taken.into_iter().map(|(_, envelope)| envelope));
-        Ok(())
-    }
-
     /// Takes what may leave, without waiting.
     pub fn take(&self) -> Vec<Envelope> {
         let mut taken = Vec::new();
@@ -303,11 +291,6 @@ impl Inbox {
     /// How many envelopes wait in memory.
     pub fn len(&self) -> usize {
         self.state.lock().backlog.len()
-    }
-
-    /// Whether nothing waits in memory.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 }
 

@@ -130,6 +130,12 @@ impl Ledger {
         self.tidy();
     }
 
+    /// Whether nothing is owed, read or being deleted.
+    pub(crate) fn is_idle(&mut self) -> bool {
+        self.tidy();
+        self.owed.is_empty() && self.reads == 0 && self.deleting.is_empty()
+    }
+
     /// A page is about to be read.
     pub(crate) fn begin_read(&mut self) {
         self.tidy();

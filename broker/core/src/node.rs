@@ -4,13 +4,13 @@ use crate::{
     accounts::Accounts,
     clock::Clock,
     envelope::Envelope,
+    homes::{Homes, SessionLimits},
     hooks::Registry,
     login::Login,
     metrics::Metrics,
     permit::Permit,
     principal::{Hosts, Principal},
     router::Router,
-    sessions::{SessionLimits, Sessions},
     ticket::Ticket,
     topics::{Draft, Topics},
 };
@@ -34,8 +34,8 @@ pub struct Parts {
     pub ids: Arc<IdSource>,
     /// The store.
     pub store: SharedStore,
-    /// Accounts in memory and their sessions.
-    pub sessions: Arc<Sessions>,
+    /// Owners in memory and their sessions.
+    pub homes: Arc<Homes>,
     /// Topics and their subscribers.
     pub topics: Arc<Topics>,
     /// The access model.
@@ -71,7 +71,7 @@ impl Parts {
         let accounts = Arc::new(Accounts::new(hosts.clone(), store.clone(), clock.clone()));
         let metrics = Arc::new(Metrics::default());
         Ok(Parts {
-            sessions: Arc::new(Sessions::new(hosts.clone(), (store.clone(), ids.clone()), clock.clone(), limits)),
+            homes: Arc::new(Homes::new(hosts.clone(), (store.clone(), ids.clone()), clock.clone(), limits)),
             login: Arc::new(Login::new(hosts.clone(), accounts.clone(), clock.clone(), metrics.clone())),
             topics: Arc::new(topics),
             revoked: broadcast::channel(REVOCATIONS).0,
@@ -87,7 +87,7 @@ impl Parts {
 
     /// Ends all sessions of a bare JID, in every protocol, at once.
     pub fn revoke(&self, jid: &BareJid) {
-        self.sessions.expel(jid);
+        self.homes.expel(jid);
         // Without a front end nobody listens.
         let _ = self.revoked.send(jid.clone());
     }
@@ -106,7 +106,7 @@ pub struct Node {
 impl Node {
     /// Puts the parts and the modules together.
     pub fn new(parts: Parts, registry: Registry) -> Node {
-        let router = Arc::new(Router::new(parts.clone(), registry));
+        let router = Router::new(parts.clone(), registry);
         Node { parts, router, devices: Arc::default() }
     }
 

@@ -1,13 +1,15 @@
 //! The only routing law: who sees a stanza, who gets it, what is kept.
 
 use crate::{
-    effects::{Effect, Effects, Reserved},
+    effects::{Effect, Effects},
     envelope::Envelope,
+    homes::{Account, AccountState, SeatId, SessionEntry},
     hooks::{Ev, Flow, Place, Registry, Reply, SessionEvent},
+    inbox::Inbox,
+    landing::{Landing, Posted},
     mailbox::Closed,
     node::Parts,
     principal::Host,
-    sessions::{Account, AccountState, Inbox, SessionEntry},
     ticket::Ticket,
 };
 use parking_lot::MutexGuard;
@@ -29,8 +31,8 @@ pub struct Router {
     pub(crate) registry: Registry,
 }
 
-/// Sessions that were chosen for a stanza.
-pub(crate) type Chosen = SmallVec<[(u64, Arc<Inbox>); 2]>;
+/// Sessions of one account that were chosen for a stanza, by their numbers.
+pub(crate) type Chosen = SmallVec<[u64; 2]>;
 
 /// One call of `route`: what is still to be applied, and the ticket that grows.
 #[derive(Default)]
@@ -93,8 +95,11 @@ impl Run {
 
 impl Router {
     /// A router with everything that the modules registered.
-    pub fn new(parts: Parts, registry: Registry) -> Router {
-        Router { parts, registry }
+    pub fn new(parts: Parts, mut registry: Registry) -> Arc<Router> {
+        parts.homes.furnish(std::mem::take(&mut registry.parts));
+        let router = Arc::new(Router { parts, registry });
+        router.parts.homes.post().open(Arc::downgrade(&router));
+        router
     }
 
     /// What the modules registered.
@@ -125,7 +130,7 @@ impl Router {
     /// The sender's own chain.
     fn sent(&self, mut env: Envelope, run: &mut Run) -> Option<Envelope> {
         let from = env.from()?.to_bare();
-        let Some(account) = self.parts.sessions.known(&from) else { return Some(env) };
+        let Some(account) = self.parts.homes.known(&from) else { return Some(env) };
         let mut fx = Effects::default();
         let mut state = account.lock();
         if env.meta.sender != 0 {
@@ -196,7 +201,7 @@ impl Router {
 
     /// An IQ that the server answers, for itself or for an account.
     async fn ask(self: &Arc<Self>, env: Envelope, run: &mut Run) {
-        let account = env.from().and_then(|from| self.parts.sessions.known(&from.to_bare()));
+        let account = env.from().and_then(|from| self.parts.homes.known(&from.to_bare()));
         let answer = match env.stanza.parse_child(0) {
             // RFC 6120 §8.2.3: a request has exactly one payload.
             Ok(payload) if env.stanza.children().len() == 1 => {
@@ -242,8 +247,8 @@ impl Router {
     async fn recipient(&self, env: &Envelope, to: &BareJid) -> Result<Option<Arc<Account>>, StoreError> {
         use PresenceType::{Available, Error, Unavailable};
         match env.head().type_ {
-            StanzaType::Presence(Available | Unavailable | Error) => Ok(self.parts.sessions.known(to)),
-            _ => self.parts.sessions.account(to).await,
+            StanzaType::Presence(Available | Unavailable | Error) => Ok(self.parts.homes.known(to)),
+            _ => self.parts.homes.account(to).await,
         }
     }
 
@@ -267,7 +272,7 @@ impl Router {
             // Under the account's lock: so it stays in order, however it goes on.
             env.meta.place = self.parts.ids.next(self.parts.clock.now_ms());
         }
-        let exact = state.sessions.iter().find(|s| s.jid == *to && s.inbox.closed().is_none());
+        let exact = state.sessions.iter().find(|s| s.jid == *to && s.is_open());
         let chosen: Chosen = match (exact, env.head().type_) {
             (Some(session), _) => Chosen::from_elem(seat(session), 1),
             (None, StanzaType::Presence(_)) if to.is_bare() => state.available().map(seat).collect(),
@@ -294,8 +299,10 @@ impl Router {
         if env.is_lasting() {
             return self.owe(env, chosen, (account, state), run);
         }
-        for (_, inbox) in chosen {
-            if let Err(env) = self.pass(&inbox, env.clone(), run) {
+        for number in chosen {
+            let Some(session) = state.session(number) else { continue };
+            let (seat, inbox) = (session.seat(), session.inbox.clone());
+            if let Err(env) = self.pass((seat, &inbox), env.clone(), run) {
                 self.again(*env, (account, state), fx, run);
             }
         }
@@ -324,8 +331,12 @@ impl Router {
 
     async fn apply(self: &Arc<Self>, effect: Effect, run: &mut Run) {
         match effect {
-            Effect::Deliver { inbox, envelope } => {
-                if let Err(env) = self.pass(&inbox, envelope, run) {
+            Effect::Deliver { seat, envelope } => {
+                let passed = match self.parts.homes.inbox(&seat) {
+                    Some(inbox) => self.pass((seat, &inbox), envelope, run),
+                    None => Err(Box::new(envelope)),
+                };
+                if let Err(env) = passed {
                     self.bounce(*env);
                 }
             }
@@ -338,49 +349,88 @@ impl Router {
                 }
             }
             Effect::Await(ticket) => run.await_ticket(ticket),
-            Effect::Keep { account, envelope } => self.keep(&account, &mut account.lock(), envelope, run),
-            Effect::Flush { account, session } => self.flush(account, session, run).await,
-            Effect::Event { account, session, event } => run.take(self.hear(&account, session, event)),
+            Effect::Keep { account, envelope } => {
+                if let Some(account) = self.parts.homes.known(&account) {
+                    self.keep(&account, &mut account.lock(), envelope, run);
+                }
+            }
+            Effect::Flush { seat } => self.flush(seat, run).await,
+            Effect::Event { seat, event } => run.take(self.hear(&seat, event)),
         }
     }
 
     /// Puts something that is not kept into one session's backlog: at once, or with its place when the ticket is
     /// complete. Back comes what the session does not take; one without room is cut off.
-    fn pass(self: &Arc<Self>, inbox: &Arc<Inbox>, mut env: Envelope, run: &mut Run) -> Result<(), Box<Envelope>> {
+    fn pass(
+        self: &Arc<Self>,
+        (seat, inbox): (SeatId, &Arc<Inbox>),
+        mut env: Envelope,
+        run: &mut Run,
+    ) -> Result<(), Box<Envelope>> {
         env.meta.own = run.is_origin(inbox);
         if run.ticket.is_ready() {
             return inbox.push(env).inspect_err(|_| inbox.close(Closed::Overflow));
         }
-        let router = self.clone();
         if run.slow {
-            let inbox = inbox.clone();
-            run.ticket.then(Box::new(move || router.put(&inbox, |inbox| inbox.push(env))));
-        } else if let Some(reserved) = Reserved::new(inbox, env) {
-            let inbox = inbox.clone();
-            run.ticket.land(Box::new(move || router.put(&inbox, |_| reserved.land())));
+            run.ticket.then(self.posted(Landing::Last { seat, envelope: env }));
+        } else if let Some(place) = inbox.reserve() {
+            run.ticket.land(self.posted(Landing::Placed { seat, place, envelope: env }));
         }
         Ok(())
     }
 
-    fn put(self: &Arc<Self>, inbox: &Arc<Inbox>, put: impl FnOnce(&Inbox) -> Result<(), Box<Envelope>>) {
-        if let Err(env) = put(inbox) {
+    pub(crate) fn posted(&self, word: Landing) -> Posted {
+        Posted::new(self.parts.homes.post(), word)
+    }
+
+    /// All that stood before this delivery is saved.
+    pub(crate) fn land(self: &Arc<Self>, word: Landing) {
+        match word {
+            Landing::Owed { owner, envelope } => self.land_owed(&owner, envelope),
+            Landing::Placed { seat, place, envelope } => self.put(&seat, envelope, |inbox, e| inbox.landed(place, e)),
+            Landing::Last { seat, envelope } => self.put(&seat, envelope, |inbox, e| inbox.push(e)),
+        }
+    }
+
+    /// Something before this delivery could not be saved: who waits for it need not wait any more.
+    pub(crate) fn fail(&self, word: &Landing) {
+        match word {
+            Landing::Owed { owner, envelope } => self.fail_owed(owner, envelope.meta.place),
+            Landing::Placed { seat, place, .. } => {
+                if let Some(inbox) = self.parts.homes.inbox(seat) {
+                    inbox.failed(*place);
+                }
+            }
+            Landing::Last { .. } => {}
+        }
+    }
+
+    fn put(
+        self: &Arc<Self>,
+        seat: &SeatId,
+        env: Envelope,
+        put: impl FnOnce(&Inbox, Envelope) -> Result<(), Box<Envelope>>,
+    ) {
+        let Some(inbox) = self.parts.homes.inbox(seat) else { return self.bounce(env) };
+        if let Err(env) = put(&inbox, env) {
             inbox.close(Closed::Overflow);
             self.bounce(*env);
         }
     }
 
     /// Runs the session hooks for an event; their effects are in the ticket.
-    pub async fn event(self: &Arc<Self>, account: &Arc<Account>, session: u64, event: SessionEvent) -> Ticket {
+    pub async fn event(self: &Arc<Self>, seat: &SeatId, event: SessionEvent) -> Ticket {
         let mut run = Run::default();
-        run.take(self.hear(account, session, event));
+        run.take(self.hear(seat, event));
         self.finish(run).await
     }
 
-    pub(crate) fn hear(&self, account: &Arc<Account>, session: u64, event: SessionEvent) -> Effects {
+    pub(crate) fn hear(&self, seat: &SeatId, event: SessionEvent) -> Effects {
         let mut fx = Effects::default();
+        let Some(account) = self.parts.homes.known(&seat.owner) else { return fx };
         let mut state = account.lock();
         for hook in &self.registry.on_session {
-            hook.on_session(event, session, &mut self.place(account, &mut state, &mut fx));
+            hook.on_session(event, seat.number, &mut self.place(&account, &mut state, &mut fx));
         }
         fx
     }
@@ -424,6 +474,6 @@ fn nobody_at(env: &Envelope) -> Option<Envelope> {
     (is_entry || is_message).then(|| env.refuse(&Condition::ServiceUnavailable.into())).flatten()
 }
 
-fn seat(session: &SessionEntry) -> (u64, Arc<Inbox>) {
-    (session.id, session.inbox.clone())
+fn seat(session: &SessionEntry) -> u64 {
+    session.id
 }

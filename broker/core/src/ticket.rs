@@ -1,6 +1,6 @@
 //! The promise that all that must be durable is: what `route` and `publish` return, and the window of open ones.
 
-use crate::metrics::Metrics;
+use crate::{landing::Deed, metrics::Metrics};
 use smallvec::SmallVec;
 use std::{
     collections::VecDeque,
@@ -10,9 +10,6 @@ use std::{
     task::{Context, Poll, ready},
 };
 use tavi_store::{Commit, StoreError};
-
-/// What is done once everything of a ticket is saved: the deliveries. It must not block.
-pub type Deliver = Box<dyn FnOnce() + Send>;
 
 /// Saves that may begin only when all before them have landed.
 pub type Stage = Box<dyn FnOnce() -> Vec<Commit> + Send>;
@@ -26,8 +23,8 @@ pub type Stage = Box<dyn FnOnce() -> Vec<Commit> + Send>;
 pub struct Ticket {
     commits: SmallVec<[Commit; 2]>,
     stages: VecDeque<Stage>,
-    landings: SmallVec<[Deliver; 1]>,
-    deliveries: SmallVec<[Deliver; 1]>,
+    landings: SmallVec<[Deed; 1]>,
+    deliveries: SmallVec<[Deed; 1]>,
     failed: Option<StoreError>,
 }
 
@@ -55,13 +52,13 @@ impl Ticket {
 
     /// Adds something that is done as soon as all commits have landed, though other tickets of the same sender are
     /// open before this one: what has its place in the receiver's order already. If it is dropped instead, it fails.
-    pub fn land(&mut self, landing: Deliver) {
-        self.landings.push(landing);
+    pub(crate) fn land(&mut self, landing: impl Into<Deed>) {
+        self.landings.push(landing.into());
     }
 
     /// Adds something to be done after all commits, and after what the sender's earlier tickets deliver.
-    pub fn then(&mut self, deliver: Deliver) {
-        self.deliveries.push(deliver);
+    pub(crate) fn then(&mut self, deliver: impl Into<Deed>) {
+        self.deliveries.push(deliver.into());
     }
 
     /// Adds all of another ticket.
@@ -88,7 +85,7 @@ impl Ticket {
     /// Saves on, though tickets before it are open, and lets land what waits for nothing else.
     fn poll_landings(&mut self, cx: &mut Context<'_>) {
         if self.poll_saves(cx).is_ready() && self.failed.is_none() {
-            self.landings.drain(..).for_each(|land| land());
+            self.landings.drain(..).for_each(Deed::run);
         }
     }
 
@@ -99,7 +96,7 @@ impl Ticket {
             return;
         }
         match self.failed {
-            None => self.landings.drain(..).for_each(|land| land()),
+            None => self.landings.drain(..).for_each(Deed::run),
             Some(_) => self.landings.clear(),
         }
     }
@@ -134,9 +131,7 @@ impl Ticket {
             self.deliveries.clear();
             return Err(error);
         }
-        for deliver in self.landings.drain(..).chain(self.deliveries.drain(..)) {
-            deliver();
-        }
+        self.landings.drain(..).chain(self.deliveries.drain(..)).for_each(Deed::run);
         Ok(())
     }
 
@@ -227,9 +222,9 @@ mod tests {
 
     type Log = Arc<Mutex<Vec<&'static str>>>;
 
-    fn says(log: &Log, word: &'static str) -> Deliver {
+    fn says(log: &Log, word: &'static str) -> Deed {
         let log = log.clone();
-        Box::new(move || log.lock().push(word))
+        Deed::Test(Box::new(move || log.lock().push(word)))
     }
 
     fn poll<A>(queue: &mut TicketQueue<A>) -> Option<(A, Result<(), StoreError>)> {
@@ -297,7 +292,7 @@ mod tests {
         let (place, mut ticket) = (Arc::new(()), Ticket::done());
         ticket.wait_for(Commit::ready(Err(StoreError::Unavailable("full".into()))));
         let held = place.clone();
-        ticket.land(Box::new(move || drop(held)));
+        ticket.land(Deed::Test(Box::new(move || drop(held))));
         ticket.land_early(&mut cx);
         assert_eq!(Arc::strong_count(&place), 1, "what failed holds no place either");
         assert!(matches!(ticket.poll_done(&mut cx), Poll::Ready(Err(_))));
@@ -323,7 +318,7 @@ mod tests {
         for (number, commit) in commits.into_iter().enumerate() {
             let begun = says(&log, ["first", "second", "third"][number]);
             ticket.save_next(Box::new(move || {
-                begun();
+                begun.run();
                 vec![commit]
             }));
         }
@@ -355,7 +350,7 @@ mod tests {
         ticket.save_next(Box::new(|| vec![Commit::ready(Err(StoreError::Unavailable("full".into())))]));
         let begun = says(&log, "never");
         ticket.save_next(Box::new(move || {
-            begun();
+            begun.run();
             Vec::new()
         }));
         ticket.then(says(&log, "never"));

@@ -94,9 +94,11 @@ fn switch<T>(iq: &Iq<T>, copies: Copies) -> Result<Reply, StanzaError> {
     let (Some(account), Some(from)) = (account, iq.from()) else {
         return Err(Condition::Forbidden.into());
     };
-    if let Some(session) = account.lock().session_at(from) {
-        session.carbons = copies == Copies::Wanted;
-    }
+    account.at_home(|state| {
+        if let Some(session) = state.session_at(from) {
+            session.carbons = copies == Copies::Wanted;
+        }
+    });
     Ok(Reply::default())
 }
 
@@ -142,7 +144,7 @@ fn wanted(state: &AccountState) -> bool {
 
 /// Whether the router gives the message itself to the session at `jid` (RFC 6121 §8.5.2, §8.5.3).
 fn gets_it(jid: &Jid, (type_, to): (StanzaType, Option<&Jid>), state: &AccountState) -> bool {
-    if state.sessions.iter().any(|s| Some(&s.jid) == to && s.inbox.closed().is_none()) {
+    if state.sessions.iter().any(|s| Some(&s.jid) == to && s.is_open()) {
         return Some(jid) == to;
     }
     let for_all = match type_ {
@@ -188,8 +190,8 @@ fn matters(env: &Envelope, type_: MessageType) -> bool {
 
 /// XEP-0280 §7 and §8: a copy for each session that wants it and that `others` picks.
 fn copy_to(name: &'static str, ev: &mut Ev<'_>, others: impl Fn(&Jid, &AccountState) -> bool) {
-    let wants = |s: &&SessionEntry| s.carbons && s.inbox.closed().is_none() && others(&s.jid, ev.state);
-    let wanting: Vec<_> = ev.state.sessions.iter().filter(wants).map(|s| (s.jid.clone(), s.inbox.clone())).collect();
+    let wants = |s: &&SessionEntry| s.carbons && s.is_open() && others(&s.jid, ev.state);
+    let wanting: Vec<_> = ev.state.sessions.iter().filter(wants).map(|s| (s.jid.clone(), s.seat())).collect();
     if wanting.is_empty() {
         return;
     }
@@ -199,8 +201,8 @@ fn copy_to(name: &'static str, ev: &mut Ev<'_>, others: impl Fn(&Jid, &AccountSt
     let head = Head::new(ev.env.head().type_).from(&ev.account.jid);
     let envelope: Envelope = Stanza::new(head, [copy]).into();
     let envelope = envelope.as_copy();
-    for (jid, inbox) in wanting {
-        ev.fx.push(Effect::Deliver { inbox, envelope: envelope.readdressed(jid) });
+    for (jid, seat) in wanting {
+        ev.fx.push(Effect::Deliver { seat, envelope: envelope.readdressed(jid) });
     }
 }
 
@@ -233,10 +235,9 @@ mod tests {
         let mut late = world.online("romeo/late").await;
         late.skip();
         romeo.skip();
-        let registry = world.node.router.registry();
-        assert_eq!(registry.inline(), [ns::CARBONS]);
+        assert_eq!(world.node.router.registry().inline(), [ns::CARBONS]);
         let requests = [Element::new("urn:unknown", "enable"), Element::new(ns::CARBONS, "enable")];
-        registry.begin(&requests, late.bound.account.lock().session(late.bound.id).unwrap());
+        late.link.begin(&requests);
         juliet.sends("<message to='romeo@localhost/orchard' type='chat'><body>Who is there?</body></message>").await;
         romeo.sees("<message><body>Who is there?</body></message>");
         late.sees("<message><received xmlns='urn:xmpp:carbons:2'/></message>");

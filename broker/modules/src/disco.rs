@@ -1,9 +1,9 @@
 //! Service Discovery (XEP-0030): what the server, its hosts, accounts and bots are and can do.
 
-use crate::Xep;
+use crate::{Xep, contacts::contacts};
 use std::sync::Arc;
 use tavi_core::{
-    Account, Hosts, Parts, Principal, Registry, Sessions,
+    Account, Homes, Hosts, Parts, Principal, Registry,
     hooks::{BoxFuture, Feature, Handle, Iq, IqPayload, Reply, TwoOwners},
     principal::Host,
 };
@@ -27,7 +27,7 @@ pub fn register(registry: &mut Registry, parts: &Parts) -> Result<(), TwoOwners>
         registry.feature(host, ns::DISCO_ITEMS);
     }
     let features = registry.features().to_vec();
-    let disco = Arc::new(Disco { features, hosts: parts.hosts.clone(), sessions: parts.sessions.clone() });
+    let disco = Arc::new(Disco { features, hosts: parts.hosts.clone(), homes: parts.homes.clone() });
     registry.handle::<Info>(disco.clone())?;
     registry.handle::<Items>(disco)
 }
@@ -58,7 +58,7 @@ impl IqPayload for Items {
 struct Disco {
     features: Vec<Feature>,
     hosts: Arc<Hosts>,
-    sessions: Arc<Sessions>,
+    homes: Arc<Homes>,
 }
 
 impl Handle<Info> for Disco {
@@ -99,7 +99,7 @@ impl Handle<Items> for Disco {
                     vec![item(self.hosts.name(Host::Pubsub), "Topics"), item(self.hosts.name(Host::Bots), "Bots")]
                 }
                 Asked::Host(Host::Bots) => {
-                    self.sessions.bots(None, MAX_ITEMS).iter().map(|jid| bare_item(jid.as_str())).collect()
+                    self.homes.bots(None, MAX_ITEMS).iter().map(|jid| bare_item(jid.as_str())).collect()
                 }
                 Asked::Host(_) => Vec::new(),
                 Asked::Account(account) => resources(&account),
@@ -126,12 +126,12 @@ impl Disco {
                 self.hosts.find(to.domain()).filter(|host| matches!(host, Host::Main | Host::Things | Host::Bots));
             return host.map(Asked::Host).ok_or_else(gone);
         }
-        let account = self.sessions.account(&to.to_bare()).await.map_err(|_| Condition::InternalServerError)?;
+        let account = self.homes.account(&to.to_bare()).await.map_err(|_| Condition::InternalServerError)?;
         // XEP-0030 §8: accounts tell about themselves only to who may see their presence; bots to everybody.
         let open = |account: &Arc<Account>| {
             account.jid == from
                 || matches!(account.principal, Principal::Bot(_))
-                || account.lock().roster.get(&from).is_some_and(|contact| contact.subscription.from)
+                || account.at_home(|state| contacts(state).get(&from).is_some_and(|contact| contact.subscription.from))
         };
         account.filter(open).map(Asked::Account).ok_or_else(gone)
     }
@@ -158,7 +158,7 @@ fn account_info(account: &Account) -> Element {
 
 /// XEP-0030 §8: the resources that are there.
 fn resources(account: &Account) -> Vec<Element> {
-    account.lock().available().map(|session| bare_item(session.jid.as_str())).collect()
+    account.at_home(|state| state.available().map(|session| bare_item(session.jid.as_str())).collect())
 }
 
 fn expect_get<T>(iq: &Iq<T>) -> Result<(), StanzaError> {

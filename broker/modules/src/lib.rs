@@ -7,6 +7,7 @@ use tavi_core::{Node, Parts, Registry, hooks::TwoOwners};
 use tavi_store::StoreError;
 
 pub mod carbons;
+pub mod contacts;
 pub mod disco;
 pub mod offline;
 pub mod ping;

@@ -55,7 +55,7 @@ impl OnUndelivered for Offline {
                 )
             }
             Verdict::Keep => {
-                ev.fx.push(Effect::Keep { account: ev.account.clone(), envelope: ev.env.clone() });
+                ev.fx.push(Effect::Keep { account: ev.account.jid.clone(), envelope: ev.env.clone() });
                 Flow::Stop
             }
             Verdict::Ignore => Flow::Stop,

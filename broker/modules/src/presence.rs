@@ -1,5 +1,6 @@
 //! Presence (RFC 6121 §4): who is there, who is told, and from when on a session takes messages.
 
+use crate::contacts::contacts;
 use std::sync::Arc;
 use tavi_core::{
     AccountState, Effect, Effects, Envelope, Ev, Flow, Registry, SessionEntry,
@@ -52,33 +53,33 @@ fn came(ev: &mut Ev<'_>, id: u64) -> Flow {
     session.presence = Some(ev.env.stanza.clone());
     session.receiving &= priority >= 0;
     let flush = priority >= 0 && !session.receiving;
-    let inbox = session.inbox.clone();
+    let (seat, open) = (session.seat(), session.is_open());
     broadcast(ev.env, ev.state, ev.fx);
     if first {
         meet(ev, id);
         let event = SessionEvent::Available;
-        ev.fx.push(Effect::Event { account: ev.account.clone(), session: id, event });
+        ev.fx.push(Effect::Event { seat: seat.clone(), event });
     }
-    if flush && inbox.closed().is_none() {
-        ev.fx.push(Effect::Flush { account: ev.account.clone(), session: id });
+    if flush && open {
+        ev.fx.push(Effect::Flush { seat });
     }
     Flow::Stop
 }
 
 /// What a session is told when it comes: RFC 6121 §4.2.2 its siblings, §4.3 its contacts, §3.1.3 open requests.
 fn meet(ev: &mut Ev<'_>, id: u64) {
-    let Some(me) = ev.state.session(id) else { return };
-    let (jid, inbox) = (me.jid.clone(), me.inbox.clone());
+    let Some(me) = ev.state.sessions.iter().find(|session| session.id == id) else { return };
+    let jid = &me.jid;
     for other in ev.state.available().filter(|other| other.id != id) {
-        ev.fx.push(Effect::Deliver { inbox: inbox.clone(), envelope: shown(other, &jid) });
+        ev.fx.deliver(me, shown(other, jid));
     }
-    for (contact, _) in ev.state.roster.iter().filter(|(_, contact)| contact.subscription.to) {
+    for (contact, _) in contacts(ev.state).iter().filter(|(_, contact)| contact.subscription.to) {
         let probe = Head::presence(PresenceType::Probe).from(jid.clone()).to(contact);
         ev.fx.route(Stanza::new(probe, None));
     }
-    let requests = ev.state.roster.iter().filter_map(|(_, contact)| contact.request.as_ref());
+    let requests = contacts(ev.state).iter().filter_map(|(_, contact)| contact.request.as_ref());
     for request in requests.filter_map(|bytes| Stanza::parse(bytes).ok()) {
-        ev.fx.deliver(&inbox, request);
+        ev.fx.deliver(me, request);
     }
 }
 
@@ -88,11 +89,11 @@ fn went(ev: &mut Ev<'_>, id: u64) -> Flow {
     (session.receiving, session.presence, session.priority) = (false, None, 0);
     let was_available = std::mem::take(&mut session.available);
     let directed = std::mem::take(&mut session.directed);
-    let own = session.inbox.clone();
+    let seat = session.seat();
     if was_available {
         broadcast(ev.env, ev.state, ev.fx);
         // RFC 6121 §4.5.2: the session itself hears it too.
-        ev.fx.push(Effect::Deliver { inbox: own, envelope: ev.env.readdressed(&ev.account.jid) });
+        ev.fx.push(Effect::Deliver { seat, envelope: ev.env.readdressed(&ev.account.jid) });
     }
     tell_directed(ev.env, &directed, (ev.state, was_available), ev.fx);
     Flow::Stop
@@ -137,12 +138,11 @@ fn priority(env: &Envelope) -> Result<i8, StanzaError> {
 
 /// RFC 6121 §4.2.2, §4.4.2, §4.5.2: to all who may see it, and to all own sessions that are there.
 fn broadcast(env: &Envelope, state: &AccountState, fx: &mut Effects) {
-    for (contact, _) in state.roster.iter().filter(|(_, contact)| contact.subscription.from) {
+    for (contact, _) in contacts(state).iter().filter(|(_, contact)| contact.subscription.from) {
         fx.push(Effect::Route(env.readdressed(contact)));
     }
     for session in state.available() {
-        let envelope = env.readdressed(session.jid.to_bare());
-        fx.push(Effect::Deliver { inbox: session.inbox.clone(), envelope });
+        fx.deliver(session, env.readdressed(session.jid.to_bare()));
     }
 }
 
@@ -154,7 +154,7 @@ fn tell_directed(env: &Envelope, directed: &[Jid], (state, broadcasted): (&Accou
 }
 
 fn sees(state: &AccountState, contact: &BareJid) -> bool {
-    state.roster.get(contact).is_some_and(|contact| contact.subscription.from)
+    contacts(state).get(contact).is_some_and(|contact| contact.subscription.from)
 }
 
 /// A session's presence as somebody else sees it. A bot's session has none of its own and is simply there.
@@ -198,7 +198,7 @@ fn probed(ev: &mut Ev<'_>, from: &Jid) {
     let answer = |type_, to: Jid| Stanza::new(Head::presence(type_).from(&ev.account.jid).to(to), None);
     if asker != ev.account.jid && !sees(ev.state, &asker) {
         // A request that still waits is not to be denied by this.
-        if ev.state.roster.get(&asker).is_none_or(|contact| contact.request.is_none()) {
+        if contacts(ev.state).get(&asker).is_none_or(|contact| contact.request.is_none()) {
             ev.fx.route(answer(PresenceType::Unsubscribed, asker.into()));
         }
     } else if ev.state.available().next().is_none() {

@@ -1,10 +1,11 @@
 //! An account's contacts as they change: saved, and pushed to the sessions that asked for the roster (RFC 6121 §2.1.6).
 
+use crate::contacts::{Contact, contacts, contacts_mut};
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering},
 };
-use tavi_core::{Account, AccountState, Effects, Ev, roster::Contact};
+use tavi_core::{Account, AccountState, Effects, Ev};
 use tavi_xmpp_proto::{
     BareJid, Element, Stanza, ns,
     stanza::{Head, IqType},
@@ -26,13 +27,13 @@ impl<'a> Book<'a> {
     /// A contact that was a mere request is gone with the request.
     pub(crate) fn change(&mut self, jid: &BareJid, change: impl FnOnce(&mut Contact)) {
         let before = self.item(jid);
-        let contact = self.state.roster.entry(jid);
+        let contact = contacts_mut(self.state).entry(jid);
         change(contact);
         let op = if contact.added || contact.request.is_some() { contact.save(jid) } else { Contact::delete(jid) };
         if !contact.added && contact.request.is_none() {
-            self.state.roster.remove(jid);
+            contacts_mut(self.state).remove(jid);
         }
-        self.fx.save_now(self.account, vec![op]);
+        self.fx.save_now(self.account, self.state, vec![op]);
         match self.item(jid) {
             Some(after) if before.as_ref() != Some(&after) => self.push(after),
             _ => {}
@@ -42,15 +43,15 @@ impl<'a> Book<'a> {
     /// Forgets a contact; tells the sessions if it was listed (RFC 6121 §2.5.2).
     pub(crate) fn remove(&mut self, jid: &BareJid) {
         let listed = self.item(jid).is_some();
-        self.state.roster.remove(jid);
-        self.fx.save_now(self.account, vec![Contact::delete(jid)]);
+        contacts_mut(self.state).remove(jid);
+        self.fx.save_now(self.account, self.state, vec![Contact::delete(jid)]);
         if listed {
             self.push(Element::new(ns::ROSTER, "item").attr("jid", jid.to_string()).attr("subscription", "remove"));
         }
     }
 
     fn item(&self, jid: &BareJid) -> Option<Element> {
-        self.state.roster.get(jid).filter(|contact| contact.listed()).map(|contact| contact.to_item(jid))
+        contacts(self.state).get(jid).filter(|contact| contact.listed()).map(|contact| contact.to_item(jid))
     }
 
     fn push(&mut self, item: Element) {
@@ -60,7 +61,7 @@ impl<'a> Book<'a> {
             let id = format!("push-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
             // RFC 6121 §2.1.6: from the account itself; a client ignores pushes from anybody else.
             let head = Head::iq(IqType::Set, &id).from(&self.account.jid).to(session.jid.clone());
-            self.fx.deliver(&session.inbox, Stanza::new(head, [query.clone()]));
+            self.fx.deliver(session, Stanza::new(head, [query.clone()]));
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The roster (RFC 6121 §2): get, set, remove, and pushes to the sessions that asked for it.
 
-use crate::{push::Book, subscription};
+use crate::{contacts, contacts::contacts, push::Book, subscription};
 use std::sync::Arc;
 use tavi_core::{
     Account, Registry,
@@ -20,6 +20,7 @@ const MAX_GROUPS: usize = 64;
 /// # Errors
 /// If the payload has an owner already.
 pub fn register(registry: &mut Registry) -> Result<(), TwoOwners> {
+    registry.part::<contacts::Roster>();
     registry.handle::<Query>(Arc::new(Roster))
 }
 
@@ -51,15 +52,16 @@ impl Handle<Query> for Roster {
 
 /// RFC 6121 §2.2: who asks for the roster gets pushes from now on.
 fn get(account: &Account, iq: &Iq<Query>) -> Reply {
-    let mut state = account.lock();
-    if let Some(session) = iq.from().and_then(|from| state.session_at(from)) {
-        session.interested = true;
-    }
-    let listed = state.roster.iter().filter(|(_, contact)| contact.listed());
-    let mut items: Vec<_> = listed.map(|(jid, contact)| (jid, contact.to_item(jid))).collect();
-    items.sort_by_key(|(jid, _)| *jid);
-    let items = items.into_iter().map(|(_, item)| item).collect::<Vec<_>>();
-    Element::new(ns::ROSTER, "query").children(items).into()
+    account.at_home(|state| {
+        if let Some(session) = iq.from().and_then(|from| state.session_at(from)) {
+            session.interested = true;
+        }
+        let listed = contacts(state).iter().filter(|(_, contact)| contact.listed());
+        let mut items: Vec<_> = listed.map(|(jid, contact)| (jid, contact.to_item(jid))).collect();
+        items.sort_by_key(|(jid, _)| *jid);
+        let items = items.into_iter().map(|(_, item)| item).collect::<Vec<_>>();
+        Element::new(ns::ROSTER, "query").children(items).into()
+    })
 }
 
 fn set(account: &Arc<Account>, items: &[Element]) -> Result<Reply, StanzaError> {
@@ -72,29 +74,31 @@ fn set(account: &Arc<Account>, items: &[Element]) -> Result<Reply, StanzaError> 
     }
     check(item)?;
     let mut reply = Reply::default();
-    let mut state = account.lock();
-    if state.roster.get(&jid).is_none() && state.roster.len() >= MAX_CONTACTS {
-        return Err(StanzaError::new(Condition::ResourceConstraint).text("the roster is full"));
-    }
-    Book { account, state: &mut state, fx: &mut reply.fx }.change(&jid, |contact| {
-        // RFC 6121 §2.1.2: all other attributes are the server's.
-        contact.take_item(item);
-        contact.added = true;
-    });
-    drop(state);
+    account.at_home(|state| {
+        if contacts(state).get(&jid).is_none() && contacts(state).len() >= MAX_CONTACTS {
+            return Err(StanzaError::new(Condition::ResourceConstraint).text("the roster is full"));
+        }
+        Book { account, state, fx: &mut reply.fx }.change(&jid, |contact| {
+            // RFC 6121 §2.1.2: all other attributes are the server's.
+            contact.take_item(item);
+            contact.added = true;
+        });
+        Ok(())
+    })?;
     Ok(reply)
 }
 
 /// RFC 6121 §2.5: the subscriptions end, then the item goes.
 fn remove(account: &Arc<Account>, jid: &BareJid) -> Result<Reply, StanzaError> {
     let mut reply = Reply::default();
-    let mut state = account.lock();
-    if !state.roster.get(jid).is_some_and(|contact| contact.listed()) {
-        return Err(Condition::ItemNotFound.into());
-    }
-    subscription::end_both(account, &state, jid, &mut reply.fx);
-    Book { account, state: &mut state, fx: &mut reply.fx }.remove(jid);
-    drop(state);
+    account.at_home(|state| {
+        if !contacts(state).get(jid).is_some_and(|contact| contact.listed()) {
+            return Err(StanzaError::from(Condition::ItemNotFound));
+        }
+        subscription::end_both(account, state, jid, &mut reply.fx);
+        Book { account, state, fx: &mut reply.fx }.remove(jid);
+        Ok(())
+    })?;
     Ok(reply)
 }
 

@@ -2,12 +2,16 @@
 //!
 //! `State::step` is Appendix A of the RFC; everything else moves stanzas, saves contacts and pushes items.
 
-use crate::{presence, push::Book, roster};
+use crate::{
+    contacts::{Contact, Subscription, contacts},
+    presence,
+    push::Book,
+    roster,
+};
 use std::sync::Arc;
 use tavi_core::{
     Account, AccountState, Effects, Envelope, Ev, Flow, Parts, Principal, Registry,
     hooks::{OnReceived, OnSent, Phase, Stage, StreamFeature},
-    roster::{Contact, Subscription},
 };
 use tavi_xmpp_proto::{
     BareJid, Condition, Element, Jid, PresenceType, Stanza, StanzaError, StanzaType, ns, stanza::Head,
@@ -139,7 +143,7 @@ impl OnSent for Subscriptions {
         if contact == ev.account.jid {
             return Flow::Stop;
         }
-        if ev.state.roster.get(&contact).is_none() && ev.state.roster.len() >= roster::MAX_CONTACTS {
+        if contacts(ev.state).get(&contact).is_none() && contacts(ev.state).len() >= roster::MAX_CONTACTS {
             return Flow::Refuse(StanzaError::new(Condition::ResourceConstraint).text("the roster is full"));
         }
         // RFC 6121 §3.1.2: from bare JID to bare JID.
@@ -151,12 +155,12 @@ impl OnSent for Subscriptions {
 
 /// The contact changes, the stanza goes on, and then whatever follows from it.
 fn sent(ev: &mut Ev<'_>, change: Change, contact: &BareJid) -> Flow {
-    let before = State::of(ev.state.roster.get(contact));
+    let before = State::of(contacts(ev.state).get(contact));
     if change == Change::Subscribed && !before.pending_in && !before.from {
         return approve_beforehand(ev, contact);
     }
     let (after, passes) = before.step(Way::Out, change);
-    let approved = ev.state.roster.get(contact).is_some_and(|c| c.approved);
+    let approved = contacts(ev.state).get(contact).is_some_and(|c| c.approved);
     // RFC 6121 §3.4.3: who is denied is no longer approved beforehand either.
     let withdrawn = change == Change::Unsubscribed && approved;
     if after != before || withdrawn {
@@ -191,7 +195,7 @@ impl OnReceived for Subscriptions {
         let Some(change) = Change::of(ev.env) else { return Flow::Continue };
         let Some(contact) = ev.env.from().map(|from| from.to_bare()) else { return Flow::Stop };
         ev.env.stanza.head.to = Some((&ev.account.jid).into());
-        let before = State::of(ev.state.roster.get(&contact));
+        let before = State::of(contacts(ev.state).get(&contact));
         if change == Change::Subscribe {
             requested(ev, &contact, before)
         } else {
@@ -206,7 +210,7 @@ fn requested(ev: &mut Ev<'_>, contact: &BareJid, before: State) {
     if before.from {
         return reply(ev, contact, PresenceType::Subscribed);
     }
-    let approved = ev.state.roster.get(contact).is_some_and(|c| c.approved);
+    let approved = contacts(ev.state).get(contact).is_some_and(|c| c.approved);
     if approved || matches!(ev.account.principal, Principal::Bot(_)) {
         return let_in(ev, contact);
     }
@@ -217,7 +221,7 @@ fn requested(ev: &mut Ev<'_>, contact: &BareJid, before: State) {
     let request = kept_form(ev.env);
     Book::of(ev).change(contact, |entry| entry.request = Some(request));
     for session in ev.state.available() {
-        ev.fx.push(tavi_core::Effect::Deliver { inbox: session.inbox.clone(), envelope: ev.env.clone() });
+        ev.fx.deliver(session, ev.env.clone());
     }
 }
 
@@ -239,7 +243,7 @@ fn answered(ev: &mut Ev<'_>, change: Change, contact: &BareJid, before: State) {
     }
     // The stanza goes out before the push.
     for session in ev.state.sessions.iter().filter(|session| session.interested) {
-        ev.fx.push(tavi_core::Effect::Deliver { inbox: session.inbox.clone(), envelope: ev.env.clone() });
+        ev.fx.deliver(session, ev.env.clone());
     }
     Book::of(ev).change(contact, |entry| after.put(entry));
     if change == Change::Unsubscribe && before.from {
@@ -249,7 +253,7 @@ fn answered(ev: &mut Ev<'_>, change: Change, contact: &BareJid, before: State) {
 
 /// The end of both subscriptions with a contact who is removed (RFC 6121 §2.5.2).
 pub(crate) fn end_both(account: &Account, state: &AccountState, contact: &BareJid, fx: &mut Effects) {
-    let now = State::of(state.roster.get(contact));
+    let now = State::of(contacts(state).get(contact));
     let mut tell = |type_| fx.route(Stanza::new(head(account, contact, type_), None));
     if now.to || now.pending_out {
         tell(PresenceType::Unsubscribe);
@@ -271,7 +275,7 @@ fn head(account: &Account, contact: &BareJid, type_: PresenceType) -> Head {
 }
 
 fn waiting(state: &AccountState) -> usize {
-    state.roster.iter().filter(|(_, contact)| contact.request.is_some()).count()
+    contacts(state).iter().filter(|(_, contact)| contact.request.is_some()).count()
 }
 
 /// A request as it is kept: whole if it is small, else without its extensions.

@@ -5,9 +5,9 @@
 
 use std::sync::Arc;
 
+use tavi_core::homes::SessionLimits;
 use tavi_core::hooks::Registry;
 use tavi_core::node::Parts;
-use tavi_core::sessions::SessionLimits;
 use tavi_core::{Hosts, Node, SystemClock};
 use tavi_mqtt::{Config, Hub};
 use tavi_store::MemoryStore;

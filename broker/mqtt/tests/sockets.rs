@@ -5,11 +5,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tavi_core::homes::SessionLimits;
 use tavi_core::hooks::{BoxFuture, Registry};
 use tavi_core::login::Certificates;
 use tavi_core::metrics::Protocol;
 use tavi_core::node::Parts;
-use tavi_core::sessions::SessionLimits;
 use tavi_core::{Hosts, Node, Principal, SystemClock};
 use tavi_mqtt::{Config, Hub, Link, Peer, serve};
 use tavi_store::MemoryStore;

@@ -4,7 +4,7 @@
 //! topic on the real store: first each awaited before the next, then through a session's window of open tickets.
 
 use std::{future::poll_fn, sync::Arc, time::Instant};
-use tavi_core::{Hosts, Parts, Principal, SystemClock, TicketQueue, sessions::SessionLimits, topics::Draft};
+use tavi_core::{Hosts, Parts, Principal, SystemClock, TicketQueue, homes::SessionLimits, topics::Draft};
 use tavi_store_kv::{Engine, Options};
 
 #[tokio::main]

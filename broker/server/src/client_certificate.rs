@@ -115,7 +115,7 @@ mod tests {
         CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ED25519, SanType,
         date_time_ymd,
     };
-    use tavi_core::{FakeClock, Hosts, sessions::SessionLimits};
+    use tavi_core::{FakeClock, Hosts, homes::SessionLimits};
     use tavi_enrol::device::{DeviceRecord, DeviceState};
     use tavi_store::{Expect, MemoryStore, Op, Owner, Store, Table};
 

@@ -147,7 +147,7 @@ impl Pages for Site {
         let mut out = self.node.parts.metrics.render();
         let (subscriptions, retained) = self.node.parts.topics.counts();
         metrics::family(&mut out, "tavi_queue_length", "gauge", "What waits in memory for receivers.");
-        metrics::line(&mut out, "tavi_queue_length{protocol=\"xmpp\"}", self.node.parts.sessions.waiting());
+        metrics::line(&mut out, "tavi_queue_length{protocol=\"xmpp\"}", self.node.parts.homes.waiting());
         metrics::line(&mut out, "tavi_queue_length{protocol=\"mqtt\"}", self.mqtt.waiting());
         metrics::family(&mut out, "tavi_subscriptions", "gauge", "Topic subscriptions.");
         metrics::line(&mut out, "tavi_subscriptions", subscriptions);

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 use std::time::Duration;
-use tavi_core::sessions::SessionLimits;
+use tavi_core::homes::SessionLimits;
 
 /// `[limits]`; what is not set keeps the default of its front end.
 #[derive(Debug, Default, Deserialize)]

@@ -56,7 +56,7 @@ pub async fn list_all(parts: &Parts) -> Outcome<UserList> {
 async fn row(parts: &Parts, jid: &BareJid) -> Outcome<UserRow> {
     let record = parts.store.load(&Owner::account(jid.as_str()), Table::Account, "").await.map_err(store_failed)?;
     let created = record.and_then(|r| std::str::from_utf8(&r.value).ok()?.parse::<u64>().ok()).map(|ms| ms / 1000);
-    let sessions = parts.sessions.known(jid).map_or(0, |account| account.lock().sessions.len());
+    let sessions = parts.homes.known(jid).map_or(0, |account| account.session_count());
     Ok(UserRow { jid: jid.to_string(), created, sessions: u32::try_from(sessions).ok() })
 }
 

@@ -132,11 +132,11 @@ impl Removals {
 
     /// In every protocol; waits until those who saw it were told that it is gone.
     async fn end_sessions(&self, jid: &BareJid) {
-        let account = self.node.parts.sessions.known(jid);
+        let account = self.node.parts.homes.known(jid);
         self.node.parts.revoke(jid);
         let Some(account) = account else { return };
         let gone = async {
-            while !account.lock().sessions.is_empty() {
+            while account.session_count() > 0 {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
@@ -164,7 +164,7 @@ impl Removals {
     /// In the contact's name, so that the contact's clients are told as well.
     async fn leave(&self, contact: &BareJid, jid: &BareJid) -> Result<(), StoreError> {
         // While it is in memory its hooks run.
-        let Some(_loaded) = self.node.parts.sessions.account(contact).await? else { return Ok(()) };
+        let Some(_loaded) = self.node.parts.homes.account(contact).await? else { return Ok(()) };
         for type_ in [PresenceType::Unsubscribe, PresenceType::Unsubscribed] {
             let head = Head::presence(type_).from(Jid::from(contact.clone())).to(Jid::from(jid.clone()));
             let now = self.node.parts.clock.now_ms();
@@ -229,10 +229,11 @@ mod tests {
     use super::*;
     use tavi_core::{
         Parts, Registry, SystemClock,
+        homes::SessionLimits,
         permit::{EVERYONE, Grant},
         principal::Hosts,
-        sessions::SessionLimits,
     };
+    use tavi_modules::contacts::contacts;
     use tavi_store::{MemoryStore, SharedStore};
 
     async fn node(store: &SharedStore) -> Node {
@@ -278,8 +279,8 @@ mod tests {
         assert!(store.queue(&owner, 0, 10).await.unwrap().is_empty());
         assert_eq!(node.parts.permit.list(None).len(), 1, "the other's grant stays");
         assert!(node.parts.topics.retained("u/dora/#").is_empty());
-        let ben = node.parts.sessions.account(&jid("ben")).await.unwrap().unwrap();
-        let contact = ben.lock().roster.get(&jid("dora")).cloned().unwrap();
+        let ben = node.parts.homes.account(&jid("ben")).await.unwrap().unwrap();
+        let contact = ben.at_home(|state| contacts(state).get(&jid("dora")).cloned()).unwrap();
         assert_eq!(contact.name.as_deref(), Some("D"));
         assert!(!contact.subscription.to && !contact.subscription.from && !contact.approved, "{contact:?}");
     }

@@ -8,8 +8,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use socket2::{SockRef, TcpKeepalive};
 use tavi_core::hooks::Stage;
+use tavi_core::link::{Closer, Link};
 use tavi_core::metrics::Protocol;
-use tavi_core::sessions::Inbox;
 use tavi_core::{Closed, Node};
 use tavi_xmpp_proto::{Element, ns};
 use tokio::net::{TcpListener, TcpStream};
@@ -38,7 +38,7 @@ pub(crate) struct Shared {
     pub inline: Vec<&'static str>,
     pub is_login_host: Box<dyn Fn(&str) -> bool + Send + Sync>,
     /// Sessions, so that the stop can end them; by their number in the core.
-    sessions: Mutex<std::collections::HashMap<u64, Arc<Inbox>>>,
+    sessions: Mutex<std::collections::HashMap<u64, Closer>>,
     /// Sessions that another connection can go on with.
     pub resumable: Arc<Resumables>,
     connections: AtomicUsize,
@@ -93,8 +93,8 @@ impl Xmpp {
     /// has [`Config::farewell_deadline`] to read its last words.
     pub async fn stop(&self) {
         self.shared.stop.send_replace(true);
-        let inboxes: Vec<_> = self.shared.sessions.lock().values().cloned().collect();
-        inboxes.iter().for_each(|inbox| inbox.close(Closed::Shutdown));
+        let seats: Vec<_> = self.shared.sessions.lock().values().cloned().collect();
+        seats.iter().for_each(|seat| seat.close(Closed::Shutdown));
         while self.connections() > 0 {
             let idle = self.shared.idle.notified();
             if self.connections() == 0 {
@@ -158,24 +158,25 @@ impl Shared {
 pub(crate) struct Entered {
     shared: Arc<Shared>,
     id: u64,
-    inbox: Arc<Inbox>,
+    seat: Closer,
 }
 
 impl Entered {
     /// Notes a session.
-    pub fn new(shared: Arc<Shared>, id: u64, inbox: Arc<Inbox>) -> Entered {
-        shared.sessions.lock().insert(id, inbox.clone());
+    pub fn new(shared: Arc<Shared>, link: &Link) -> Entered {
+        let (id, seat) = (link.seat().number, link.closer());
+        shared.sessions.lock().insert(id, seat.clone());
         // The stop may have looked just before.
         if *shared.stop.borrow() {
-            inbox.close(Closed::Shutdown);
+            seat.close(Closed::Shutdown);
         }
-        Entered { shared, id, inbox }
+        Entered { shared, id, seat }
     }
 }
 
 impl Drop for Entered {
     fn drop(&mut self) {
-        self.inbox.close(Closed::Gone);
+        self.seat.close(Closed::Gone);
         let mut sessions = self.shared.sessions.lock();
         sessions.remove(&self.id);
         if sessions.is_empty() {

@@ -4,10 +4,10 @@ use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
 
+use tavi_core::link::Link;
 use tavi_core::login::{Attempt, Credential, Peer};
 use tavi_core::node::Attached;
 use tavi_core::principal::Host;
-use tavi_core::sessions::Bound;
 use tavi_core::{Denied, Node};
 use tavi_xmpp_proto::error::{Condition, StanzaError};
 use tavi_xmpp_proto::ingress::{Incoming, Ingress};
@@ -28,7 +28,7 @@ use crate::wire::Wire;
 pub(crate) struct Negotiated {
     pub wire: Wire,
     pub ingress: Ingress,
-    pub bound: Bound,
+    pub link: Link,
     pub attached: Attached,
     /// The default language of the client's stream (RFC 6120 §4.7.4).
     pub lang: Option<Box<str>>,
@@ -108,7 +108,7 @@ impl Talk {
             () = shared.stopping() => Err(Stop::Stream(StreamCondition::SystemShutdown.into())),
         };
         match ended {
-            Ok((bound, attached)) => self.negotiated(bound, attached),
+            Ok((link, attached)) => self.negotiated(link, attached),
             Err(stop) => {
                 self.farewell(stop).await;
                 None
@@ -116,14 +116,14 @@ impl Talk {
         }
     }
 
-    fn negotiated(mut self, bound: Bound, attached: Attached) -> Option<Negotiated> {
+    fn negotiated(mut self, link: Link, attached: Attached) -> Option<Negotiated> {
         self.ingress.set_limits(self.shared.config.stanza);
         let (out, rest) = (std::mem::take(&mut self.out), std::mem::take(&mut self.received));
         let (wire, ingress, lang) = (self.wire.take()?, self.ingress, self.lang);
-        Some(Negotiated { wire, ingress, bound, attached, lang, managed: self.managed, out, rest })
+        Some(Negotiated { wire, ingress, link, attached, lang, managed: self.managed, out, rest })
     }
 
-    async fn work(&mut self, port: Port) -> Result<(Bound, Attached), Stop> {
+    async fn work(&mut self, port: Port) -> Result<(Link, Attached), Stop> {
         if port == Port::DirectTls {
             let tls = self.shared.tls.clone().ok_or(Stop::Gone)?;
             self.handshake(TlsAcceptor::from(tls.direct.load_full())).await?;
@@ -132,7 +132,7 @@ impl Talk {
         loop {
             match self.step(state).await? {
                 Stepped::State(next) => state = next,
-                Stepped::Bound(bound, attached) => return Ok((*bound, attached)),
+                Stepped::Bound(link, attached) => return Ok((*link, attached)),
             }
         }
     }
@@ -170,7 +170,7 @@ impl Talk {
                 }
                 Next::Resume(wanted) => self.resume(wanted)?,
                 Next::Bind(wanted) => match self.bind(wanted).await {
-                    Ok((bound, attached)) => return Ok(Stepped::Bound(Box::new(bound), attached)),
+                    Ok((link, attached)) => return Ok(Stepped::Bound(Box::new(link), attached)),
                     Err(state) => Next::Wait(state),
                 },
             };
@@ -241,7 +241,7 @@ impl Talk {
         }
     }
 
-    async fn bind(&mut self, wanted: BindWanted) -> Result<(Bound, Attached), Negotiation> {
+    async fn bind(&mut self, wanted: BindWanted) -> Result<(Link, Attached), Negotiation> {
         match place(&self.shared.node, &wanted).await {
             Ok(found) => {
                 self.lang = wanted.lang().map(Into::into);
@@ -254,15 +254,13 @@ impl Talk {
     }
 
     /// Begins what the client asked for with its binding (XEP-0386 §4); gives what it is told of it.
-    fn begin(&mut self, requests: &[Element], bound: &Bound) -> Vec<Element> {
-        if let Some(session) = bound.account.lock().session(bound.id) {
-            self.shared.node.router.registry().begin(requests, session);
-        }
+    fn begin(&mut self, requests: &[Element], link: &Link) -> Vec<Element> {
+        link.begin(requests);
         let enable = requests.iter().find_map(|request| match SmRequest::read(request) {
             Some(SmRequest::Enable { resume }) => Some(resume),
             _ => None,
         });
-        self.managed = enable.map(|resume| Managed::new(&self.shared, &bound.account.jid, resume));
+        self.managed = enable.map(|resume| Managed::new(&self.shared, &link.seat().owner, resume));
         self.managed.iter().map(|managed| sm::enabled(managed.resumable(&self.shared))).collect()
     }
 
@@ -370,23 +368,23 @@ impl Talk {
 /// What a step led to.
 enum Stepped {
     State(Negotiation),
-    Bound(Box<Bound>, Attached),
+    Bound(Box<Link>, Attached),
 }
 
 /// Finds the account and a place in it.
-async fn place(node: &Node, wanted: &BindWanted) -> Result<(Bound, Attached), StanzaError> {
+async fn place(node: &Node, wanted: &BindWanted) -> Result<(Link, Attached), StanzaError> {
     let unavailable = |error| {
         tracing::error!(%error, "an account could not be read");
         StanzaError::new(Condition::InternalServerError)
     };
-    let account = node.parts.sessions.account(&wanted.jid().to_bare()).await.map_err(unavailable)?;
+    let account = node.parts.homes.account(&wanted.jid().to_bare()).await.map_err(unavailable)?;
     // It was removed between login and binding.
     let account = account.ok_or(Condition::NotAuthorized)?;
     let attached = node.attach(&account.principal);
-    let bound = node.router.bind(&account, wanted.jid().clone());
+    let link = node.router.bind(&account, wanted.jid().clone());
     // RFC 6120 §7.6.2.1.
     let full = || StanzaError::new(Condition::ResourceConstraint).text("this account has too many sessions");
-    Ok((bound.ok_or_else(full)?, attached))
+    Ok((link.ok_or_else(full)?, attached))
 }
 
 /// Whether clients can log in at a host (semantics.md: people and devices).

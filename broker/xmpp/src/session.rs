@@ -11,10 +11,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use tavi_core::link::Link;
 use tavi_core::metrics::{Metrics, Outcome, Protocol};
 use tavi_core::node::Attached;
-use tavi_core::sessions::Bound;
-use tavi_core::{Bound as Room, Closed, Envelope, Origin, Ticket, TicketQueue};
+use tavi_core::{Bound, Closed, Envelope, Origin, Ticket, TicketQueue};
 use tavi_store::StoreError;
 use tavi_xmpp_proto::ingress::{Incoming, Ingress};
 use tavi_xmpp_proto::sm::{self, SmRequest, StreamManagement};
@@ -74,7 +74,7 @@ pub(crate) struct Session {
     shared: Arc<Shared>,
     wire: Wire,
     ingress: Ingress,
-    bound: Bound,
+    link: Link,
     entered: Entered,
     _attached: Attached,
     /// The default language of the client's stream (RFC 6120 §4.7.4).
@@ -155,13 +155,13 @@ fn size(incoming: &Incoming) -> usize {
 impl Session {
     /// The session behind a negotiation.
     pub fn new(shared: Arc<Shared>, negotiated: Negotiated) -> Session {
-        let Negotiated { wire, ingress, bound, attached, lang, managed, out, rest } = negotiated;
+        let Negotiated { wire, ingress, link, attached, lang, managed, out, rest } = negotiated;
         let mut session = Session {
-            entered: Entered::new(shared.clone(), bound.id, bound.inbox.clone()),
+            entered: Entered::new(shared.clone(), &link),
             shared,
             wire,
             ingress,
-            bound,
+            link,
             _attached: attached,
             lang,
             tickets: TicketQueue::default(),
@@ -214,14 +214,14 @@ impl Session {
 
     /// Waits for another connection; what was being routed is completed meanwhile.
     async fn wait(&mut self) -> Result<Box<Resume>, End> {
-        self.bound.inbox.detach();
+        self.link.detach();
         let mut expiry = std::pin::pin!(tokio::time::sleep(self.shared.config.resume));
         poll_fn(|cx| {
             self.poll_routing(cx);
             if let Err(end) = self.poll_tickets(cx) {
                 return Poll::Ready(Err(end));
             }
-            if let Poll::Ready(why) = self.bound.inbox.poll_closed(cx) {
+            if let Poll::Ready(why) = self.link.poll_closed(cx) {
                 return Poll::Ready(Err(closed(why)));
             }
             match self.poll_resume(cx) {
@@ -242,7 +242,7 @@ impl Session {
     /// XEP-0198 §5: tells the client what is handled, and sends again what it lacks. What it sent and was not counted it
     /// sends again, so nothing of that may still be under way.
     async fn resume(&mut self, resume: Resume) -> Result<(), End> {
-        self.bound.inbox.detach();
+        self.link.detach();
         poll_fn(|cx| {
             self.poll_routing(cx);
             match self.poll_tickets(cx) {
@@ -252,7 +252,7 @@ impl Session {
             }
         })
         .await?;
-        self.bound.inbox.attach();
+        self.link.attach();
         let Resume { wire, ingress, rest, lang, handled, greeting } = resume;
         (self.wire, self.ingress, self.lang) = (wire, ingress, lang);
         (self.pending, self.ending, self.deadline) =
@@ -262,7 +262,7 @@ impl Session {
         let (Some(management), Some(resumption)) = (&mut self.management, &self.resumption) else { return Ok(()) };
         self.out.clear();
         greeting.write(management.resume(&resumption.name), &mut self.out);
-        self.bound.inbox.sent().iter().for_each(|envelope| envelope.write(&mut self.out));
+        self.link.in_flight().iter().for_each(|envelope| envelope.write(&mut self.out));
         management.ask(&mut self.out);
         self.take_bytes(&rest);
         Ok(())
@@ -323,7 +323,7 @@ impl Session {
 
     fn complete(&mut self, due: Due, result: Result<(), StoreError>) -> Result<(), End> {
         if let Err(error) = result {
-            tracing::error!(%error, jid = %self.bound.jid, "a stanza could not be saved");
+            tracing::error!(%error, jid = %self.link.jid(), "a stanza could not be saved");
             return Err(StreamError::new(StreamCondition::InternalServerError).text("the store failed").into());
         }
         match (due, &mut self.management) {
@@ -364,14 +364,13 @@ impl Session {
         }
         let ids = std::mem::take(&mut self.writing);
         // Also what another session of the account had first, of which the account knows nothing any more.
-        ids.iter().for_each(|id| drop(self.bound.inbox.acknowledge(*id)));
-        self.shared.node.router.acknowledge(&self.bound.account, &ids);
+        self.link.acked(&ids);
     }
 
     /// Takes what waits in the inbox and makes one write of it.
     fn poll_inbox(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         let mut taken = Vec::new();
-        match self.bound.inbox.poll_take(cx, HIGH_WATER, &mut taken) {
+        match self.link.poll_deliver(cx, HIGH_WATER, &mut taken) {
             Poll::Pending => Ok(false),
             Poll::Ready(Err(why)) => Err(closed(why)),
             Poll::Ready(Ok(())) => {
@@ -383,7 +382,7 @@ impl Session {
 
     /// While the client does not read, only the end of the session matters.
     fn poll_only_close(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
-        match self.bound.inbox.poll_closed(cx) {
+        match self.link.poll_closed(cx) {
             Poll::Pending => Ok(false),
             Poll::Ready(why) => Err(closed(why)),
         }
@@ -403,13 +402,12 @@ impl Session {
         if let Some(management) = &mut self.management {
             management.ask(&mut self.out);
         }
-        self.shared.node.router.feed_soon(&self.bound.account, self.bound.id, &self.bound.inbox);
     }
 
     /// Who has to acknowledge before it gets more, or takes nothing of what is being written, has so much time for it. It
     /// loses nothing.
     fn poll_deadline(&mut self, cx: &mut Context<'_>, stuck: bool) -> Result<(), End> {
-        let held_up = self.management.is_some() && self.bound.inbox.is_held_up();
+        let held_up = self.management.is_some() && self.link.is_held_up();
         if !held_up && !stuck {
             self.deadline = None;
             return Ok(());
@@ -486,11 +484,11 @@ impl Session {
             && !self.tickets.is_full()
             // The answer to a request tells that what was sent before it is durable.
             && (self.tickets.is_empty() || !self.pending.begins_with_iq())
-            && self.bound.inbox.poll_room(cx).is_ready()
+            && self.link.poll_room(cx).is_ready()
     }
 
     fn stanza(&mut self, mut stanza: Box<Stanza>) -> Result<(), End> {
-        c2s::stamp(&mut stanza.head, (&self.bound.jid, self.lang.as_deref()))?;
+        c2s::stamp(&mut stanza.head, (self.link.jid(), self.lang.as_deref()))?;
         if let Some(reply) = c2s::session_reply(&stanza) {
             self.answer(Some(reply));
             return Ok(());
@@ -501,10 +499,8 @@ impl Session {
         }
         let origin = if self.management.is_some() { Origin::Managed } else { Origin::Plain };
         let (size, due) = (stanza.raw().len() + 128, self.due());
-        let mut envelope = Envelope::received(stanza, origin, parts.clock.now_ms());
-        envelope.meta.sender = self.bound.id;
-        let router = self.shared.node.router.clone();
-        self.routing = Some(Routing { route: Box::pin(async move { router.route(envelope).await }), size, due });
+        let envelope = Envelope::received(stanza, origin, parts.clock.now_ms());
+        self.routing = Some(Routing { route: self.link.sent(envelope), size, due });
         Ok(())
     }
 
@@ -517,8 +513,8 @@ impl Session {
     fn answer(&mut self, reply: Option<Stanza>) {
         self.tickets.push(Ticket::done(), self.due(), 0);
         if let Some(mut reply) = reply {
-            reply.head.to = Some(self.bound.jid.clone());
-            self.bound.inbox.push_or_close(reply.into());
+            reply.head.to = Some(self.link.jid().clone());
+            self.link.answer(reply.into());
         }
     }
 
@@ -545,7 +541,7 @@ impl Session {
         }
         // XEP-0198 §4: what was sent before is not counted. The client has read it when it reads the answer.
         self.all_written();
-        let managed = Managed::new(&self.shared, &self.bound.account.jid, resume);
+        let managed = Managed::new(&self.shared, &self.link.seat().owner, resume);
         sm::write_enabled(&mut self.out, managed.resumable(&self.shared));
         self.manage(managed);
     }
@@ -553,12 +549,9 @@ impl Session {
     /// From here on what is sent and received is counted (XEP-0198 §4).
     fn manage(&mut self, managed: Managed) {
         let config = &self.shared.config;
-        let window = Room { items: config.unacknowledged, bytes: config.unacknowledged_bytes };
-        self.bound.inbox.manage(window);
+        let window = Bound { items: config.unacknowledged, bytes: config.unacknowledged_bytes };
+        self.link.manage(window);
         self.management = Some(Box::default());
-        if let Some(session) = self.bound.account.lock().session(self.bound.id) {
-            session.managed = true;
-        }
         self.resumption = managed.resumption;
     }
 
@@ -570,22 +563,19 @@ impl Session {
         if !places.is_empty() {
             self.deadline = None;
         }
-        let had = places.into_iter().filter_map(|place| self.bound.inbox.acknowledge(place));
-        let ids: Vec<u64> = had.filter(Envelope::is_lasting).map(|envelope| envelope.meta.place).collect();
-        self.shared.node.router.acknowledge(&self.bound.account, &ids);
-        if self.bound.inbox.is_held_up() {
+        self.link.acked(&places);
+        if self.link.is_held_up() {
             management.ask(&mut self.out);
         }
-        self.shared.node.router.feed_soon(&self.bound.account, self.bound.id, &self.bound.inbox);
         Ok(true)
     }
 
     /// Says goodbye, lets the open tickets complete, and gives back what the client did not get.
     async fn end(mut self, end: End) {
-        note(&end, &self.bound, &self.shared);
+        note(&end, &self.link, &self.shared);
         let deadline = self.shared.config.farewell_deadline;
         // What is still being routed waits for no room from here on.
-        self.bound.inbox.close(Closed::Gone);
+        self.link.close(Closed::Gone);
         if matches!(end, End::Broken | End::Closed) {
             self.route_rest().await;
         }
@@ -593,10 +583,10 @@ impl Session {
         if let Ok(true) = tokio::time::timeout(deadline, self.farewell(&end)).await {
             self.all_written();
         }
-        let Session { shared, mut wire, bound, entered, tickets, routing, .. } = self;
+        let Session { shared, mut wire, link, entered, tickets, routing, .. } = self;
         drain(tickets, routing, shared.node.parts.metrics.clone());
-        if let Err(error) = shared.node.router.end(&bound, Vec::new()).await.complete().await {
-            tracing::error!(%error, jid = %bound.jid, "what a session left could not be kept");
+        if let Err(error) = link.end(Vec::new()).await.complete().await {
+            tracing::error!(%error, jid = %link.jid(), "what a session left could not be kept");
         }
         drop(entered);
         let mut said = false;
@@ -689,15 +679,15 @@ fn closed(why: Closed) -> End {
     }
 }
 
-fn note(end: &End, bound: &Bound, shared: &Shared) {
+fn note(end: &End, link: &Link, shared: &Shared) {
     match end {
         End::Error(error) => {
             // These two are no fault of the client.
             let blameless = [StreamCondition::SystemShutdown, StreamCondition::Conflict].contains(&error.condition);
             shared.node.parts.metrics.protocol_errors.add(u64::from(!blameless));
-            tracing::debug!(jid = %bound.jid, %error, "a stream ended");
+            tracing::debug!(jid = %link.jid(), %error, "a stream ended");
         }
-        End::Broken => tracing::debug!(jid = %bound.jid, "a connection broke"),
+        End::Broken => tracing::debug!(jid = %link.jid(), "a connection broke"),
         End::Closed | End::Resumed(_) => {}
     }
 }

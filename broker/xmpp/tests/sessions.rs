@@ -6,7 +6,7 @@ mod sasl2;
 
 use client::{Broker, Client, exporter};
 use std::time::Duration;
-use tavi_core::sessions::SessionLimits;
+use tavi_core::homes::SessionLimits;
 use tavi_store::Owner;
 use tavi_xmpp::Config;
 use tavi_xmpp_proto::sasl::{BindingKind, ClientBinding, Hash, Mechanism};
@@ -74,8 +74,8 @@ async fn what_stands_before_the_end_of_a_stream_is_heard() {
             }
         };
         tokio::join!(sending, hearing);
-        let account = broker.node.parts.sessions.known(&"romeo@localhost".parse().unwrap()).unwrap();
-        while !account.lock().sessions.is_empty() {
+        let account = broker.node.parts.homes.known(&"romeo@localhost".parse().unwrap()).unwrap();
+        while account.session_count() > 0 {
             tokio::task::yield_now().await;
         }
     }
@@ -249,10 +249,9 @@ async fn a_client_that_does_not_read_is_cut_off_by_what_is_not_kept() {
     let mut juliet = broker.login("juliet", "balcony").await;
     let message =
         format!("<message to='juliet@localhost/balcony' type='headline'><body>{}</body></message>", "x".repeat(60_000));
-    let account = broker.node.parts.sessions.account(&"juliet@localhost".parse().unwrap()).await.unwrap().unwrap();
+    let account = broker.node.parts.homes.account(&"juliet@localhost".parse().unwrap()).await.unwrap().unwrap();
     // The socket buffers take some megabytes; then her inbox fills up.
-    while account.lock().sessions.iter().all(|session| session.inbox.closed().is_none())
-        && !account.lock().sessions.is_empty()
+    while account.at_home(|state| state.sessions.iter().all(|session| session.is_open())) && account.session_count() > 0
     {
         romeo.say(&message).await;
         tokio::task::yield_now().await;

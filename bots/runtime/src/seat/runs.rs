@@ -263,8 +263,8 @@ impl Seat {
             tracing::error!(bot = %self.jid, %error, "a run of a bot could not be saved; it runs again after a restart");
             return;
         }
-        if let (Some(id), Some(account)) = (source.queued, self.shared.node.parts.sessions.known(&self.jid)) {
-            self.shared.node.router.settle(&account, &[id]);
+        if let Some(id) = source.queued {
+            self.shared.node.router.settle(&self.jid, &[id]);
         }
         self.send(outgoing).await;
         self.handled(&source);

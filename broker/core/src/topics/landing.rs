@@ -6,7 +6,7 @@ use super::{
     kept::{Kept, LARGE},
     place::{Place, State},
     quota::Paid,
-    receivers::Audience,
+    receivers::{Audience, Match},
 };
 use crate::publication::{Change, Publication};
 use parking_lot::MutexGuard;
@@ -41,29 +41,29 @@ impl Open {
     }
 }
 
-/// A publication's claim to its turn. Dropped without [`Landing::land`], it failed.
-pub(super) struct Landing {
+/// A publication's claim to its turn. Dropped without [`Turn::land`], it failed.
+pub(crate) struct Turn {
     topics: Arc<Topics>,
     place: Arc<Place>,
     number: u64,
     fate: Fate,
 }
 
-impl Landing {
+impl Turn {
     /// Puts a publication behind those of its topic that are open; the topic's lock is held.
-    pub(super) fn begin(topics: &Arc<Topics>, place: &Arc<Place>, state: &mut State, open: Open) -> Landing {
+    pub(super) fn begin(topics: &Arc<Topics>, place: &Arc<Place>, state: &mut State, open: Open) -> Turn {
         let number = state.first + state.open.len() as u64;
         state.open.push_back(open);
-        Landing { topics: topics.clone(), place: place.clone(), number, fate: Fate::Failed }
+        Turn { topics: topics.clone(), place: place.clone(), number, fate: Fate::Failed }
     }
 
     /// All is saved. It lands now, or as soon as those before it have.
-    pub(super) fn land(mut self) {
+    pub(crate) fn land(mut self) {
         self.fate = Fate::Saved;
     }
 }
 
-impl Drop for Landing {
+impl Drop for Turn {
     fn drop(&mut self) {
         let mut state = self.place.state.lock();
         let at = (self.number - state.first) as usize;
@@ -71,6 +71,19 @@ impl Drop for Landing {
             open.fate = self.fate;
         }
         self.topics.settle(&self.place, state);
+    }
+}
+
+/// A publication that was being saved when somebody with a queue of his own subscribed: his rows are saved now, too.
+pub(crate) struct Late {
+    pub(super) to: Match,
+    pub(super) publication: Arc<Publication>,
+}
+
+impl Late {
+    /// All is saved.
+    pub(crate) fn deliver(self) {
+        self.to.subscriber.deliver(&self.publication, &self.to.options);
     }
 }
 

@@ -20,6 +20,7 @@ pub use tidy::Tidy;
 
 use crate::{
     clock::Clock,
+    landing::Deed,
     permit::{Action, Permit},
     principal::Principal,
     publication::{Change, ContentType, Properties, Publication, Qos, Rendered},
@@ -29,7 +30,8 @@ use crate::{
 use bytes::Bytes;
 use hashbrown::HashMap;
 use kept::{at_once, retained_op};
-use landing::{Landing, Open};
+use landing::Open;
+pub(crate) use landing::{Late, Turn};
 use parking_lot::{Mutex, RwLock};
 use place::Places;
 use quota::{Bound, Purses};
@@ -276,9 +278,9 @@ impl Topics {
             }
         }
         let open = Open::new(publication, fresh, (audience, seen));
-        let landing = Landing::begin(self, &place, &mut state, open);
+        let turn = Turn::begin(self, &place, &mut state, open);
         drop(state);
-        ticket.then(Box::new(move || landing.land()));
+        ticket.then(Deed::Turn(turn));
         Ok(ticket)
     }
 
@@ -449,9 +451,8 @@ impl Topics {
                     None => open.audience.joined.push(joining.clone()),
                     Some(rows) => {
                         ticket.wait_for(joining.subscriber.save(&self.store, rows));
-                        let (joining, publication) = (joining.clone(), open.publication.clone());
-                        let deliver = move || joining.subscriber.deliver(&publication, &joining.options);
-                        ticket.then(Box::new(deliver));
+                        let publication = open.publication.clone();
+                        ticket.then(Deed::Late(Late { to: joining.clone(), publication }));
                     }
                 }
             }

@@ -21,7 +21,7 @@ pub(super) struct Entry {
 
 /// One receiver of a publication with the options of all its matching filters.
 #[derive(Clone)]
-pub(super) struct Match {
+pub(crate) struct Match {
     pub(super) subscriber: Arc<dyn Subscriber>,
     pub(super) options: SmallVec<[SubOptions; 1]>,
 }

@@ -8,11 +8,10 @@ use std::{
     sync::Arc,
 };
 use tavi_core::{
-    Envelope, Hosts, Parts, Principal, Publication, Qos, Refusal, Sessions, SubOptions, Subscriber, Topics,
+    Envelope, Homes, Hosts, Parts, Principal, Publication, Qos, Refusal, SeatId, SubOptions, Subscriber, Topics,
     accounts::Accounts,
     hooks::{OnSession, Place, SessionEvent},
     principal::Host,
-    sessions::Inbox,
     topics::RetainedStream,
 };
 use tavi_store::{Commit, Expect, Op, Owner, Row, SharedStore, StoreError, Table};
@@ -36,7 +35,7 @@ const ROW: &str = "sub:";
 pub(super) struct Subscribers {
     subscribed: Mutex<HashMap<BareJid, Vec<Held>>>,
     topics: Arc<Topics>,
-    sessions: Arc<Sessions>,
+    homes: Arc<Homes>,
     hosts: Arc<Hosts>,
     store: SharedStore,
     accounts: Arc<Accounts>,
@@ -66,7 +65,7 @@ impl Subscribers {
         Subscribers {
             subscribed: Mutex::default(),
             topics: parts.topics.clone(),
-            sessions: parts.sessions.clone(),
+            homes: parts.homes.clone(),
             hosts: parts.hosts.clone(),
             store: parts.store.clone(),
             accounts: parts.accounts.clone(),
@@ -181,18 +180,15 @@ impl Subscribers {
 
     /// Gives what a new subscription to a filter finds to the sessions of the JID, as they have room.
     pub(super) fn feed(&self, jid: &Jid, retained: &RetainedStream) {
-        let Some(account) = self.sessions.known(&jid.to_bare()) else { return };
-        let state = account.lock();
-        let wanted = state.receivers().filter(|session| jid.is_bare() || session.jid == *jid);
-        for session in wanted {
+        for seat in self.homes.receivers(jid) {
             let source = Source { jid: jid.clone(), filter: Arc::from(""), stream: retained.clone() };
-            self.spawn_feed(session.inbox.clone(), vec![source]);
+            self.spawn_feed(seat, vec![source]);
         }
     }
 
-    fn spawn_feed(&self, inbox: Arc<Inbox>, sources: Vec<Source>) {
+    fn spawn_feed(&self, seat: SeatId, sources: Vec<Source>) {
         let pubsub = self.hosts.jid(Host::Pubsub).clone();
-        tokio::spawn(feed((pubsub, self.searches.clone()), inbox, sources));
+        tokio::spawn(feed((pubsub, self.searches.clone()), (self.homes.clone(), seat), sources));
     }
 
     fn subscriber(&self, jid: &Jid, who: &Principal, node: &str) -> Arc<dyn Subscriber> {
@@ -212,7 +208,7 @@ impl Subscribers {
             principal: who.clone(),
             jid: jid.clone(),
             pubsub: self.hosts.jid(Host::Pubsub).clone(),
-            sessions: self.sessions.clone(),
+            homes: self.homes.clone(),
         })
     }
 
@@ -264,7 +260,7 @@ struct Reader {
     principal: Principal,
     jid: Jid,
     pubsub: Jid,
-    sessions: Arc<Sessions>,
+    homes: Arc<Homes>,
 }
 
 impl Subscriber for Reader {
@@ -279,22 +275,8 @@ impl Subscriber for Reader {
     fn deliver(&self, publication: &Arc<Publication>, _: &[SubOptions]) {
         let event = value::event(publication);
         if !event.is_empty() {
-            tell(&self.sessions, &self.jid, &notice(&self.pubsub, &self.jid, event));
+            self.homes.notify(&self.jid, &notice(&self.pubsub, &self.jid, event));
         }
-    }
-}
-
-/// Hands a notice to a JID: a session if it is a full one, else all that take messages (RFC 6121 §8.5.2.1.1).
-fn tell(sessions: &Sessions, jid: &Jid, notice: &Envelope) {
-    if jid.is_bare() {
-        sessions.headline(&jid.to_bare(), notice);
-        return;
-    }
-    let Some(account) = sessions.known(&jid.to_bare()) else { return };
-    let inbox = account.lock().session_at(jid).map(|session| session.inbox.clone());
-    if let Some(inbox) = inbox {
-        // Whoever does not read is cut off, and reads the last items when it comes back.
-        inbox.push_or_close(notice.clone());
     }
 }
 
@@ -310,7 +292,7 @@ impl OnSession for Subscribers {
             }
         }
         if !sources.is_empty() {
-            self.spawn_feed(session.inbox.clone(), sources);
+            self.spawn_feed(session.seat(), sources);
         }
     }
 }
@@ -324,16 +306,20 @@ struct Source {
 
 /// Hands last items to a session, each topic's once, as the session has room: there is no limit that cuts off, and
 /// nobody waits for it. Ends with the session.
-async fn feed((pubsub, searches): (Jid, Arc<Semaphore>), inbox: Arc<Inbox>, mut sources: Vec<Source>) {
+async fn feed(
+    (pubsub, searches): (Jid, Arc<Semaphore>),
+    (homes, seat): (Arc<Homes>, SeatId),
+    mut sources: Vec<Source>,
+) {
     for at in 0..sources.len() {
         let (before, rest) = sources.split_at_mut(at);
         let Source { jid, stream, .. } = &mut rest[0];
         let mut take = |last: &Arc<Publication>| {
             let fed = before.iter().any(|source| matches(&source.filter, &last.topic));
-            fed || inbox.push(last_item(&pubsub, jid, last)).is_ok()
+            fed || homes.put(&seat, last_item(&pubsub, jid, last)).is_ok()
         };
         loop {
-            if poll_fn(|cx| inbox.poll_space(cx)).await.is_err() {
+            if poll_fn(|cx| homes.poll_space(&seat, cx)).await.is_err() {
                 return;
             }
             // It is never closed; while one waits for room, another searches.

@@ -470,7 +470,7 @@ async fn a_removed_account_s_subscriptions_are_gone_after_the_next_start() {
     let world = World::new().await;
     let mut romeo = world.online("romeo/orchard").await;
     subscribes(&mut romeo, "u/romeo/a").await;
-    world.node.parts.accounts.remove(&romeo.bound.account.jid).await.unwrap();
+    world.node.parts.accounts.remove(&romeo.jid().to_bare()).await.unwrap();
     let world = world.restart().await;
     let mut romeo = world.online("romeo/orchard").await;
     romeo.sends(&get("<subscriptions/>")).await;
@@ -496,7 +496,7 @@ async fn a_successor_of_the_same_name_gets_nothing_that_another_subscribed_to() 
     let world = World::new().await;
     let mut romeo = world.online("romeo/orchard").await;
     subscribes(&mut romeo, "u/romeo/a").await;
-    let jid = romeo.bound.account.jid.clone();
+    let jid = romeo.jid().to_bare();
     world.node.parts.accounts.remove(&jid).await.unwrap();
     world.node.parts.revoke(&jid);
     romeo.ends().await;

@@ -188,9 +188,10 @@ async fn removing_a_contact_ends_both_subscriptions() {
 async fn a_full_roster_takes_no_more_contacts() {
     let world = World::new().await;
     let mut romeo = world.online("romeo/orchard").await;
+    let home = world.node.parts.homes.known(&romeo.jid().to_bare()).unwrap();
     for n in 0..crate::roster::MAX_CONTACTS {
         let jid = format!("c{n}@localhost").parse().unwrap();
-        romeo.bound.account.lock().roster.entry(&jid).added = true;
+        home.at_home(|state| crate::contacts::contacts_mut(state).entry(&jid).added = true);
     }
     for type_ in ["subscribe", "subscribed"] {
         romeo.sends(&format!("<presence to='juliet@localhost' type='{type_}'/>")).await;

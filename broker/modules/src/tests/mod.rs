@@ -171,7 +171,7 @@ async fn what_a_session_that_does_not_read_has_no_room_for_is_kept_and_comes_in_
         paris.sends(&format!("<message to='juliet@localhost' type='chat'><body>p{n}</body></message>")).await;
     }
     let all: Vec<String> = (1..=9).flat_map(|n: u32| [n.to_string(), format!("p{n}")]).collect();
-    assert_eq!(juliet.bound.inbox.closed(), None);
+    assert_eq!(juliet.link.closed(), None);
     let mut read = Vec::new();
     while read.len() < 9 {
         read.extend(juliet.reads_bodies());
@@ -197,7 +197,7 @@ async fn a_session_that_does_not_read_is_cut_off_by_what_is_not_kept() {
     for _ in 1..=4 {
         romeo.sends("<message to='juliet@localhost' type='headline'/>").await;
     }
-    assert_eq!(juliet.bound.inbox.closed(), Some(tavi_core::Closed::Overflow));
+    assert_eq!(juliet.link.closed(), Some(tavi_core::Closed::Overflow));
 }
 
 #[tokio::test]
@@ -243,7 +243,7 @@ async fn a_new_session_with_the_same_resource_takes_the_place_of_the_old_one() {
     let (mut romeo, old) = world.friends().await;
     romeo.sends("<message to='juliet@localhost/balcony' type='chat'><body>1</body></message>").await;
     let mut new = world.online("juliet/balcony").await;
-    assert_eq!(old.bound.inbox.closed(), Some(tavi_core::Closed::Replaced));
+    assert_eq!(old.link.closed(), Some(tavi_core::Closed::Replaced));
     new.sees("<message><body>1</body><delay xmlns='urn:xmpp:delay'/></message>");
     romeo.skip();
     new.skip();
@@ -258,8 +258,8 @@ async fn a_new_session_with_the_same_resource_takes_the_place_of_the_old_one() {
 async fn a_removed_account_is_seen_to_go_and_gets_nothing_more() {
     let world = World::new().await;
     let (mut romeo, juliet) = world.friends().await;
-    world.node.parts.accounts.remove(&juliet.bound.account.jid).await.unwrap();
-    world.node.parts.revoke(&juliet.bound.account.jid);
+    world.node.parts.accounts.remove(&juliet.jid().to_bare()).await.unwrap();
+    world.node.parts.revoke(&juliet.jid().to_bare());
     juliet.ends().await;
     romeo.sees("<presence from='juliet@localhost/balcony' type='unavailable'/>");
     romeo.sends("<message to='juliet@localhost' type='chat'><body>Hello?</body></message>").await;

@@ -2,10 +2,8 @@
 
 use std::sync::Arc;
 use tavi_core::{
-    Envelope, FakeClock, Node, Origin, Parts, Principal, Registry, Ticket,
-    permit::Grant,
-    principal::Hosts,
-    sessions::{Bound, SessionLimits},
+    Envelope, FakeClock, Node, Origin, Parts, Principal, Registry, Ticket, homes::SessionLimits, link::Link,
+    permit::Grant, principal::Hosts,
 };
 use tavi_store::{Expect, MemoryStore, Op, Owner, SharedStore, Store, Table};
 use tavi_xmpp_proto::{BareJid, Element, Jid, Kind, Stanza, element::Node as XmlNode, ns};
@@ -76,11 +74,11 @@ impl World {
         if !self.node.parts.accounts.exists(&jid).await.unwrap() {
             self.account(local).await;
         }
-        let account = self.node.parts.sessions.account(&jid).await.unwrap().unwrap();
-        let bound = self.node.router.bind(&account, jid.with_resource(resource).unwrap()).unwrap();
+        let account = self.node.parts.homes.account(&jid).await.unwrap().unwrap();
+        let link = self.node.router.bind(&account, jid.with_resource(resource).unwrap()).unwrap();
         Person {
             node: self.node.clone(),
-            bound,
+            link,
             unread: Vec::new(),
             unacknowledged: Vec::new(),
             origin: Origin::Managed,
@@ -92,7 +90,7 @@ impl World {
         let mut person = self.bind(who).await;
         person.sends("<presence/>").await;
         person.read();
-        let own = |env: &Envelope| env.from() == Some(&person.bound.jid) && env.stanza.kind() == Kind::Presence;
+        let own = |env: &Envelope| env.from() == Some(person.link.jid()) && env.stanza.kind() == Kind::Presence;
         let at = person.unread.iter().position(own).expect("everybody sees their own presence");
         person.unread.remove(at);
         person
@@ -100,12 +98,12 @@ impl World {
 
     pub(crate) async fn bot(&self, name: &str) -> Person {
         let jid = BareJid::new(name, "bots.localhost").unwrap();
-        let account = self.node.parts.sessions.seat(&jid).await.unwrap().unwrap();
-        let bound = self.node.router.bind(&account, jid.with_resource("bot").unwrap()).unwrap();
-        self.node.router.open(&bound).await.complete().await.unwrap();
+        let account = self.node.parts.homes.bot(&jid).await.unwrap().unwrap();
+        let link = self.node.router.bind(&account, jid.with_resource("bot").unwrap()).unwrap();
+        link.open().await.complete().await.unwrap();
         let mut bot = Person {
             node: self.node.clone(),
-            bound,
+            link,
             unread: Vec::new(),
             unacknowledged: Vec::new(),
             origin: Origin::Broker,
@@ -144,7 +142,7 @@ impl World {
 /// One session and its reader.
 pub(crate) struct Person {
     node: Node,
-    pub(crate) bound: Bound,
+    pub(crate) link: Link,
     unread: Vec<Envelope>,
     unacknowledged: Vec<Envelope>,
     origin: Origin,
@@ -167,7 +165,7 @@ impl Person {
     /// As [`Person::begins`], as a session's task does it: it waits for room in its own inbox.
     pub(crate) async fn writes(&mut self, xml: &str) -> Ticket {
         let mut env = self.envelope(xml);
-        env.meta.sender = self.bound.id;
+        env.meta.sender = self.link.seat().number;
         self.node.route(env).await
     }
 
@@ -178,7 +176,7 @@ impl Person {
 
     fn envelope(&self, xml: &str) -> Envelope {
         let mut stanza = Stanza::parse(xml.as_bytes()).unwrap_or_else(|error| panic!("{xml}: {error}"));
-        stanza.head.from = Some(self.bound.jid.clone());
+        stanza.head.from = Some(self.link.jid().clone());
         Envelope::received(stanza, self.origin, self.node.parts.clock.now_ms())
     }
 
@@ -186,7 +184,7 @@ impl Person {
     #[track_caller]
     pub(crate) fn sees(&mut self, pattern: &str) -> String {
         self.read();
-        assert!(!self.unread.is_empty(), "{} sees nothing, wanted {pattern}", self.bound.jid);
+        assert!(!self.unread.is_empty(), "{} sees nothing, wanted {pattern}", self.link.jid());
         let env = self.unread.remove(0);
         let text = text(&env);
         self.unacknowledged.push(env);
@@ -194,7 +192,7 @@ impl Person {
         let wanted =
             Element::parse(pattern.as_bytes(), ns::CLIENT).unwrap_or_else(|error| panic!("{pattern}: {error}"));
         if let Err(difference) = compare(&wanted, &seen) {
-            panic!("{} sees {text}\nwanted {pattern}\n{difference}", self.bound.jid);
+            panic!("{} sees {text}\nwanted {pattern}\n{difference}", self.link.jid());
         }
         text
     }
@@ -218,7 +216,7 @@ impl Person {
     pub(crate) fn sees_nothing(&mut self) {
         self.read();
         let seen: Vec<_> = self.unread.iter().map(text).collect();
-        assert!(seen.is_empty(), "{} sees {seen:#?}", self.bound.jid);
+        assert!(seen.is_empty(), "{} sees {seen:#?}", self.link.jid());
     }
 
     /// The next `count` stanzas as texts.
@@ -250,22 +248,22 @@ impl Person {
     pub(crate) fn acks(&mut self) {
         let ids: Vec<u64> =
             self.unacknowledged.drain(..).filter(Envelope::is_lasting).map(|env| env.meta.place).collect();
-        self.node.router.acknowledge(&self.bound.account, &ids);
+        self.link.acked(&ids);
     }
 
     /// The connection is cut; what was not acknowledged is handed back.
     pub(crate) async fn ends(mut self) {
         let mut left = std::mem::take(&mut self.unacknowledged);
         left.append(&mut self.unread);
-        self.node.router.end(&self.bound, left).await.complete().await.unwrap();
+        self.link.end(left).await.complete().await.unwrap();
     }
 
     pub(crate) fn jid(&self) -> &Jid {
-        &self.bound.jid
+        self.link.jid()
     }
 
     fn read(&mut self) {
-        self.unread.extend(self.bound.inbox.take());
+        self.unread.extend(self.link.take());
     }
 }
 

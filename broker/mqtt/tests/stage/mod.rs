@@ -4,10 +4,10 @@
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
+use tavi_core::homes::SessionLimits;
 use tavi_core::hooks::Registry;
 use tavi_core::node::Parts;
 use tavi_core::permit::Grant;
-use tavi_core::sessions::SessionLimits;
 use tavi_core::{FakeClock, Hosts, Node, Principal};
 use tavi_mqtt::client::Client;
 use tavi_mqtt::codec::Codec;

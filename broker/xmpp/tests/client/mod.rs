@@ -10,7 +10,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
-use tavi_core::sessions::SessionLimits;
+use tavi_core::homes::SessionLimits;
 use tavi_core::{Hosts, Node, Parts, Registry, SystemClock};
 use tavi_store::{MemoryStore, SharedStore};
 use tavi_xmpp::{Config, Tls, Xmpp};

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::client::{Broker, Client};
-use tavi_core::sessions::SessionLimits;
+use tavi_core::homes::SessionLimits;
 use tavi_xmpp::Config;
 use tavi_xmpp_proto::ingress::Incoming;
 use tavi_xmpp_proto::sasl::{ClientBinding, Hash, Mechanism};
@@ -160,9 +160,9 @@ async fn who_comes_too_late_or_is_somebody_else_binds_a_resource_instead() {
     let mut paris = logged_in(&broker, "romeo").await;
     paris.say(&resume).await;
     assert_eq!(paris.hear_element().await.name(), "failed");
-    let account = broker.node.parts.sessions.account(&"juliet@localhost".parse().unwrap()).await.unwrap().unwrap();
-    assert_eq!(account.lock().sessions.len(), 1, "her session waits for her");
-    while !account.lock().sessions.is_empty() {
+    let account = broker.node.parts.homes.account(&"juliet@localhost".parse().unwrap()).await.unwrap().unwrap();
+    assert_eq!(account.session_count(), 1, "her session waits for her");
+    while account.session_count() > 0 {
         tokio::task::yield_now().await;
     }
     let mut late = logged_in(&broker, "juliet").await;

@@ -1,8 +1,9 @@
-//! Contacts and their subscriptions (RFC 6121 §2), as an account's hooks need them.
+//! Contacts and their subscriptions (RFC 6121 §2): a part of an account's state.
 
 use bytes::Bytes;
-use hashbrown::HashMap;
-use tavi_store::{Expect, Op, Table};
+use std::{collections::HashMap, sync::LazyLock};
+use tavi_core::{AccountPart, AccountState, hooks::BoxFuture};
+use tavi_store::{Expect, Op, Owner, SharedStore, StoreError, Table};
 use tavi_xmpp_proto::{element::Element, jid::BareJid, ns};
 
 /// Who sees whose presence (RFC 6121 §2.1.2.5).
@@ -116,9 +117,38 @@ pub struct Roster {
     contacts: HashMap<BareJid, Contact>,
 }
 
+/// Rows that are read at once.
+const PAGE: usize = 1000;
+
+impl AccountPart for Roster {
+    fn load<'a>(store: &'a SharedStore, owner: &'a Owner) -> BoxFuture<'a, Result<Roster, StoreError>> {
+        Box::pin(async move {
+            let (mut roster, mut after) = (Roster::default(), None::<Box<str>>);
+            loop {
+                let rows = store.list(owner, Table::Roster, after.as_deref(), PAGE).await?;
+                let Some((last, _)) = rows.last() else { return Ok(roster) };
+                after = Some(last.clone());
+                rows.iter().for_each(|(item, record)| roster.take_row(item, &record.value));
+            }
+        })
+    }
+}
+
+/// The contacts of an account.
+pub fn contacts(state: &AccountState) -> &Roster {
+    // Only an account of a node without this module has none.
+    static NONE: LazyLock<Roster> = LazyLock::new(Roster::default);
+    state.part().unwrap_or(&NONE)
+}
+
+/// The contacts of an account, to be changed.
+pub(crate) fn contacts_mut(state: &mut AccountState) -> &mut Roster {
+    state.part_mut()
+}
+
 impl Roster {
     /// Takes one stored row; damaged ones are reported by the store's check and left out here.
-    pub(crate) fn take_row(&mut self, jid: &str, value: &[u8]) {
+    fn take_row(&mut self, jid: &str, value: &[u8]) {
         if let (Ok(jid), Some(contact)) = (jid.parse(), Contact::load(value)) {
             self.contacts.insert(jid, contact);
         }
