@@ -92,18 +92,14 @@ impl Far {
             self.heeds(ToLink::decode(word).expect("a word"));
         }
         let Some(link) = self.link.as_mut().filter(|_| !self.is_closed) else { return };
-        while self.end.has_room() {
-            let Ok(Some((packet, size))) = self.codec.decode(&self.inbox) else { return };
-            self.inbox.drain(..size);
-            let word = link.take(packet, self.hub.monotonic_ms(), &mut self.out).expect("no breach");
-            self.end_says(word.map(|word| ToSeat::Word(word, size)));
-            let Some(_) = self.link else { return };
-            return self.turn();
+        if !self.end.has_room() {
+            return;
         }
-    }
-
-    fn end_says(&mut self, word: Option<ToSeat>) {
-        word.iter().for_each(|word| self.end.says(word.encode()));
+        let Ok(Some((packet, size))) = self.codec.decode(&self.inbox) else { return };
+        self.inbox.drain(..size);
+        let word = link.take(packet, self.hub.monotonic_ms(), &mut self.out).expect("no breach");
+        word.into_iter().for_each(|word| self.end.says(ToSeat::Word(word, size).encode()));
+        self.turn();
     }
 
     fn heeds(&mut self, word: ToLink) {
