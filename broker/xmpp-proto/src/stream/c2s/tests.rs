@@ -1,9 +1,13 @@
 //! Negotiations as dialogues: what the client says, what the server answers.
 
+use base64::engine::general_purpose::STANDARD as BASE64;
+
 use super::*;
+use crate::error::Condition;
 use crate::framing::Limits;
 use crate::ingress::Ingress;
-use crate::sasl::{BindingKind, ClientBinding, ScramClient};
+use crate::sasl::{BindingKind, ClientBinding, Evidence, Hash, ScramClient, ScramKeys};
+use crate::sm;
 
 const OPEN: &str = "<stream:stream xmlns='jabber:client' xmlns:stream='http://etherx.jabber.org/streams' to='tavi.example' version='1.0'>";
 const BIND: &str = "<iq type='set' id='b'><bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'/></iq>";
