@@ -68,8 +68,8 @@ type Ends = (WriteHalf<Pin<Box<dyn Wire>>>, JoinSet<()>);
 impl Pair {
     async fn connect(target: &Target, plan: &Plan, n: u32) -> anyhow::Result<Self> {
         let (a, b) = (format!("load{}", 2 * n), format!("load{}", 2 * n + 1));
-        let receiver = client(target, plan, &b).await?;
-        let sender = client(target, plan, &a).await?;
+        let receiver = client(target, plan.managed, &b).await?;
+        let sender = client(target, plan.managed, &a).await?;
         Ok(Self { sender, receiver, to: format!("{b}@{}", target.host) })
     }
 
@@ -97,23 +97,25 @@ impl Pair {
     }
 }
 
-async fn client(target: &Target, plan: &Plan, user: &str) -> anyhow::Result<Pin<Box<dyn Wire>>> {
+/// Logs an account in, with stream management if wanted.
+pub async fn client(target: &Target, managed: bool, user: &str) -> anyhow::Result<Pin<Box<dyn Wire>>> {
     let mut client = XmppClient::connect(target.address, &target.host).await?;
     client.log_in(Login { user, password: &target.password, resource: "load" }).await?;
-    if plan.managed {
+    if managed {
         client.manage().await?;
     }
     Ok(client.into_wire())
 }
 
 /// A message's bytes round its number.
-struct Message {
+pub struct Message {
     before: String,
     after: String,
 }
 
 impl Message {
-    fn new(to: &str, body: u32) -> Self {
+    /// A message to somebody with a text of so many bytes.
+    pub fn new(to: &str, body: u32) -> Self {
         let text = "x".repeat(body as usize);
         Self {
             before: format!("<message to='{to}' type='chat' id='m"),
@@ -121,7 +123,8 @@ impl Message {
         }
     }
 
-    fn write(&self, number: u64, out: &mut Vec<u8>) {
+    /// Appends it with a number.
+    pub fn write(&self, number: u64, out: &mut Vec<u8>) {
         out.extend_from_slice(self.before.as_bytes());
         out.extend_from_slice(number.to_string().as_bytes());
         out.extend_from_slice(self.after.as_bytes());
@@ -129,7 +132,7 @@ impl Message {
 }
 
 /// Reads what the sender is sent: acknowledgements. Anything with an error ends the load.
-async fn watch(mut read: ReadHalf<Pin<Box<dyn Wire>>>) -> anyhow::Result<()> {
+pub async fn watch(mut read: ReadHalf<Pin<Box<dyn Wire>>>) -> anyhow::Result<()> {
     let mut buffer = vec![0; 16 * 1024];
     loop {
         let length = read.read(&mut buffer).await?;
@@ -140,7 +143,7 @@ async fn watch(mut read: ReadHalf<Pin<Box<dyn Wire>>>) -> anyhow::Result<()> {
 }
 
 /// Counts messages by their end tags, also where a read cuts one, and answers requests for acknowledgement.
-async fn receive(
+pub async fn receive(
     mut read: ReadHalf<Pin<Box<dyn Wire>>>,
     mut write: WriteHalf<Pin<Box<dyn Wire>>>,
     window: Arc<Window>,

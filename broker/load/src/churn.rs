@@ -73,7 +73,7 @@ async fn count(mut stream: TcpStream, tell: impl Fn()) -> anyhow::Result<()> {
 }
 
 /// The time that `percent` of the sorted times do not exceed, in µs.
-fn part(sorted: &[Duration], percent: usize) -> f64 {
+pub fn part(sorted: &[Duration], percent: usize) -> f64 {
     let at = (sorted.len() * percent / 100).min(sorted.len().saturating_sub(1));
     sorted.get(at).map_or(0.0, |time| time.as_secs_f64() * 1e6)
 }

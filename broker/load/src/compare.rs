@@ -165,7 +165,7 @@ async fn row(plan: &Plan, load: Load) -> anyhow::Result<Row> {
     let tavi = if plan.peers_only {
         None
     } else {
-        Some(peers::tavi(&program(plan)?, &load.accounts(), plan.engine.as_deref())?)
+        Some(peers::tavi(&program(plan.tavi.as_ref())?, &load.accounts(), plan.engine.as_deref())?)
     };
     let (mut own, mut others) = (Vec::new(), Vec::new());
     // A first round warms both up and does not count; what is about memory has its own warm-up and one round.
@@ -188,8 +188,9 @@ async fn row(plan: &Plan, load: Load) -> anyhow::Result<Row> {
     Ok(Row { load, costs: own, peer: peer.map(|(name, _)| (name, others)), bar: Some(terms.bar) })
 }
 
-fn program(plan: &Plan) -> anyhow::Result<PathBuf> {
-    match &plan.tavi {
+/// The broker's program: the one that was named, or the one beside this.
+pub fn program(named: Option<&PathBuf>) -> anyhow::Result<PathBuf> {
+    match named {
         Some(path) => Ok(path.clone()),
         None => Ok(std::env::current_exe()?.parent().context("a program without a folder")?.join("tavi")),
     }

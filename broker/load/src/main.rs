@@ -2,6 +2,7 @@
 // A command line tool speaks on stdout.
 #![allow(clippy::print_stdout)]
 
+mod beside;
 mod chat;
 mod churn;
 mod compare;
@@ -75,6 +76,8 @@ enum Load {
         #[command(flatten)]
         plan: idle::Plan,
     },
+    /// How long chat takes while publications go to thousands of durable MQTT sessions. Starts tavi by itself.
+    ChatBesideFanout(beside::Plan),
     /// Starts ejabberd, mosquitto and tavi, gives each the same load in turn, prints a table of medians.
     Compare(compare::Plan),
 }
@@ -120,6 +123,7 @@ async fn run(load: Load) -> anyhow::Result<Report> {
             Ok(Report::of("mqtt-retained", churn::retained(&checked(target)?, &plan).await?))
         }
         Load::Idle { target, plan } => Ok(Report::of("idle", idle::run(&checked(target)?, &plan).await?)),
+        Load::ChatBesideFanout(plan) => beside::run(&plan).await,
         Load::Compare(plan) => compare::run(&plan).await,
     }
 }

@@ -44,6 +44,13 @@ pub struct Plan {
     pub durable: bool,
 }
 
+impl Plan {
+    /// So many durable sessions.
+    pub fn durable(clients: u32) -> Plan {
+        Plan { qos: 1, clients, messages: 1, in_flight: 1, payload: 4, durable: true }
+    }
+}
+
 /// Accounts that the clients need, the publisher's first.
 pub fn accounts(plan: &Plan) -> Vec<String> {
     let count = if plan.durable { plan.clients.div_ceil(DURABLE_PER_ACCOUNT) } else { 1 };
@@ -111,7 +118,8 @@ pub async fn connect(target: &Target, client_id: &str) -> anyhow::Result<TcpStre
     client::connect(target.address, Login { client_id, user: ACCOUNT, password: &target.password, clean: true }).await
 }
 
-async fn subscriber(target: &Target, plan: &Plan, n: u32) -> anyhow::Result<TcpStream> {
+/// Connects a subscriber, to a durable session if the plan says so.
+pub async fn subscriber(target: &Target, plan: &Plan, n: u32) -> anyhow::Result<TcpStream> {
     let number = if plan.durable { n / DURABLE_PER_ACCOUNT } else { 0 };
     let (client_id, user) = (&*format!("fan-out-{n}"), &*account(number));
     client::connect(target.address, Login { client_id, user, password: &target.password, clean: !plan.durable }).await
@@ -164,7 +172,8 @@ async fn publish(
     Ok(write)
 }
 
-async fn count_acks(read: OwnedReadHalf, acked: Arc<Window>) -> anyhow::Result<()> {
+/// Counts PUBACKs.
+pub async fn count_acks(read: OwnedReadHalf, acked: Arc<Window>) -> anyhow::Result<()> {
     let mut packets = Packets::new(read);
     loop {
         packets.fill().await?;

@@ -37,7 +37,7 @@ impl Report {
             out.push_str(&row.markdown());
         }
         out + "\nCPU: ms of user and system time for 1,000 deliveries. Idle: KiB of resident memory for one connection. \
-               Latency: µs until PUBACK. Retained: MiB of resident memory in all. Medians of the rounds; in brackets \
+               Latency: µs until PUBACK, or until a chat message came. Retained: MiB of resident memory in all. Medians of the rounds; in brackets \
                deliveries per second and bytes on disk for each, or the latency of the slowest of 100.\n"
     }
 
