@@ -1,9 +1,10 @@
 //! A durable session against a model: publications that land late or fail, windows, acknowledgements, cuts with what
 //! was under way lost, kills, resumes. Time is whatever the test says; nothing waits.
 
+use super::queue::nth;
 use super::*;
 use proptest::prelude::*;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};

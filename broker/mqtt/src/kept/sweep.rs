@@ -6,7 +6,8 @@ use std::time::Duration;
 use tavi_core::Publication;
 use tavi_store::{Op, PageBound, QueuePage, QueueRow, StoreError};
 
-use super::{Kept, KeptSeat};
+use super::KeptSeat;
+use super::queue::Kept;
 use crate::entry::Key;
 use crate::hub::Hub;
 use crate::record::RowHead;
