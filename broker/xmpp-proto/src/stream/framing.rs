@@ -131,6 +131,8 @@ mod tests {
     use super::*;
     use crate::error::StreamCondition;
     use crate::ingress::{Incoming, Ingress};
+    use crate::stanza::{Head, MessageType, Stanza};
+    use proptest::prelude::*;
 
     fn text(framing: Framing, written: &[u8]) -> Vec<String> {
         framing.messages(written).iter().map(|message| String::from_utf8(message.to_vec()).unwrap()).collect()
@@ -207,6 +209,27 @@ mod tests {
         assert_eq!(read(Framing::WebSocket, &[&long]), ["policy-violation"]);
         let stream = "<stream:stream xmlns='jabber:client' xmlns:stream='http://etherx.jabber.org/streams'>";
         assert_eq!(read(Framing::WebSocket, &[stream]), ["not-well-formed"], "RFC 7395 §3.3.2: it is no <open/>");
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_over_a_websocket(said in prop::collection::vec(("[ -~]{0,12}", "[ -~é\\n]{0,20}"), 0..6)) {
+            let mut out = Vec::new();
+            for (id, body) in &said {
+                let body = Element::new(ns::CLIENT, "body").text(body.clone());
+                Stanza::new(Head::message(MessageType::Chat).id(id), [body]).write(&mut out);
+                out.extend_from_slice(b"<r xmlns='urn:xmpp:sm:3'/>");
+            }
+            let messages = text(Framing::WebSocket, &out);
+            let read = read(Framing::WebSocket, &messages.iter().map(String::as_str).collect::<Vec<_>>());
+            let wanted: Vec<_> = said.into_iter().flat_map(|(_, body)| [body, "r".into()]).collect();
+            prop_assert_eq!(read, wanted);
+        }
+
+        #[test]
+        fn no_message_panics(message in "(<open|<iq|<c:a| xmlns='jabber:client'| xmlns:c='u'|/>|>|</iq>|[<>/a'\"!\\[\\]&; -]|\u{0}|é){0,20}") {
+            read(Framing::WebSocket, &[&message]);
+        }
     }
 
     #[test]
