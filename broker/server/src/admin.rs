@@ -267,7 +267,7 @@ impl Admin for Office {
     async fn add_grant(&self, new: NewGrant) -> Outcome<GrantRow> {
         let id = self.parts.ids.next(self.parts.clock.now_ms());
         let bad = |e: GrantError| ApiError::new(ErrorCode::BadRequest, e.to_string());
-        let grant = CoreGrant::new(id, &new.subject.to_string(), new.actions, new.filter.as_str()).map_err(bad)?;
+        let grant = CoreGrant::new(id, &new.subject.to_string(), new.rights, new.filter.as_str()).map_err(bad)?;
         // The same rule twice is one: the answer is the row that stands.
         let standing = self.parts.permit.list(Some(&grant.subject)).into_iter().find(|g| g.is_same(&grant));
         let note = self.unknown(&grant.subject).await?;
@@ -318,5 +318,5 @@ fn grant_row(grant: &CoreGrant) -> Outcome<GrantRow> {
     let broken = |e: tavi_enrol::grant::GrantError| ApiError::new(ErrorCode::Internal, e.to_string());
     let subject = grant.subject.parse().map_err(broken)?;
     let filter = grant.filter.parse().map_err(broken)?;
-    Ok(GrantRow { id: grant.id.to_string(), grant: Grant { subject, actions: grant.rights, filter }, note: None })
+    Ok(GrantRow { id: grant.id.to_string(), grant: Grant { subject, rights: grant.rights, filter }, note: None })
 }

@@ -126,6 +126,27 @@ impl Rights {
     }
 }
 
+/// One row of the access list. Deny by default: what no grant allows is refused. The broker, the admin API and the
+/// command line have this one type; each holds the two names in its own way.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
+pub struct Grant<S, F = S> {
+    /// Who: a bare JID, a group or `anon-clear`.
+    pub subject: S,
+    /// May do what, or must not.
+    #[cfg_attr(feature = "serde", serde(rename = "actions"))]
+    pub rights: Rights,
+    /// On which topics: an MQTT topic filter.
+    pub filter: F,
+}
+
+impl<S: fmt::Display, F: fmt::Display> fmt::Display for Grant<S, F> {
+    /// As the command line takes it: `SUBJECT ACTIONS FILTER`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {}", self.subject, self.rights, self.filter)
+    }
+}
+
 impl FromStr for Rights {
     type Err = RightsError;
 

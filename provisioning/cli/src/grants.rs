@@ -13,7 +13,7 @@ pub async fn add(client: &Client, parts: GrantParts, output: &Output) -> Result<
     let row = client.add_grant(&grant).await?;
     output.show(&row, |row| {
         let note = row.note.iter().map(|note| format!("\nNote: {note}"));
-        format!("{} {}: {}", if row.grant.actions.deny { "Denied" } else { "Granted" }, row.id, row.grant)
+        format!("{} {}: {}", if row.grant.rights.deny { "Denied" } else { "Granted" }, row.id, row.grant)
             + &note.collect::<String>()
     })
 }
@@ -41,7 +41,7 @@ async fn complete(client: &Client, parts: GrantParts) -> Result<Grant, Failure> 
         Who::Subject(subject) => subject,
         Who::Device(id) => Subject::Jid(format!("{id}@things.{}", client.status().await?.domain)),
     };
-    Ok(Grant { subject, actions: parts.actions, filter: parts.filter })
+    Ok(Grant { subject, rights: parts.actions, filter: parts.filter })
 }
 
 /// The id of exactly this grant. The broker looks for its subject in the normal form (RFC 7622 §3), as it does when a
@@ -53,7 +53,7 @@ async fn find(client: &Client, grant: &Grant) -> Result<String, Failure> {
         let page = client.grants_page(&query).await?;
         let rows = page.grants.iter().filter(|row| row.grant.filter == grant.filter);
         for row in rows {
-            if row.grant.actions == grant.actions {
+            if row.grant.rights == grant.rights {
                 return Ok(row.id.clone());
             }
             near.push(line(row));
@@ -82,10 +82,10 @@ fn table(list: &GrantList) -> String {
     let longest = |cell: &dyn Fn(&GrantRow) -> usize| list.grants.iter().map(cell).max().unwrap_or(0);
     let ids = longest(&|row| row.id.chars().count()).max(2);
     let subjects = longest(&|row| subject(row).chars().count()).max(7);
-    let actions = longest(&|row| row.grant.actions.to_string().len()).max(7);
+    let actions = longest(&|row| row.grant.rights.to_string().len()).max(7);
     let row = |row: &GrantRow| {
         let grant = &row.grant;
-        format!("{:ids$}  {:subjects$}  {:actions$}  {}", row.id, subject(row), grant.actions, grant.filter)
+        format!("{:ids$}  {:subjects$}  {:actions$}  {}", row.id, subject(row), grant.rights, grant.filter)
     };
     let rows: Vec<_> = list.grants.iter().map(row).collect();
     format!(

@@ -8,24 +8,8 @@ use tavi_wire::topic::{self, TopicError};
 
 pub use tavi_wire::grant::{Action, Actions, Rights, RightsError};
 
-/// One row of the access list. Deny by default: what no grant allows is refused.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Grant {
-    /// Who may.
-    pub subject: Subject,
-    /// Do what, or must not.
-    pub actions: Rights,
-    /// To which topics.
-    pub filter: Filter,
-}
-
-impl fmt::Display for Grant {
-    /// As the command line takes it: `SUBJECT ACTIONS FILTER`.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} {}", self.subject, self.actions, self.filter)
-    }
-}
+/// One row of the access list, with names that were checked.
+pub type Grant = tavi_wire::grant::Grant<Subject, Filter>;
 
 /// Why a part of a grant is no such thing; the fault of whoever wrote it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -168,7 +152,7 @@ mod tests {
         assert_eq!(serde_json::to_string(&grant).unwrap(), json);
         assert_eq!(grant.to_string(), "@everyone retrieve,subscribe site/+/temp");
         let denied = json.replace("retrieve,", "!retrieve,");
-        assert!(serde_json::from_str::<Grant>(&denied).unwrap().actions.denies(Action::Subscribe));
+        assert!(serde_json::from_str::<Grant>(&denied).unwrap().rights.denies(Action::Subscribe));
         let refused = json.replace("+/temp", "#/temp");
         assert!(serde_json::from_str::<Grant>(&refused).unwrap_err().to_string().contains("topic filter"));
     }

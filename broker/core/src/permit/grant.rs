@@ -1,6 +1,7 @@
 //! One rule of the access model, as the store keeps it.
 
 use bytes::Bytes;
+use std::ops::Deref;
 use tavi_wire::{
     grant::{Rights, RightsError},
     topic::check_filter,
@@ -36,17 +37,21 @@ pub enum GrantError {
     },
 }
 
-/// One rule: a subject may, or must not, do these actions on what the filter matches.
+/// One rule: a grant with its id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
     /// Its id, for removal.
     pub id: u64,
-    /// A bare JID, `@group` or `anon-clear`.
-    pub subject: Box<str>,
-    /// What, and whether it is allowed or denied.
-    pub rights: Rights,
-    /// Where: an MQTT topic filter.
-    pub filter: Box<str>,
+    /// What it says; the subject is normalised.
+    pub rule: tavi_wire::grant::Grant<Box<str>>,
+}
+
+impl Deref for Grant {
+    type Target = tavi_wire::grant::Grant<Box<str>>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.rule
+    }
 }
 
 impl Grant {
@@ -56,12 +61,13 @@ impl Grant {
     /// If the subject or the filter is none.
     pub fn new(id: u64, subject: &str, rights: Rights, filter: &str) -> Result<Grant, GrantError> {
         check_filter(filter).map_err(|_| GrantError::Filter(filter.into()))?;
-        Ok(Grant { id, subject: normal_subject(subject)?, rights, filter: filter.into() })
+        let rule = tavi_wire::grant::Grant { subject: normal_subject(subject)?, rights, filter: filter.into() };
+        Ok(Grant { id, rule })
     }
 
     /// Whether it says the same as another one.
     pub fn is_same(&self, other: &Grant) -> bool {
-        self.subject == other.subject && self.rights == other.rights && self.filter == other.filter
+        self.rule == other.rule
     }
 
     pub(super) fn encode(&self) -> Bytes {
@@ -72,7 +78,7 @@ impl Grant {
         let mut fields = std::str::from_utf8(value).ok()?.splitn(3, '\n');
         let (subject, rights, filter) = (fields.next()?, fields.next()?, fields.next()?);
         let (id, rights) = (id.parse().ok()?, rights.parse().ok()?);
-        Some(Grant { id, subject: subject.into(), rights, filter: filter.into() })
+        Some(Grant { id, rule: tavi_wire::grant::Grant { subject: subject.into(), rights, filter: filter.into() } })
     }
 }
 
