@@ -21,7 +21,7 @@ use tavi_store::{Commit, Op, Owner, QueuePage, QueueRow, QueueSize, SharedStore}
 
 use crate::granted::Granted;
 use crate::packet::Qos;
-use crate::record::{HEAD, RowHead};
+use crate::record::{self, HEAD, RowHead};
 use crate::seat::{Parcel, Room, drop_count, grade};
 use fleeting::Fleeting;
 use queue::{Coming, Kept};
@@ -288,7 +288,11 @@ impl KeptSeat {
                 _ if kept.abandoned.contains(&id) => {}
                 Some(owing) => rows.push((id, owing)),
                 None => {
-                    tracing::warn!(owner = self.owner.name(), id, "a damaged row of an MQTT session is left out");
+                    tracing::warn!(
+                        session = record::shown(&self.owner),
+                        id,
+                        "a damaged row of an MQTT session is left out"
+                    );
                     kept.empty(size);
                     damaged.push(Op::QueueDelete { id });
                 }
@@ -405,7 +409,7 @@ impl KeptSeat {
         if !std::mem::replace(&mut kept.full, true) {
             let QueueSize { rows, bytes } = kept.filled;
             tracing::warn!(
-                session = self.owner.name().replace('\0', " "),
+                session = record::shown(&self.owner),
                 rows,
                 bytes,
                 "the queue of an MQTT session is full: what is published for it is dropped until its client takes some"

@@ -8,7 +8,7 @@
 
 use bytes::{Buf, BufMut, Bytes};
 use tavi_core::topics::SubOptions;
-use tavi_store::{Expect, Op, Table};
+use tavi_store::{Expect, Op, Owner, Table};
 
 use crate::packet::{Body, Qos, Version, Will};
 
@@ -46,6 +46,11 @@ pub fn put(item: &str, value: Bytes) -> Op {
 /// Removes a record.
 pub fn delete(item: &str) -> Op {
     Op::Delete { table: Table::Session, item: item.into(), expect: Expect::Any }
+}
+
+/// A session's owner as people read it: whose, and which client.
+pub(crate) fn shown(owner: &Owner) -> String {
+    owner.name().replace('\0', " ")
 }
 
 impl SessionRecord {

@@ -57,7 +57,10 @@ impl Hub {
     async fn bring_back(self: &Arc<Self>, found: Found, saves: &mut Saves) -> Result<Option<Chore>, StoreError> {
         let Some(owner) = found.owner.clone() else { return Ok(None) };
         let Some((principal, client_id)) = self.parse_owner(&owner) else {
-            tracing::warn!(owner = owner.name(), "an MQTT session of nobody is left alone");
+            tracing::warn!(
+                session = record::shown(&owner),
+                "an MQTT session whose owner belongs to another domain is left alone"
+            );
             return Ok(None);
         };
         let record = found.session.filter(|record| !self.has_expired(*record));
@@ -261,7 +264,7 @@ impl Found {
         self.owner.get_or_insert(row.owner.clone());
         if self.sort(&row.item, row.record.value).is_none() {
             tracing::warn!(
-                owner = row.owner.name(),
+                session = record::shown(&row.owner),
                 item = &*row.item,
                 "a damaged record of an MQTT session is left out"
             );

@@ -201,9 +201,8 @@ impl Session {
             // §4.3.3: a PUBREC of 0x80 and more ends the exchange; the packet id is free.
             self.held.remove(answer.packet_id);
         }
-        // A PUBREL of something unknown opened nothing.
-        let completed = kind == AckKind::PubComp && !answer.is_failure();
-        if failed_receipt || completed || kind == AckKind::PubAck {
+        // §4.9: each PUBACK and PUBCOMP lets the client send one more, whatever reason it carries.
+        if failed_receipt || matches!(kind, AckKind::PubAck | AckKind::PubComp) {
             self.open = self.open.saturating_sub(1);
         }
         // MQTT 3.1.1 has no way to refuse a publish: it is acknowledged and dropped (semantics.md, permissions).

@@ -371,7 +371,7 @@ async fn a_session_of_an_old_client_ends_when_the_bound_is_over() {
 }
 
 #[tokio::test]
-async fn a_release_of_something_unknown_opens_no_room() {
+async fn each_pubcomp_lets_the_client_send_one_more_whatever_it_says() {
     let world = World::with(Config { receive_maximum: 2, ..Config::default() }).await;
     let mut pump = world.new_style("pump", durable()).await;
     pump.publishes(2, 1, "home/a", "x");
@@ -379,5 +379,7 @@ async fn a_release_of_something_unknown_opens_no_room() {
     pump.pubrel(99);
     assert_eq!(pump.hears(), ["CONNACK new", "PUBREC #1", "PUBREC #2", "PUBCOMP #99 0x92"]);
     pump.publishes(2, 3, "home/a", "x");
+    assert_eq!(pump.hears(), ["PUBREC #3"], "MQTT 5.0 §4.9");
+    pump.publishes(2, 4, "home/a", "x");
     assert_eq!(pump.hears(), ["DISCONNECT 0x93"]);
 }
