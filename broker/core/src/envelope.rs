@@ -12,7 +12,7 @@ use tavi_xmpp_proto::{
     error::StanzaError,
     jid::Jid,
     ns,
-    stanza::{Child, Head, IqType, MessageType, Stanza, StanzaType},
+    stanza::{Child, Head, IqType, MessageType, PresenceType, Stanza, StanzaType},
 };
 
 /// Where a stanza entered the router.
@@ -179,6 +179,13 @@ impl Envelope {
     pub fn is_lasting(&self) -> bool {
         let lasts = matches!(self.head().type_, StanzaType::Message(MessageType::Chat | MessageType::Normal));
         lasts && self.meta.reach == Reach::Owed
+    }
+
+    /// Its sender, if it says no more than that he is available, or is not.
+    pub(crate) fn own_presence(&self) -> Option<&Jid> {
+        let own =
+            matches!(self.head().type_, StanzaType::Presence(PresenceType::Available | PresenceType::Unavailable));
+        self.from().filter(|_| own)
     }
 
     /// Adds the time at which it was sent (XEP-0203), said by `host`.

@@ -5,12 +5,14 @@ use crate::{
     envelope::Envelope,
     mailbox::Closed,
 };
+use hashbrown::HashSet;
 use parking_lot::Mutex;
 use std::{
     sync::Arc,
     task::{Context, Poll, Waker},
 };
 use tavi_store::IdSource;
+use tavi_xmpp_proto::jid::Jid;
 
 /// What is owed to one session or bot. No sender ever waits.
 pub struct Inbox {
@@ -121,7 +123,11 @@ impl Inbox {
         if state.closed.is_some() {
             return Err(Box::new(envelope));
         }
-        let result = state.backlog.landed(id, envelope).map_err(Box::new);
+        let mut result = state.backlog.landed(id, envelope).map_err(Box::new);
+        if let Err(envelope) = result {
+            let thinned = thin_out(&mut state.backlog, envelope.own_presence());
+            result = if thinned { state.backlog.landed(id, *envelope).map_err(Box::new) } else { Err(envelope) };
+        }
         // What was behind it may go even if it itself did not stay.
         state.wake_receiver();
         result
@@ -329,6 +335,15 @@ impl State {
         let wakers = [self.waker.take(), self.closer.take(), self.maker.take()];
         wakers.into_iter().flatten().chain(self.feeders.drain(..)).for_each(Waker::wake);
     }
+}
+
+/// Of presences that wait, only the last of each sender says anything (RFC 6121 §4); those before it go when there is
+/// no room. True if that gave enough room to be worth looking through all of it.
+fn thin_out(backlog: &mut Backlog<Envelope>, coming: Option<&Jid>) -> bool {
+    let waited = backlog.len();
+    let mut seen: HashSet<Jid> = coming.into_iter().cloned().collect();
+    let went = backlog.thin_out(|envelope| envelope.own_presence().is_none_or(|from| seen.insert(from.clone())));
+    went > waited / 16
 }
 
 fn keep(slot: &mut Option<Waker>, cx: &Context<'_>) {

@@ -35,6 +35,10 @@ pub struct Xep {
     pub module: &'static str,
 }
 
+/// The front end's: no module has to do with it, but the table is one.
+const STREAM_MANAGEMENT: Xep =
+    Xep { number: 198, name: "Stream Management", version: "1.6.3", module: "xmpp::session" };
+
 /// All extensions, by number.
 pub const XEPS: &[Xep] = &[
     disco::XEP,
@@ -45,6 +49,7 @@ pub const XEPS: &[Xep] = &[
     ping::XEP,
     time::XEP,
     offline::DELAY,
+    STREAM_MANAGEMENT,
     carbons::XEP,
     carbons::FORWARDING,
     offline::HINTS,

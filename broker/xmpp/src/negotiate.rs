@@ -277,7 +277,8 @@ impl Talk {
         let session = self.shared.resumable.find(&wanted.previous, wanted.user());
         // It may end just now, or another connection was faster.
         let Some(place) = session.as_ref().and_then(|session| session.try_reserve().ok()) else {
-            return Ok(self.say(|setting, out| wanted.refuse(setting, out)));
+            let handled = self.shared.resumable.ended(&wanted.previous, wanted.user());
+            return Ok(self.say(|setting, out| wanted.refuse(handled, setting, out)));
         };
         let wire = self.wire.take().ok_or(Stop::Gone)?;
         let mut ingress = std::mem::replace(&mut self.ingress, Ingress::new(Limits::BEFORE_LOGIN));

@@ -1,6 +1,6 @@
 //! Resumption (XEP-0198 §5): the sessions that another connection can go on with, by the names that they were given.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -48,15 +48,47 @@ impl Managed {
 
 type Handover = mpsc::Sender<Box<Resume>>;
 
-/// All sessions that can be resumed.
+/// So many sessions that have ended are remembered.
+const ENDED: usize = 10_000;
+
+/// All sessions that can be resumed, and the last ones that could.
 #[derive(Default)]
-pub(crate) struct Resumables(Mutex<HashMap<Box<str>, (BareJid, Handover)>>);
+pub(crate) struct Resumables {
+    sessions: Mutex<HashMap<Box<str>, (BareJid, Handover)>>,
+    ended: Mutex<Ended>,
+}
+
+/// How many stanzas were handled of sessions that have ended (XEP-0198 §5, `h` of `<failed/>`).
+#[derive(Default)]
+struct Ended {
+    counts: HashMap<Box<str>, (BareJid, u32)>,
+    /// Their names, oldest first.
+    names: VecDeque<Box<str>>,
+}
+
+impl Ended {
+    fn note(&mut self, name: Box<str>, user: BareJid, handled: u32) {
+        if self.names.len() >= ENDED
+            && let Some(oldest) = self.names.pop_front()
+        {
+            self.counts.remove(&oldest);
+        }
+        self.names.push_back(name.clone());
+        self.counts.insert(name, (user, handled));
+    }
+}
 
 impl Resumables {
     /// The session of this name, if it is this user's: a name alone lets nobody in.
     pub fn find(&self, name: &str, user: &BareJid) -> Option<Handover> {
-        let sessions = self.0.lock();
+        let sessions = self.sessions.lock();
         sessions.get(name).filter(|(owner, _)| owner == user).map(|(_, handover)| handover.clone())
+    }
+
+    /// How many stanzas were handled of a session of this user that has ended, if that is remembered.
+    pub fn ended(&self, name: &str, user: &BareJid) -> Option<u32> {
+        let ended = self.ended.lock();
+        ended.counts.get(name).filter(|(owner, _)| owner == user).map(|(_, handled)| *handled)
     }
 
     /// Names a session of a user. It is forgotten with what is returned.
@@ -66,7 +98,7 @@ impl Resumables {
         getrandom::fill(&mut secret).expect("the system has randomness since the broker started");
         let name: Box<str> = secret.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into();
         let (handover, connections) = mpsc::channel(1);
-        self.0.lock().insert(name.clone(), (user, handover));
+        self.sessions.lock().insert(name.clone(), (user, handover));
         Resumption { name, connections, all: self.clone() }
     }
 }
@@ -79,9 +111,19 @@ pub(crate) struct Resumption {
     all: Arc<Resumables>,
 }
 
+impl Resumption {
+    /// The session has ended and nothing of its client is under way: so many stanzas were handled.
+    pub fn conclude(self, handled: u32) {
+        let user = self.all.sessions.lock().get(&self.name).map(|(user, _)| user.clone());
+        if let Some(user) = user {
+            self.all.ended.lock().note(self.name.clone(), user, handled);
+        }
+    }
+}
+
 impl Drop for Resumption {
     fn drop(&mut self) {
-        let mut sessions = self.all.0.lock();
+        let mut sessions = self.all.sessions.lock();
         sessions.remove(&self.name);
         if sessions.is_empty() {
             sessions.shrink_to_fit();

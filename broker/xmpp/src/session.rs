@@ -258,6 +258,8 @@ impl Session {
         (self.pending, self.ending, self.deadline) =
             (Pending { acknowledged: Some(handled), ..Pending::default() }, None, None);
         (self.out, self.written) = (Vec::new(), 0);
+        // Who knows the name of the stream has read what was written before it.
+        self.all_written();
         self.heed()?;
         let (Some(management), Some(resumption)) = (&mut self.management, &self.resumption) else { return Ok(()) };
         self.out.clear();
@@ -539,8 +541,7 @@ impl Session {
         if self.management.is_some() {
             return sm::write_failed(&mut self.out, Condition::UnexpectedRequest);
         }
-        // XEP-0198 §4: what was sent before is not counted. The client has read it when it reads the answer.
-        self.all_written();
+        // XEP-0198 §4: what goes out before the answer is not counted; it stays owed until it is written.
         let managed = Managed::new(&self.shared, &self.link.seat().owner, resume);
         sm::write_enabled(&mut self.out, managed.resumable(&self.shared));
         self.manage(managed);
@@ -583,6 +584,7 @@ impl Session {
         if let Ok(true) = tokio::time::timeout(deadline, self.farewell(&end)).await {
             self.all_written();
         }
+        self.conclude().await;
         let Session { shared, mut wire, link, entered, tickets, routing, .. } = self;
         drain(tickets, routing, shared.node.parts.metrics.clone());
         if let Err(error) = link.end(Vec::new()).await.complete().await {
@@ -591,6 +593,15 @@ impl Session {
         drop(entered);
         let mut said = false;
         let _ = tokio::time::timeout(deadline, poll_fn(|cx| wire.poll_hang_up(cx, &mut said))).await;
+    }
+
+    /// XEP-0198 §5: whoever wants to go on with the session later is told how many of its stanzas were handled.
+    async fn conclude(&mut self) {
+        let Some(resumption) = self.resumption.take() else { return };
+        poll_fn(|cx| self.poll_settled(cx)).await;
+        if let Some(management) = &self.management {
+            resumption.conclude(management.handled());
+        }
     }
 
     /// Whatever was read before the connection broke is routed, so that nothing depends on how soon that is noticed.

@@ -1,4 +1,4 @@
-//! Looking at a backlog without changing it.
+//! Looking at a backlog without changing it, and letting go of what is outdated.
 
 use super::{Backlog, Owed};
 
@@ -28,5 +28,19 @@ impl<T: Owed> Backlog<T> {
     /// Whether a row with this id may be in the store that memory knows nothing of.
     pub fn may_have_stored(&self, id: u64) -> bool {
         self.behind && id > self.cursor
+    }
+
+    /// Lets go of what waits in memory without a row and is not worth sending any more: `keep` is asked from the newest
+    /// to the oldest. How many went.
+    pub fn thin_out(&mut self, mut keep: impl FnMut(&T) -> bool) -> usize {
+        let before = self.len();
+        for pile in [&mut self.later, &mut self.waiting] {
+            let all: Vec<_> = std::mem::take(pile).items.into_iter().collect();
+            let mut kept: Vec<_> =
+                all.into_iter().rev().filter(|(_, held)| held.item.is_stored() || keep(&held.item)).collect();
+            kept.reverse();
+            kept.into_iter().for_each(|(id, held)| pile.put(id, held));
+        }
+        before - self.len()
     }
 }

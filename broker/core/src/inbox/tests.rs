@@ -115,3 +115,44 @@ fn what_another_session_has_settled_holds_nobody_up() {
         assert_eq!(inbox.take().len(), 1, "managed: {managed}");
     }
 }
+
+fn presence(from: &str, status: usize) -> Envelope {
+    let xml = format!("<presence from='{from}'><status>{status}</status></presence>");
+    Stanza::parse(xml.as_bytes()).unwrap().into()
+}
+
+#[test]
+fn of_the_presences_of_many_the_last_of_each_stays() {
+    let inbox = Inbox::new(Bound { items: 50, bytes: 1 << 20 }, Arc::new(IdSource::new(0, 0)));
+    inbox.push(said("first")).unwrap();
+    for status in 0..1_000 {
+        for friend in ["a@x/1", "a@x/2", "b@x/1"] {
+            inbox.push_or_close(presence(friend, status));
+        }
+        if status == 500 {
+            inbox.push(said("between")).unwrap();
+        }
+    }
+    assert_eq!(inbox.closed(), None);
+    let texts: Vec<String> = inbox.take().iter().map(|envelope| format!("{:?}", envelope.to_bytes())).collect();
+    assert!(texts.len() <= 50);
+    let at = |what: &str| texts.iter().position(|text| text.contains(what));
+    assert_eq!(at("first"), Some(0), "messages stay where they were");
+    assert!(at("between").is_some());
+    for friend in ["a@x/1", "a@x/2", "b@x/1"] {
+        let last = texts.iter().rfind(|text| text.contains(friend)).unwrap();
+        assert!(last.contains(">999<"), "{last}");
+    }
+}
+
+#[test]
+fn requests_of_contacts_are_not_thinned_out_and_too_many_senders_end_it() {
+    let inbox = Inbox::new(Bound { items: 50, bytes: 1 << 20 }, Arc::new(IdSource::new(0, 0)));
+    for _ in 0..10 {
+        inbox.push(Stanza::parse(b"<presence from='a@x' type='subscribe'/>").unwrap().into()).unwrap();
+    }
+    (0..100).for_each(|n| inbox.push_or_close(presence(&format!("a@x/{n}"), 0)));
+    assert_eq!(inbox.closed(), Some(Closed::Overflow));
+    let asked = inbox.take().iter().filter(|envelope| envelope.own_presence().is_none()).count();
+    assert_eq!(asked, 10);
+}

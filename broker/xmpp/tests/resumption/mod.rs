@@ -152,14 +152,17 @@ async fn a_connection_that_was_taken_over_hears_of_a_conflict() {
 async fn who_comes_too_late_or_is_somebody_else_binds_a_resource_instead() {
     let config = Config { resume: Duration::from_secs(1), ..Config::default() };
     let broker = Broker::with(config, SessionLimits::default()).await;
-    let juliet = Phone::new(&broker, "juliet").await;
+    let mut juliet = Phone::new(&broker, "juliet").await;
+    juliet.says("romeo", "a").await;
+    juliet.says("romeo", "b").await;
     let mut romeo = broker.login("romeo", "orchard").await;
     romeo.say("<message to='juliet@localhost/phone' type='chat'><body>1</body></message>").await;
     let resume = format!("<resume xmlns='urn:xmpp:sm:3' previd='{}' h='0'/>", juliet.name);
     drop(juliet);
     let mut paris = logged_in(&broker, "romeo").await;
     paris.say(&resume).await;
-    assert_eq!(paris.hear_element().await.name(), "failed");
+    let failed = paris.hear_element().await;
+    assert_eq!((failed.name(), failed.get_attr("h")), ("failed", None), "and nothing of hers");
     let account = broker.node.parts.homes.account(&"juliet@localhost".parse().unwrap()).await.unwrap().unwrap();
     assert_eq!(account.session_count(), 1, "her session waits for her");
     while account.session_count() > 0 {
@@ -167,6 +170,7 @@ async fn who_comes_too_late_or_is_somebody_else_binds_a_resource_instead() {
     }
     let mut late = logged_in(&broker, "juliet").await;
     late.say(&resume).await;
-    assert_eq!(late.hear_element().await.name(), "failed");
+    let failed = late.hear_element().await;
+    assert_eq!((failed.name(), failed.get_attr("h")), ("failed", Some("2")), "she is told what was handled");
     late.bind("phone").await;
 }

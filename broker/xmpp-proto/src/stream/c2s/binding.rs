@@ -87,16 +87,16 @@ impl ResumeWanted {
         Greeting::of(success, self.binding.user, features)
     }
 
-    /// There is nothing to go on with: the client binds a resource instead, or has asked for that already.
-    pub fn refuse(self, setting: &Setting<'_>, out: &mut Vec<u8>) -> Next {
+    /// There is nothing to go on with: the client binds a resource instead, or has asked for that already. Of its
+    /// stanzas so many were `handled`, if that is still known.
+    pub fn refuse(self, handled: Option<u32>, setting: &Setting<'_>, out: &mut Vec<u8>) -> Next {
+        let failed = sm::not_resumed(handled);
         match self.login {
             None => {
-                sm::write_failed(out, Condition::ItemNotFound);
+                failed.write_to(out, ns::CLIENT);
                 Next::Wait(Negotiation::Binding(self.binding))
             }
-            Some((success, asked)) => {
-                self.binding.begin(asked, success.with(sm::failed(Condition::ItemNotFound)), setting, out)
-            }
+            Some((success, asked)) => self.binding.begin(asked, success.with(failed), setting, out),
         }
     }
 }

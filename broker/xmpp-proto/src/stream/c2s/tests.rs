@@ -149,7 +149,7 @@ impl Server {
                 return Ok(None);
             }
             Next::Resume(wanted) => {
-                let next = wanted.refuse(setting, out);
+                let next = wanted.refuse(None, setting, out);
                 return self.answer(next, setting, out);
             }
             Next::Close => return Ok(None),
