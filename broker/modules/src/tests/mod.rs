@@ -1,5 +1,6 @@
 //! Dialogues over several modules: the proof that the hook model holds.
 
+mod resumption;
 pub(crate) mod world;
 
 use crate::XEPS;

@@ -49,7 +49,7 @@ impl World {
         World::over(self.store.clone(), self.clock.clone(), SessionLimits::default()).await
     }
 
-    async fn over(store: SharedStore, clock: Arc<FakeClock>, limits: SessionLimits) -> World {
+    pub(crate) async fn over(store: SharedStore, clock: Arc<FakeClock>, limits: SessionLimits) -> World {
         let hosts = Hosts::new("localhost").unwrap();
         let parts = Parts::load(hosts, store.clone(), clock.clone(), limits).await.unwrap();
         let mut registry = Registry::default();
