@@ -1,7 +1,7 @@
 //! The seat of a durable session: it stays subscribed while nobody is connected, and what is owed to it stands in the
 //! store before it is acknowledged to its publisher.
 //!
-//! The order of what is owed, and what of it is in memory, is the core's [`Backlog`]. Here is what MQTT adds: packet ids
+//! The order of what is owed, and what of it is in memory, is the core's [`Backlog`](tavi_core::backlog::Backlog). Here is what MQTT adds: packet ids
 //! that a row keeps for life (MQTT 5.0 §4.4), QoS 2 between PUBREC and PUBCOMP, expiry, and the bounds of the queue.
 
 mod expiring;
