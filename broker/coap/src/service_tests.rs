@@ -507,3 +507,47 @@ async fn observers_are_told_when_the_broker_stops() {
 
 #[path = "loss_tests.rs"]
 mod loss;
+
+#[tokio::test]
+async fn who_keeps_as_much_as_one_may_keep_is_told_so() {
+    let mut w = world("publish,retrieve").await;
+    w.seams.topics.set_quota(tavi_core::topics::Quota { topics: 0, bytes: 10_000 });
+    // A short request gets no long answer (RFC 7252 §11.3).
+    let write = w.put(&[b'x'; 200]);
+    let answer = w.asks(&write);
+    assert_eq!(answer.code(), Code::TOO_LARGE);
+    let text = String::from_utf8_lossy(answer.payload());
+    assert!(text.contains("retained_topics"), "{text}");
+}
+
+#[tokio::test]
+async fn a_list_of_what_is_mostly_expired_says_where_it_goes_on() {
+    let mut w = world("retrieve").await;
+    let names = (0..3_000).map(|n| (format!("d/1/gone/{n:04}"), Some(1)));
+    for (topic, expires_ms) in names.chain([(PLACE.to_owned(), None)]) {
+        let properties = tavi_core::Properties { expires_ms, ..tavi_core::Properties::default() };
+        let properties = Some(Box::new(properties));
+        let draft = Draft { topic: topic.into(), retain: true, properties, ..Draft::default() };
+        let ticket = w.seams.topics.publish_unasked(&Principal::Anon { loopback: false }, draft);
+        ticket.complete().await.unwrap();
+    }
+    let (mut after, mut requests) = (String::new(), 0);
+    let list = loop {
+        w.next_id += 1;
+        let mut request = Datagram::new(Kind::Confirmable, Code::GET);
+        request.id = w.next_id;
+        request.set_token(Token::new(&w.next_id.to_be_bytes()));
+        request.add(option::URI_PATH, b".well-known");
+        request.add(option::URI_PATH, b"core");
+        if !after.is_empty() {
+            request.add(option::URI_QUERY, format!("after={after}").as_bytes());
+        }
+        let list = String::from_utf8(w.asks(&request).payload().to_vec()).unwrap();
+        requests += 1;
+        match list.split_once("core?after=") {
+            Some((_, next)) => after = next.split_once('>').unwrap().0.to_owned(),
+            None => break list,
+        }
+    };
+    assert!((2..=10).contains(&requests) && list.starts_with("</t/d/1/"), "{requests} {list}");
+}

@@ -531,6 +531,30 @@ async fn what_is_not_permitted_is_refused_as_the_version_allows() {
 }
 
 #[tokio::test]
+async fn who_keeps_as_much_as_one_may_keep_is_told_so_as_the_version_allows() {
+    let world = World::new().await;
+    world.hub.node().parts.topics.set_quota(tavi_core::topics::Quota { topics: 1, bytes: 100 });
+    let mut old = world.old("old", clean()).await;
+    let mut new = world.new_style("new", durable()).await;
+    old.hears();
+    new.hears();
+    for (n, actor) in [&mut old, &mut new].into_iter().enumerate() {
+        actor.publishes_with(0b0011, 1, "home/first", "x");
+        actor.publishes_with(0b0011, 2, "home/second", "x");
+        actor.publishes_with(0b0101, 3, "home/third", "x");
+        actor.publishes_with(0b0001, 0, "home/fourth", "x");
+        actor.publishes(1, 4, "home/second", "passing");
+        let fifth = if n == 0 { "" } else { " 0x97" };
+        let [second, third] = [format!("PUBACK #2{fifth}"), format!("PUBREC #3{fifth}")];
+        assert_eq!(actor.hears(), ["PUBACK #1", &second, &third, "PUBACK #4"]);
+    }
+    assert_eq!(world.hub.node().parts.topics.counts().1, 1);
+    new.publishes_with(0b0011, 5, "home/first", "");
+    new.publishes_with(0b0101, 3, "home/third", "x");
+    assert_eq!(new.hears(), ["PUBACK #5", "PUBREC #3"], "what is cleared makes room");
+}
+
+#[tokio::test]
 async fn illegal_topics_and_filters_are_refused() {
     let world = World::new().await;
     let mut new = world.new_style("new", clean()).await;

@@ -1,7 +1,7 @@
 //! What the retained values of each person, device and bot take, and how much that may be.
 //!
 //! It is counted in memory: anew after each start, by the first round of [`Tidy`](super::Tidy), and with each value that
-//! is begun afterwards. Who wrote a topic's value last pays for it. What is being saved in the very moment in which a
+//! is begun. Who wrote a topic's value last pays for it. What is being saved in the very moment in which a
 //! topic is counted may be counted twice or not at all, until the next start.
 
 use super::{Draft, Refusal, Topics, kept::Kept, place::State};
@@ -9,7 +9,7 @@ use crate::{
     principal::Principal,
     publication::{Change, Publication},
 };
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use parking_lot::{Mutex, RwLock};
 use std::sync::{
     Arc,
@@ -109,13 +109,31 @@ impl Paid {
 pub(super) struct Purses {
     by_subject: Mutex<HashMap<Box<str>, Arc<Purse>>>,
     quota: RwLock<Quota>,
-    /// The topics up to this name were counted since the start; `None`: all.
-    counted: RwLock<Option<Box<str>>>,
+    /// What was counted since the start; `None`: all.
+    counting: Mutex<Option<Counting>>,
+}
+
+#[derive(Default)]
+struct Counting {
+    /// The topics up to this name,
+    upto: Box<str>,
+    /// and these, whose values were written meanwhile.
+    ahead: HashSet<Box<str>>,
+}
+
+impl Counting {
+    fn has(&self, topic: &str) -> bool {
+        topic <= &*self.upto || self.ahead.contains(topic)
+    }
 }
 
 impl Default for Purses {
     fn default() -> Purses {
-        Purses { by_subject: Mutex::default(), quota: RwLock::default(), counted: RwLock::new(Some("".into())) }
+        Purses {
+            by_subject: Mutex::default(),
+            quota: RwLock::default(),
+            counting: Mutex::new(Some(Counting::default())),
+        }
     }
 }
 
@@ -125,7 +143,18 @@ impl Purses {
     }
 
     fn counts(&self, topic: &str) -> bool {
-        self.counted.read().as_deref().is_none_or(|counted| topic <= counted)
+        self.counting.lock().as_ref().is_none_or(|counting| counting.has(topic))
+    }
+
+    /// A topic's value is counted from now on; gives whether the former one was.
+    fn count(&self, topic: &str) -> bool {
+        let mut counting = self.counting.lock();
+        let Some(counting) = counting.as_mut() else { return true };
+        let had = counting.has(topic);
+        if !had {
+            counting.ahead.insert(topic.into());
+        }
+        had
     }
 
     fn pays(&self, publication: &Publication) -> Paid {
@@ -212,16 +241,22 @@ impl Topics {
             Change::Clear => Paid::Nobody,
         };
         let before = std::mem::replace(&mut state.paid, now);
-        if self.purses.counts(&publication.topic) {
+        if self.purses.count(&publication.topic) {
             before.take_out();
-            state.paid.put_in();
         }
+        state.paid.put_in();
     }
 
     /// Counts values that were read, as the first since the start; behind them `next` is read, if anything is.
     pub(super) fn count(&self, read: &[Arc<Publication>], next: Option<&str>) {
-        read.iter().for_each(|publication| self.purses.pays(publication).put_in());
-        *self.purses.counted.write() = next.map(Box::from);
+        let mut now = self.purses.counting.lock();
+        let Some(counting) = now.as_mut() else { return };
+        let fresh = read.iter().filter(|publication| !counting.has(&publication.topic));
+        fresh.for_each(|publication| self.purses.pays(publication).put_in());
+        match next {
+            Some(next) => counting.upto = next.into(),
+            None => *now = None,
+        }
     }
 
     /// An expired value was deleted.

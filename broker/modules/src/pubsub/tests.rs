@@ -509,3 +509,15 @@ async fn a_successor_of_the_same_name_gets_nothing_that_another_subscribed_to() 
     successor.sees("<iq type='result'/>");
     successor.sees_nothing();
 }
+
+#[tokio::test]
+async fn who_keeps_as_much_as_one_may_keep_is_told_so() {
+    let world = World::new().await;
+    world.node.parts.topics.set_quota(tavi_core::topics::Quota { topics: 1, bytes: 10_000 });
+    let mut romeo = world.online("romeo/orchard").await;
+    publishes(&mut romeo, "u/romeo/a", "<item><x xmlns='urn:x'/></item>").await;
+    romeo.skip();
+    publishes(&mut romeo, "u/romeo/b", "<item><x xmlns='urn:x'/></item>").await;
+    let error = romeo.sees_error("resource-constraint");
+    assert!(error.contains("retained_topics"), "{error}");
+}
