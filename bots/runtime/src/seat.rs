@@ -164,7 +164,6 @@ impl Seat {
         let parts = &self.shared.node.parts;
         let account = parts.homes.bot(&self.jid).await.inspect_err(|error| self.unreadable(error)).ok()??;
         let link = self.shared.node.router.bind(&account, self.jid.with_resource(RESOURCE).ok()?)?;
-        link.acknowledges();
         let opened = link.open().await.complete().await;
         opened.inspect_err(|error| self.unreadable(error)).ok()?;
         Some(link)

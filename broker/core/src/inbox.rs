@@ -63,6 +63,11 @@ impl Inbox {
         state.backlog.attach(window);
     }
 
+    /// Whether everything taken is in flight until it is acknowledged.
+    pub(crate) fn is_managed(&self) -> bool {
+        self.state.lock().managed
+    }
+
     /// Puts an envelope at the end.
     ///
     /// # Errors
@@ -252,7 +257,8 @@ impl Inbox {
     }
 
     /// Takes what may leave, without waiting.
-    pub fn take(&self) -> Vec<Envelope> {
+    #[cfg(test)]
+    pub(crate) fn take(&self) -> Vec<Envelope> {
         let mut taken = Vec::new();
         self.state.lock().take(usize::MAX, &mut taken);
         taken.into_iter().map(|(_, envelope)| envelope).collect()

@@ -5,6 +5,7 @@
 
 pub mod accounts;
 pub mod backlog;
+pub mod bus;
 pub mod clock;
 pub mod effects;
 pub mod envelope;

@@ -1,10 +1,11 @@
 //! The link of a connection, or of a bot's runtime, to its seat: all that a front end holds of an account.
 //!
 //! Link and seat talk in few words: *sent*, *deliver*, *acked*, *detach*, *attach*, *end*. On one node they are plain
-//! calls. A link knows no account, no lock and no other seat.
+//! calls; a seat elsewhere gets them over the [bus](crate::bus). A link knows no account, no lock and no other seat.
 
 use crate::{
     backlog::Bound,
+    bus::Far,
     envelope::Envelope,
     homes::{Account, SeatId},
     hooks::BoxFuture,
@@ -16,8 +17,9 @@ use crate::{
 use std::{
     future::poll_fn,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
 };
+use tavi_store::StoreError;
 use tavi_xmpp_proto::{element::Element, jid::Jid};
 
 /// Closes a seat for whoever stops.
@@ -36,9 +38,20 @@ impl Closer {
 pub struct Link {
     seat: SeatId,
     jid: Jid,
+    /// The seat's own; or its mirror, which the home's words fill.
     inbox: Arc<Inbox>,
-    account: Arc<Account>,
-    router: Arc<Router>,
+    way: Way,
+}
+
+/// How words reach the seat.
+#[derive(Clone)]
+enum Way {
+    /// It is on this node.
+    Near {
+        account: Arc<Account>,
+        router: Arc<Router>,
+    },
+    Far(Far),
 }
 
 impl Link {
@@ -48,7 +61,11 @@ impl Link {
         (seat, jid): (SeatId, Jid),
         inbox: Arc<Inbox>,
     ) -> Link {
-        Link { seat, jid, inbox, account, router }
+        Link { seat, jid, inbox, way: Way::Near { account, router } }
+    }
+
+    pub(crate) fn far(far: Far, (seat, jid): (SeatId, Jid), mirror: Arc<Inbox>) -> Link {
+        Link { seat, jid, inbox: mirror, way: Way::Far(far) }
     }
 
     /// Which seat.
@@ -65,33 +82,49 @@ impl Link {
     /// is, and then delivers.
     pub fn sent(&self, mut envelope: Envelope) -> BoxFuture<'static, Ticket> {
         envelope.meta.sender = self.seat.number;
-        let router = self.router.clone();
-        Box::pin(async move { router.route(envelope).await })
+        match &self.way {
+            Way::Near { router, .. } => {
+                let router = router.clone();
+                Box::pin(async move { router.route(envelope).await })
+            }
+            Way::Far(far) => {
+                let ticket = far.sent(envelope);
+                Box::pin(async move { ticket })
+            }
+        }
     }
 
     /// The session may take messages for the account from now on, first what was kept. For bots; people's sessions get
     /// there by presence.
     pub async fn open(&self) -> Ticket {
-        self.router.open(&self.seat).await
+        match &self.way {
+            Way::Near { router, .. } => router.open(&self.seat).await,
+            Way::Far(_) => Ticket::failed(StoreError::Unavailable("a bot runs where it is home".into())),
+        }
     }
 
     /// From now on what is taken stays in flight until it is acknowledged, and so much may be in flight (XEP-0198).
     pub fn manage(&self, window: Bound) {
         self.inbox.manage(window);
-        self.acknowledges();
+        if let Way::Far(far) = &self.way {
+            far.manage(window);
+        }
+    }
+
+    /// What is taken stays in flight, whether the client acknowledges or not: for a link that is elsewhere.
+    pub(crate) fn keep_in_flight(&self, window: Bound) {
+        self.inbox.manage(window);
     }
 
     /// What the client asked for with its binding, of what modules offer there (XEP-0386 §4).
     pub fn begin(&self, requests: &[Element]) {
-        if let Some(session) = self.account.lock().session(self.seat.number) {
-            self.router.registry.begin(requests, session);
-        }
-    }
-
-    /// The session acknowledges what it gets.
-    pub fn acknowledges(&self) {
-        if let Some(session) = self.account.lock().session(self.seat.number) {
-            session.managed = true;
+        match &self.way {
+            Way::Near { account, router } => {
+                if let Some(session) = account.lock().session(self.seat.number) {
+                    router.registry.begin(requests, session);
+                }
+            }
+            Way::Far(far) => far.begin(requests),
         }
     }
 
@@ -103,11 +136,25 @@ impl Link {
         bytes: usize,
         out: &mut Vec<(u64, Envelope)>,
     ) -> Poll<Result<(), Closed>> {
+        let before = out.len();
         let polled = self.inbox.poll_take(cx, bytes, out);
         if let Poll::Ready(Ok(())) = polled {
-            self.more();
+            self.taken(&out[before..]);
         }
         polled
+    }
+
+    fn taken(&self, taken: &[(u64, Envelope)]) {
+        match &self.way {
+            Way::Near { account, router } => router.feed_soon(account, self.seat.number, &self.inbox),
+            // To the home everything is in flight.
+            Way::Far(far) if !self.inbox.is_managed() => {
+                far.acked(
+                    taken.iter().filter(|(_, envelope)| !envelope.is_lasting()).map(|(place, _)| *place).collect(),
+                );
+            }
+            Way::Far(_) => {}
+        }
     }
 
     /// Waits for envelopes and moves all that may leave into `out`.
@@ -116,27 +163,34 @@ impl Link {
     /// The reason, once the seat is closed and nothing may leave.
     pub async fn drain(&self, out: &mut Vec<Envelope>) -> Result<(), Closed> {
         let mut taken = Vec::new();
-        poll_fn(|cx| self.inbox.poll_take(cx, usize::MAX, &mut taken)).await?;
+        poll_fn(|cx| self.poll_deliver(cx, usize::MAX, &mut taken)).await?;
         out.extend(taken.into_iter().map(|(_, envelope)| envelope));
         Ok(())
     }
 
     /// Takes what may leave, without waiting.
     pub fn take(&self) -> Vec<Envelope> {
-        self.inbox.take()
+        let mut taken = Vec::new();
+        // Nobody waits: there is nothing, or it is closed.
+        let _ = self.poll_deliver(&mut Context::from_waker(Waker::noop()), usize::MAX, &mut taken);
+        taken.into_iter().map(|(_, envelope)| envelope).collect()
     }
 
     /// The word *acked*: the client has these for good, by their places. Their rows are deleted, and more is read if the
     /// seat is behind.
     pub fn acked(&self, places: &[u64]) {
         let lasting = |place: &&u64| self.inbox.acknowledge(**place).is_none_or(|envelope| envelope.is_lasting());
-        let ids: Vec<u64> = places.iter().filter(lasting).copied().collect();
-        self.router.acknowledge(&self.account, &ids);
-        self.more();
-    }
-
-    fn more(&self) {
-        self.router.feed_soon(&self.account, self.seat.number, &self.inbox);
+        match &self.way {
+            Way::Near { account, router } => {
+                let ids: Vec<u64> = places.iter().filter(lasting).copied().collect();
+                router.acknowledge(account, &ids);
+                router.feed_soon(account, self.seat.number, &self.inbox);
+            }
+            Way::Far(far) => {
+                places.iter().for_each(|place| drop(self.inbox.acknowledge(*place)));
+                far.acked(places.to_vec());
+            }
+        }
     }
 
     /// Puts what the session itself answers behind what it is owed; a session without room is cut off.
@@ -182,16 +236,26 @@ impl Link {
     /// The word *detach*: the connection is gone, the session waits for another one.
     pub fn detach(&self) {
         self.inbox.detach();
+        if let Way::Far(far) = &self.way {
+            far.detach(true);
+        }
     }
 
     /// The word *attach*: there is a connection again.
     pub fn attach(&self) {
         self.inbox.attach();
+        if let Way::Far(far) = &self.way {
+            far.detach(false);
+        }
     }
 
     /// The word *end*: the session is over. What it did not acknowledge and what still waits go, in order, to another
     /// session or are kept; `left` is what it took without having to acknowledge it and did not deal with.
     pub async fn end(&self, left: Vec<Envelope>) -> Ticket {
-        self.router.end(&self.account, (self.seat.number, &self.inbox), left).await
+        match &self.way {
+            Way::Near { account, router } => router.end(account, (self.seat.number, &self.inbox), left).await,
+            // The home has all that was not acknowledged.
+            Way::Far(far) => far.end(&self.inbox),
+        }
     }
 }

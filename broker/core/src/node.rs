@@ -2,10 +2,12 @@
 
 use crate::{
     accounts::Accounts,
+    bus::{Bus, InProcess, NoSeat, NodeId},
     clock::Clock,
     envelope::Envelope,
     homes::{Homes, SessionLimits},
     hooks::Registry,
+    link::Link,
     login::Login,
     metrics::Metrics,
     permit::Permit,
@@ -20,7 +22,7 @@ use std::{
     sync::Arc,
 };
 use tavi_store::{IdSource, SharedStore, StoreError};
-use tavi_xmpp_proto::jid::BareJid;
+use tavi_xmpp_proto::jid::{BareJid, Jid};
 use tokio::sync::broadcast;
 
 /// What modules and front ends share. Cloning shares.
@@ -64,8 +66,21 @@ impl Parts {
         clock: Arc<dyn Clock>,
         limits: SessionLimits,
     ) -> Result<Parts, StoreError> {
+        Parts::load_for(0, (hosts, store), clock, limits).await
+    }
+
+    /// The same for one of several nodes: ids tell them apart.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub async fn load_for(
+        node: NodeId,
+        (hosts, store): (Hosts, SharedStore),
+        clock: Arc<dyn Clock>,
+        limits: SessionLimits,
+    ) -> Result<Parts, StoreError> {
         let hosts = Arc::new(hosts);
-        let ids = Arc::new(IdSource::new(0, store.last_id()));
+        let ids = Arc::new(IdSource::new(node, store.last_id()));
         let permit = Arc::new(Permit::load(store.clone()).await?);
         let topics = Topics::load(store.clone(), permit.clone(), ids.clone(), clock.clone()).await?;
         let accounts = Arc::new(Accounts::new(hosts.clone(), store.clone(), clock.clone()));
@@ -106,13 +121,43 @@ pub struct Node {
 impl Node {
     /// Puts the parts and the modules together.
     pub fn new(parts: Parts, registry: Registry) -> Node {
-        let router = Router::new(parts.clone(), registry);
+        Node::on(Arc::new(InProcess), parts, registry)
+    }
+
+    /// The same beside other nodes.
+    pub fn on(bus: Arc<dyn Bus>, parts: Parts, registry: Registry) -> Node {
+        let router = Router::new(parts.clone(), registry, bus);
         Node { parts, router, devices: Arc::default() }
     }
 
     /// The verb `route`: a stanza that a local session sent.
     pub async fn route(&self, env: Envelope) -> Ticket {
         self.router.route(env).await
+    }
+
+    /// Gives a session of this full JID its seat, where the account is home. While the guard lives, a device's session
+    /// exists.
+    ///
+    /// # Errors
+    /// There is no such account, it has too many sessions, or its home is out of reach.
+    pub async fn bind(&self, jid: &Jid) -> Result<(Link, Attached), NoSeat> {
+        match self.router.exchange.bus().away(&jid.to_bare()) {
+            None => self.bind_here(jid).await,
+            Some(node) => {
+                let link = self.router.exchange.attach(node, jid.clone(), self.parts.ids.clone()).await?;
+                Ok((link, Attached(None)))
+            }
+        }
+    }
+
+    pub(crate) async fn bind_here(&self, jid: &Jid) -> Result<(Link, Attached), NoSeat> {
+        let account = self.parts.homes.account(&jid.to_bare()).await.map_err(|error| {
+            tracing::error!(%error, "an account could not be read");
+            NoSeat::Unavailable
+        })?;
+        let account = account.ok_or(NoSeat::Nobody)?;
+        let attached = self.attach(&account.principal);
+        Ok((self.router.bind(&account, jid.clone()).ok_or(NoSeat::TooMany)?, attached))
     }
 
     /// A device's session in any protocol begins: while the guard lives, its `state` topic says `online`. For other

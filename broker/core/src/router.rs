@@ -1,6 +1,7 @@
 //! The only routing law: who sees a stanza, who gets it, what is kept.
 
 use crate::{
+    bus::{Bus, Exchange},
     effects::{Effect, Effects},
     envelope::Envelope,
     homes::{Account, AccountState, SeatId, SessionEntry},
@@ -29,6 +30,7 @@ const HANDLER_DEADLINE: Duration = Duration::from_secs(10);
 pub struct Router {
     pub(crate) parts: Parts,
     pub(crate) registry: Registry,
+    pub(crate) exchange: Arc<Exchange>,
 }
 
 /// Sessions of one account that were chosen for a stanza, by their numbers.
@@ -95,9 +97,9 @@ impl Run {
 
 impl Router {
     /// A router with everything that the modules registered.
-    pub fn new(parts: Parts, mut registry: Registry) -> Arc<Router> {
+    pub(crate) fn new(parts: Parts, mut registry: Registry, bus: Arc<dyn Bus>) -> Arc<Router> {
         parts.homes.furnish(std::mem::take(&mut registry.parts));
-        let router = Arc::new(Router { parts, registry });
+        let router = Arc::new(Router { parts, registry, exchange: Arc::new(Exchange::new(bus)) });
         router.parts.homes.post().open(Arc::downgrade(&router));
         router
     }
@@ -116,6 +118,13 @@ impl Router {
             // What the sender's hooks want is done first: a contact is saved before its answer changes it again.
             sent => run.reply(sent),
         }
+        self.finish(run).await
+    }
+
+    /// A stanza from the home of its sender, whose hooks have seen it.
+    pub(crate) async fn arrived(self: &Arc<Self>, env: Envelope) -> Ticket {
+        let mut run = Run::default();
+        self.received(env, &mut run).await;
         self.finish(run).await
     }
 
@@ -166,11 +175,10 @@ impl Router {
         match self.parts.hosts.find(to.domain()) {
             None => run.reply(env.refuse(&Condition::RemoteServerNotFound.into())),
             Some(Host::Main | Host::Things | Host::Bots) if to.local().is_some() => {
-                if is_request && to.is_bare() {
-                    self.ask(env, run).await
-                } else {
-                    self.to_account(env, to, run).await
+                if let Some(node) = self.exchange.bus().away(&to.to_bare()) {
+                    return run.await_ticket(self.exchange.route(node, env));
                 }
+                if is_request && to.is_bare() { self.ask(env, run).await } else { self.to_account(env, to, run).await }
             }
             Some(host) => match self.registry.services.get(&host) {
                 Some(service) => {

@@ -4,6 +4,7 @@ use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
 
+use tavi_core::bus::NoSeat;
 use tavi_core::link::Link;
 use tavi_core::login::{Attempt, Credential, Peer};
 use tavi_core::node::Attached;
@@ -372,20 +373,15 @@ enum Stepped {
     Bound(Box<Link>, Attached),
 }
 
-/// Finds the account and a place in it.
+/// A seat in the account, wherever it is home.
 async fn place(node: &Node, wanted: &BindWanted) -> Result<(Link, Attached), StanzaError> {
-    let unavailable = |error| {
-        tracing::error!(%error, "an account could not be read");
-        StanzaError::new(Condition::InternalServerError)
-    };
-    let account = node.parts.homes.account(&wanted.jid().to_bare()).await.map_err(unavailable)?;
-    // It was removed between login and binding.
-    let account = account.ok_or(Condition::NotAuthorized)?;
-    let attached = node.attach(&account.principal);
-    let link = node.router.bind(&account, wanted.jid().clone());
-    // RFC 6120 §7.6.2.1.
-    let full = || StanzaError::new(Condition::ResourceConstraint).text("this account has too many sessions");
-    Ok((link.ok_or_else(full)?, attached))
+    node.bind(wanted.jid()).await.map_err(|why| match why {
+        // It was removed between login and binding.
+        NoSeat::Nobody => Condition::NotAuthorized.into(),
+        // RFC 6120 §7.6.2.1.
+        NoSeat::TooMany => StanzaError::new(Condition::ResourceConstraint).text("this account has too many sessions"),
+        NoSeat::Unavailable => Condition::InternalServerError.into(),
+    })
 }
 
 /// Whether clients can log in at a host (semantics.md: people and devices).

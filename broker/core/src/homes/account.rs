@@ -42,8 +42,6 @@ pub struct SessionEntry {
     pub jid: Jid,
     /// What it is owed.
     pub(crate) inbox: Arc<Inbox>,
-    /// Whether it acknowledges what it gets (XEP-0198), so that rows are deleted on its word.
-    pub managed: bool,
     /// It sent available presence.
     pub available: bool,
     /// It takes messages for the account: available with priority ≥ 0; what was kept comes first.
@@ -66,7 +64,6 @@ impl SessionEntry {
             id,
             jid,
             inbox,
-            managed: false,
             available: false,
             receiving: false,
             priority: 0,

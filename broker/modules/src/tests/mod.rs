@@ -2,6 +2,7 @@
 
 mod resumption;
 pub(crate) mod world;
+mod worlds;
 
 use crate::XEPS;
 use std::{

@@ -1,0 +1,328 @@
+//! Two nodes in one process over a way that loses, repeats, delays and reorders: Romeo is home on the first, Juliet on the
+//! second, and each comes in on the other's node.
+
+use parking_lot::Mutex;
+use std::{
+    future::Future,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
+use tavi_core::{
+    Bound, Closed, Envelope, FakeClock, Link, Node, Origin, Parts, Registry, TicketQueue,
+    bus::{Bus, Channel, NodeId, Piece, Word},
+    homes::SessionLimits,
+    principal::Hosts,
+};
+use tavi_store::{Expect, MemoryStore, Op, Owner, SharedStore, Store, Table};
+use tavi_xmpp_proto::{BareJid, Jid, Kind, Stanza};
+
+use crate::contacts::{Contact, Subscription};
+
+/// Pseudo-random numbers (splitmix64), the same for the same seed.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut x = self.0;
+        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((x ^ (x >> 31)) % n as u64) as usize
+    }
+}
+
+/// A node's end of the way: every word is bytes on it.
+struct End {
+    node: NodeId,
+    channel: Arc<Mutex<Channel>>,
+}
+
+impl Bus for End {
+    fn node(&self) -> NodeId {
+        self.node
+    }
+
+    fn away(&self, owner: &BareJid) -> Option<NodeId> {
+        let home = if owner.local() == Some("romeo") { 0 } else { 1 };
+        (home != self.node).then_some(home)
+    }
+
+    fn send(&self, to: NodeId, word: Word) {
+        assert_ne!(to, self.node);
+        self.channel.lock().say(word.encode());
+    }
+}
+
+struct Worlds {
+    nodes: [Node; 2],
+    ends: [Arc<Mutex<Channel>>; 2],
+    way: Vec<(usize, Piece)>,
+    dice: Dice,
+    now_ms: u64,
+    store: Arc<MemoryStore>,
+}
+
+impl Worlds {
+    async fn new(seed: u64) -> Worlds {
+        let store = Arc::new(MemoryStore::default());
+        for (one, other) in [("romeo", "juliet"), ("juliet", "romeo")] {
+            let [one, other] = [one, other].map(|name| BareJid::new(name, "localhost").unwrap());
+            let subscription = Subscription { to: true, from: true };
+            let contact = Contact { subscription, added: true, ..Contact::default() };
+            let account = Op::Put { table: Table::Account, item: "".into(), value: "x".into(), expect: Expect::Any };
+            store.commit(&Owner::account(one.as_str()), vec![account, contact.save(&other)]).await.unwrap();
+        }
+        let ends = [0, 1].map(|_| Arc::<Mutex<Channel>>::default());
+        let nodes = [node(0, &store, &ends).await, node(1, &store, &ends).await];
+        Worlds { nodes, ends, way: Vec::new(), dice: Dice(seed), now_ms: 0, store }
+    }
+
+    /// A little time goes by: something arrives, or is lost, or arrives and stays under way.
+    async fn turn(&mut self) {
+        self.now_ms += 20;
+        for (from, end) in self.ends.iter().enumerate() {
+            let pieces = end.lock().pieces(self.now_ms);
+            self.way.extend(pieces.into_iter().map(|piece| (1 - from, piece)));
+        }
+        for _ in 0..self.way.len().min(3) {
+            let at = self.dice.below(self.way.len());
+            let (to, piece) = match self.dice.below(10) {
+                0 | 1 => {
+                    self.way.swap_remove(at);
+                    continue;
+                }
+                2 => self.way[at].clone(),
+                _ => self.way.swap_remove(at),
+            };
+            self.arrives(to, piece);
+        }
+        for _ in 0..8 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn arrives(&self, to: usize, piece: Piece) {
+        self.ends[to].lock().take(piece);
+        loop {
+            let Some(word) = self.ends[to].lock().hear() else { return };
+            self.nodes[to].hear(1 - to as NodeId, Word::decode(word).unwrap());
+        }
+    }
+
+    async fn until<T: Send + 'static>(&mut self, what: impl Future<Output = T> + Send + 'static) -> T {
+        let task = tokio::spawn(what);
+        for _ in 0..20_000 {
+            if task.is_finished() {
+                return task.await.unwrap();
+            }
+            self.turn().await;
+        }
+        let open = self.ends.each_ref().map(|end| end.lock().open());
+        panic!("it never comes; open {open:?}, {} under way", self.way.len());
+    }
+
+    async fn comes(&mut self, jid: &str, at: usize) -> Client {
+        let (node, jid) = (self.nodes[at].clone(), jid.parse::<Jid>().unwrap());
+        let (link, _) = self.until(async move { node.bind(&jid).await.unwrap() }).await;
+        link.manage(Bound { items: 6, bytes: 100_000 });
+        let mut client = Client::new(link);
+        client.says("<presence/>");
+        client
+    }
+}
+
+async fn node(number: NodeId, store: &Arc<MemoryStore>, ends: &[Arc<Mutex<Channel>>; 2]) -> Node {
+    let store: SharedStore = store.clone();
+    let (hosts, clock) = (Hosts::new("localhost").unwrap(), Arc::new(FakeClock::at(1_795_359_600_000)));
+    let parts = Parts::load_for(number, (hosts, store), clock, SessionLimits::default()).await.unwrap();
+    let mut registry = Registry::default();
+    crate::register(&mut registry, &parts).unwrap();
+    Node::on(Arc::new(End { node: number, channel: ends[usize::from(number)].clone() }), parts, registry)
+}
+
+/// A connection with stream management: it knows nothing but its link.
+struct Client {
+    link: Link,
+    tickets: TicketQueue<()>,
+    handled: usize,
+    seen: Vec<u64>,
+    bodies: Vec<String>,
+    presences: Vec<String>,
+    closed: Option<Closed>,
+}
+
+impl Client {
+    fn new(link: Link) -> Client {
+        let (tickets, seen, bodies, presences) = (TicketQueue::default(), Vec::new(), Vec::new(), Vec::new());
+        Client { link, tickets, handled: 0, seen, bodies, presences, closed: None }
+    }
+
+    fn says(&mut self, xml: &str) {
+        let mut stanza = Stanza::parse(xml.as_bytes()).unwrap();
+        stanza.head.from = Some(self.link.jid().clone());
+        let mut sent = self.link.sent(Envelope::received(stanza, Origin::Managed, 0));
+        // Over the bus it is said at once.
+        let Poll::Ready(ticket) = sent.as_mut().poll(&mut Context::from_waker(Waker::noop())) else {
+            panic!("the link waits for nobody")
+        };
+        self.tickets.push(ticket, (), 0);
+    }
+
+    fn chat(&mut self, to: &str, number: usize) {
+        self.says(&format!("<message to='{to}@localhost' type='chat'><body>{number}</body></message>"));
+    }
+
+    /// Reads what has come; acknowledges it if `acks`.
+    fn turn(&mut self, acks: bool) {
+        let (cx, mut taken) = (&mut Context::from_waker(Waker::noop()), Vec::new());
+        while let Poll::Ready(Some(((), result))) = self.tickets.poll_next(cx) {
+            result.unwrap();
+            self.handled += 1;
+        }
+        if let Poll::Ready(Err(why)) = self.link.poll_deliver(cx, usize::MAX, &mut taken) {
+            self.closed = Some(why);
+        }
+        for (place, envelope) in taken {
+            self.seen.push(place);
+            match envelope.stanza.kind() {
+                Kind::Message => self.bodies.extend(envelope.stanza.body()),
+                _ => self.presences.push(String::from_utf8(envelope.to_bytes().to_vec()).unwrap()),
+            }
+        }
+        if acks {
+            self.link.acked(&std::mem::take(&mut self.seen));
+        }
+    }
+
+    fn saw(&self, from: &str, type_: &str) -> bool {
+        self.presences.iter().any(|p| p.contains(&format!("from='{from}")) && p.contains(type_))
+    }
+}
+
+fn numbers(count: usize) -> Vec<String> {
+    (0..count).map(|n| n.to_string()).collect()
+}
+
+/// So many messages go each way.
+const TALK: usize = 12;
+
+async fn talk(seed: u64) {
+    let mut worlds = Worlds::new(seed).await;
+    let (mut romeo, mut juliet) =
+        (worlds.comes("romeo@localhost/orchard", 1).await, worlds.comes("juliet@localhost/balcony", 0).await);
+    let (mut said, mut turns) = ([0, 0], 0);
+    while romeo.bodies.len() < TALK || juliet.bodies.len() < TALK || romeo.handled < TALK + 1 || juliet.handled <= TALK
+    {
+        let [to_juliet, to_romeo] = &mut said;
+        for (who, to, said) in [(&mut romeo, "juliet", to_juliet), (&mut juliet, "romeo", to_romeo)] {
+            // Not before both are there: what comes earlier is told elsewhere.
+            if turns > 200 && *said < TALK && worlds.dice.below(3) == 0 {
+                who.chat(to, *said);
+                *said += 1;
+            }
+            who.turn(worlds.dice.below(2) == 0);
+        }
+        worlds.turn().await;
+        turns += 1;
+        assert!(turns < 20_000, "seed {seed}: {:?} {:?}", romeo.bodies, juliet.bodies);
+    }
+    assert_eq!((&romeo.bodies, &juliet.bodies), (&numbers(TALK), &numbers(TALK)), "seed {seed}");
+    assert!(juliet.saw("romeo@localhost/orchard", "") && romeo.saw("juliet@localhost/balcony", ""), "seed {seed}");
+    let link = romeo.link.clone();
+    worlds.until(async move { link.end(Vec::new()).await.complete().await.unwrap() }).await;
+    for _ in 0..400 {
+        worlds.turn().await;
+        juliet.turn(true);
+    }
+    assert!(juliet.saw("romeo@localhost/orchard", "unavailable"), "seed {seed}");
+    assert!(worlds.nodes[0].parts.homes.receivers(&"romeo@localhost".parse().unwrap()).is_empty(), "seed {seed}");
+}
+
+#[tokio::test]
+async fn two_homes_talk_over_a_bad_way_and_lose_double_and_turn_round_nothing() {
+    for seed in 0..300 {
+        talk(seed).await;
+    }
+}
+
+/// Romeo comes again with the same resource, on either node, while Juliet writes.
+async fn takeover(seed: u64) {
+    let mut worlds = Worlds::new(seed).await;
+    let (mut old, mut juliet) =
+        (worlds.comes("romeo@localhost/orchard", 1).await, worlds.comes("juliet@localhost/balcony", 0).await);
+    for n in 0..TALK {
+        juliet.chat("romeo", n);
+        worlds.turn().await;
+        old.turn(worlds.dice.below(3) == 0);
+        juliet.turn(true);
+    }
+    let at = worlds.dice.below(2);
+    let node = worlds.nodes[at].clone();
+    let (link, _) =
+        worlds.until(async move { node.bind(&"romeo@localhost/orchard".parse().unwrap()).await.unwrap() }).await;
+    link.manage(Bound { items: 6, bytes: 100_000 });
+    let mut new = Client::new(link.clone());
+    let presence = Stanza::parse(b"<presence from='romeo@localhost/orchard'/>").unwrap();
+    let sent = link.sent(Envelope::received(presence, Origin::Managed, 0));
+    worlds.until(async move { sent.await.complete().await.unwrap() }).await;
+    for turn in 0.. {
+        worlds.turn().await;
+        juliet.turn(true);
+        new.turn(true);
+        old.turn(false);
+        let mut heard: Vec<String> = old.bodies.clone();
+        heard.extend(new.bodies.iter().filter(|body| !old.bodies.contains(body)).cloned());
+        if heard == numbers(TALK) && old.closed == Some(Closed::Replaced) && juliet.handled == TALK + 1 {
+            break;
+        }
+        assert!(turn < 20_000, "seed {seed}: {:?} {:?} {:?}", old.closed, old.bodies, new.bodies);
+    }
+    let once: std::collections::BTreeSet<_> = new.bodies.iter().collect();
+    assert_eq!(once.len(), new.bodies.len(), "seed {seed}: nothing twice on one link");
+    assert!(new.bodies.is_sorted_by_key(|body| body.parse::<usize>().unwrap()), "seed {seed}: {:?}", new.bodies);
+    assert_eq!(new.closed, None, "seed {seed}");
+}
+
+#[tokio::test]
+async fn a_resource_that_is_taken_over_from_another_node_sends_the_old_link_away_and_loses_nothing() {
+    for seed in 0..200 {
+        takeover(seed).await;
+    }
+}
+
+#[tokio::test]
+async fn nothing_counts_as_handled_before_the_other_home_has_it_on_disk() {
+    for seed in 0..20 {
+        let mut worlds = Worlds::new(seed).await;
+        let (mut romeo, mut juliet) =
+            (worlds.comes("romeo@localhost/orchard", 1).await, worlds.comes("juliet@localhost/balcony", 0).await);
+        for _ in 0..300 {
+            worlds.turn().await;
+            romeo.turn(true);
+            juliet.turn(true);
+        }
+        assert_eq!(juliet.handled, 1, "her presence");
+        worlds.store.hold();
+        juliet.chat("romeo", 0);
+        for _ in 0..600 {
+            worlds.turn().await;
+            romeo.turn(true);
+            juliet.turn(true);
+        }
+        assert_eq!((juliet.handled, romeo.bodies.len()), (1, 0), "seed {seed}: it is not on disk");
+        worlds.store.release_all();
+        while juliet.handled < 2 || romeo.bodies.is_empty() {
+            worlds.turn().await;
+            romeo.turn(true);
+            juliet.turn(true);
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_is_not_there_has_no_seat_on_any_node() {
+    let mut worlds = Worlds::new(1).await;
+    let node = worlds.nodes[0].clone();
+    let refused = worlds.until(async move { node.bind(&"paris@localhost/x".parse().unwrap()).await.err() }).await;
+    assert_eq!(refused, Some(tavi_core::bus::NoSeat::Nobody));
+}
