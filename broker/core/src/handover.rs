@@ -149,9 +149,10 @@ impl Router {
             inbox.coming(id);
             run.ticket.land(self.owed(account, env));
         } else if open {
-            // Nothing is lost silently: the sender hears that there was no room.
-            state.ledger.release_one(id, session);
-            run.reply(env.refuse(&full()));
+            // RFC 6121 §8.5.2.1.1: one session that has it is enough. Nothing is lost silently: if nobody has it, the
+            // sender hears that there was no room.
+            let refusal = state.ledger.release_one(id, session).then(|| env.refuse(&full()));
+            run.reply(refusal.flatten());
         } else if state.ledger.release_one(id, session) {
             let mut fx = Effects::default();
             self.again(env, (account, state), &mut fx, &mut run);
@@ -243,7 +244,7 @@ impl Router {
         let (Some(account), session) = (self.parts.homes.known(&seat.owner), seat.number) else { return };
         {
             let mut state = account.lock();
-            let Some(entry) = state.session(session).filter(|entry| entry.available && entry.priority >= 0) else {
+            let Some(entry) = state.session(session).filter(|entry| entry.may_receive()) else {
                 return;
             };
             entry.receiving = true;
@@ -280,8 +281,19 @@ impl Router {
         let mut state = account.lock();
         state.ledger.end_read();
         let page = page.inspect_err(|_| inbox.page_failed())?;
+        // It may have ended, or been replaced, while the page was read: nobody would release what it is owed from here on.
+        let Some(entry) = state.session(session).filter(|entry| entry.is_open()) else {
+            inbox.page_failed();
+            return Ok(());
+        };
+        let takes = entry.receiving;
         let upto = page.rows.last().map_or(after, |row| row.id);
-        let rows = page.rows.into_iter().filter_map(|row| self.kept_envelope(row, session, &mut state)).collect();
+        let theirs = |row: &QueueRow, state: &mut AccountState| {
+            let size = row.value.len() + 256;
+            state.ledger.is_owed(row.id, session) || (takes && state.ledger.take_row(row.id, session, size))
+        };
+        let rows = page.rows.into_iter().filter(|row| theirs(row, &mut state));
+        let rows = rows.filter_map(|row| self.kept_envelope(row)).collect();
         inbox.page(rows, upto, page.end);
         Ok(())
     }
@@ -299,11 +311,8 @@ impl Router {
         });
     }
 
-    /// A row as it goes to this session, unless another one has it.
-    fn kept_envelope(&self, row: QueueRow, session: u64, state: &mut AccountState) -> Option<(u64, Envelope)> {
-        if !state.ledger.take_row(row.id, session, row.value.len() + 256) {
-            return None;
-        }
+    /// A row as it goes to a session.
+    fn kept_envelope(&self, row: QueueRow) -> Option<(u64, Envelope)> {
         let Ok(stanza) = Stanza::parse(&row.value) else {
             tracing::error!(id = row.id, "a kept message is damaged");
             return None;

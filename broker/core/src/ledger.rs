@@ -90,6 +90,11 @@ impl Ledger {
         }
     }
 
+    /// Whether it is this session's.
+    pub(crate) fn is_owed(&self, id: u64, session: u64) -> bool {
+        self.owed.get(&id).is_some_and(|entry| entry.holders.contains(&session))
+    }
+
     /// A session gives up one message; whether nobody has it any more.
     pub(crate) fn release_one(&mut self, id: u64, session: u64) -> bool {
         let Some(entry) = self.owed.get_mut(&id) else { return false };

@@ -143,9 +143,13 @@ impl Router {
         let mut fx = Effects::default();
         let mut state = account.lock();
         if env.meta.sender != 0 {
-            // What a session that was replaced had still to send must not act on its successor (RFC 6120 §7.7.2.2).
-            let sender = state.session(env.meta.sender).map(|session| session.inbox.clone());
-            run.origin = Some(sender.filter(|inbox| inbox.closed() != Some(Closed::Replaced))?);
+            // What a session that was replaced had still to send must not act on its successor (RFC 6120 §7.7.2.2). What
+            // it told others was told.
+            run.origin = state.session(env.meta.sender).map(|session| session.inbox.clone());
+            let there = run.origin.as_ref().is_some_and(|inbox| inbox.closed() != Some(Closed::Replaced));
+            if !there && env.stanza.kind() != Kind::Message {
+                return None;
+            }
         }
         let mut flow = Flow::Continue;
         for (_, hook) in &self.registry.on_sent {
@@ -276,7 +280,8 @@ impl Router {
         fx: &mut Effects,
         run: &mut Run,
     ) {
-        if env.is_lasting() && env.meta.place == 0 {
+        let is_new = env.meta.place == 0;
+        if env.is_lasting() && is_new {
             // Under the account's lock: so it stays in order, however it goes on.
             env.meta.place = self.parts.ids.next(self.parts.clock.now_ms());
         }
@@ -286,8 +291,9 @@ impl Router {
             (None, StanzaType::Presence(_)) if to.is_bare() => state.available().map(seat).collect(),
             // RFC 6121 §8.5.3.2.1: one for a session that went away is ignored.
             (None, StanzaType::Message(MessageType::Headline)) if to.is_bare() => state.receivers().map(seat).collect(),
-            // RFC 6121 §8.5.3.2.1: a normal one was for that session only, and is refused or ignored.
-            (None, StanzaType::Message(MessageType::Normal)) if !to.is_bare() => {
+            // RFC 6121 §8.5.3.2.1: a normal one was for that session only, and is refused or ignored. What the session was
+            // there to take and did not acknowledge goes to another one or is kept, whoever sent it.
+            (None, StanzaType::Message(MessageType::Normal)) if !to.is_bare() && (is_new || !env.is_lasting()) => {
                 let refusal = (!env.is_notice()).then(|| env.refuse(&Condition::ServiceUnavailable.into()));
                 return run.reply(refusal.flatten());
             }

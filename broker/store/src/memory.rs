@@ -4,9 +4,10 @@ use crate::{limits, *};
 use parking_lot::Mutex;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
-    future::ready,
+    future::{poll_fn, ready},
     ops::Bound,
     sync::Arc,
+    task::{Poll, Waker},
 };
 
 /// A store that forgets everything when it is dropped.
@@ -17,6 +18,8 @@ use std::{
 pub struct MemoryStore {
     state: Mutex<State>,
     waiting: Mutex<Option<VecDeque<Waiting>>>,
+    /// Who waits for a page, while pages are held.
+    readers: Arc<Mutex<Option<Vec<Waker>>>>,
     gate: Arc<Gate>,
 }
 
@@ -35,6 +38,17 @@ impl MemoryStore {
     /// From now on commits wait, too.
     pub fn hold(&self) {
         self.waiting.lock().get_or_insert_default();
+    }
+
+    /// From now on pages of queues are looked up at once, and come when [`release_pages`](MemoryStore::release_pages)
+    /// lets them.
+    pub fn hold_pages(&self) {
+        self.readers.lock().get_or_insert_default();
+    }
+
+    /// Pages that were held come, and all others at once.
+    pub fn release_pages(&self) {
+        self.readers.lock().take().into_iter().flatten().for_each(Waker::wake);
     }
 
     /// How many commits wait.
@@ -146,7 +160,18 @@ impl Store for MemoryStore {
     }
 
     fn queue_page<'a>(&'a self, owner: &'a Owner, after: u64, bound: PageBound) -> Read<'a, QueuePage> {
-        self.read(|state| state.queue_page(owner, after, bound))
+        let (page, readers) = (self.state.lock().queue_page(owner, after, bound), self.readers.clone());
+        Box::pin(async move {
+            poll_fn(|cx| match &mut *readers.lock() {
+                Some(readers) => {
+                    readers.push(cx.waker().clone());
+                    Poll::Pending
+                }
+                None => Poll::Ready(()),
+            })
+            .await;
+            Ok(page)
+        })
     }
 
     fn queue_size<'a>(&'a self, owner: &'a Owner) -> Read<'a, QueueSize> {

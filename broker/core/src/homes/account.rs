@@ -79,6 +79,11 @@ impl SessionEntry {
         SeatId { owner: self.jid.to_bare(), number: self.id }
     }
 
+    /// Whether it may take messages for the account (RFC 6121 §8.5.2, XEP-0160 §3).
+    pub(crate) fn may_receive(&self) -> bool {
+        self.is_open() && self.available && self.priority >= 0
+    }
+
     /// Whether it has not ended, nor been replaced or cut off.
     pub fn is_open(&self) -> bool {
         self.inbox.closed().is_none()

@@ -1,5 +1,6 @@
 //! Dialogues over several modules: the proof that the hook model holds.
 
+mod owed;
 mod resumption;
 pub(crate) mod world;
 mod worlds;
