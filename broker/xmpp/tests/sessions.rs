@@ -3,6 +3,7 @@
 mod client;
 mod resumption;
 mod sasl2;
+mod worlds;
 
 use client::{Broker, Client, exporter};
 use std::time::Duration;

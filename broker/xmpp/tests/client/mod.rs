@@ -45,7 +45,11 @@ impl Broker {
             let jid = format!("{user}@localhost").parse().unwrap();
             parts.accounts.create(&jid, password).await.unwrap();
         }
-        let node = Node::new(parts, Registry::default());
+        Broker::on(Node::new(parts, Registry::default()), store, config).await
+    }
+
+    /// The front end of a node.
+    pub async fn on(node: Node, store: SharedStore, config: Config) -> Broker {
         let (tls, certificate) = tls();
         let xmpp = Xmpp::new(node.clone(), Some(tls), config);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
