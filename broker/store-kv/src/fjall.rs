@@ -24,9 +24,7 @@ fn memtable(family: Family) -> u64 {
     match family {
         // Most of its rows are deleted before they are ever flushed, if there is room for so many.
         Family::Queue => 8 << 20,
-        // Few of them are many bytes.
-        Family::Chunk | Family::Body => 8 << 20,
-        Family::Record | Family::Archive => 4 << 20,
+        Family::Record | Family::Chunk | Family::Body | Family::Archive => 4 << 20,
         _ => 2 << 20,
     }
 }
