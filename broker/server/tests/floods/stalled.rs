@@ -12,8 +12,8 @@ use super::{Memory, connections, eventually, flooded};
 
 /// 1 MiB may wait for one client, and 16 deliveries may be on their way to it.
 const MQTT: &str = "[limits.mqtt]\nqueue_bytes = 1048576\nin_flight = 16\n";
-/// 1 MiB may wait in memory for one session, and its client may be still for 3 s.
-const XMPP: &str = "[limits.xmpp]\ninbox_bytes = 1048576\nacknowledge_seconds = 3\n";
+/// 1 MiB may wait in memory for one session, and its client may be still for 3 s. The store's cache is full soon.
+const XMPP: &str = "[store]\ncache_mib = 4\n[limits.xmpp]\ninbox_bytes = 1048576\nacknowledge_seconds = 3\n";
 
 const PUBLICATIONS: u32 = 1_000;
 const PAYLOAD: usize = 32 * 1024;
