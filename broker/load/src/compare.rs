@@ -71,7 +71,7 @@ impl Load {
     fn terms(self) -> Terms {
         let (title, bar, peer) = match self {
             Self::Chat => ("chat", 0.25, Some(Peer::Ejabberd)),
-            Self::ChatManaged => ("chat, stream management", 0.25, Some(Peer::Ejabberd)),
+            Self::ChatManaged => ("chat, stream management", 0.10, Some(Peer::Ejabberd)),
             Self::MqttIn0 => ("MQTT fan-in, QoS 0", 1.0, Some(Peer::Mosquitto)),
             Self::MqttIn1 => ("MQTT fan-in, QoS 1", 1.0, Some(Peer::Mosquitto)),
             Self::MqttOut0 => ("MQTT fan-out, QoS 0", 1.0, Some(Peer::Mosquitto)),
@@ -96,7 +96,7 @@ impl Load {
 
     fn chat(self, in_flight: u64) -> chat::Plan {
         let managed = self == Self::ChatManaged;
-        chat::Plan { pairs: 50, messages: if managed { 400 } else { 2000 }, in_flight, body: 64, managed }
+        chat::Plan { pairs: 50, messages: 2000, in_flight, body: 64, managed }
     }
 
     fn mqtt(self, in_flight: u64) -> mqtt::Plan {
