@@ -357,7 +357,8 @@ impl<T: Owed> Backlog<T> {
         }
     }
 
-    fn knows(&self, id: u64) -> bool {
+    /// Whether it is in memory, in flight or being deleted.
+    pub fn knows(&self, id: u64) -> bool {
         let piles = [&self.waiting, &self.later];
         self.flight.seqs.contains_key(&id)
             || self.deleting.contains(&id)

@@ -239,18 +239,18 @@ impl Router {
         run.ticket.land(self.owed(account, env));
     }
 
-    /// The account's queue is for this session, from its first row on; newer messages come behind.
+    /// The account's queue is for this session, from its first row on; newer messages come behind. One that takes no
+    /// messages for the account any more gives up what it has not sent of them.
     pub(crate) async fn flush(self: &Arc<Self>, seat: SeatId, run: &mut Run) {
         let (Some(account), session) = (self.parts.homes.known(&seat.owner), seat.number) else { return };
         {
             let mut state = account.lock();
-            let Some(entry) = state.session(session).filter(|entry| entry.may_receive()) else {
-                return;
-            };
-            entry.receiving = true;
-            let inbox = entry.inbox.clone();
+            let Some(entry) = state.session(session).filter(|entry| entry.is_open()) else { return };
+            entry.receiving = entry.may_receive();
+            let (receiving, inbox) = (entry.receiving, entry.inbox.clone());
             inbox.hand_over(0);
-            for id in state.ledger.take_coming(session) {
+            let coming = if receiving { state.ledger.take_coming(session) } else { Vec::new() };
+            for id in coming {
                 inbox.coming(id);
             }
         }
@@ -272,8 +272,8 @@ impl Router {
 
     /// A page that was read behind `after`.
     fn take_page(
-        &self,
-        account: &Account,
+        self: &Arc<Self>,
+        account: &Arc<Account>,
         (session, inbox): (u64, &Inbox),
         after: u64,
         page: Result<QueuePage, StoreError>,
@@ -286,15 +286,22 @@ impl Router {
             inbox.page_failed();
             return Ok(());
         };
-        let takes = entry.receiving;
+        let by_name = (!entry.receiving).then(|| entry.jid.clone());
         let upto = page.rows.last().map_or(after, |row| row.id);
-        let theirs = |row: &QueueRow, state: &mut AccountState| {
-            let size = row.value.len() + 256;
-            state.ledger.is_owed(row.id, session) || (takes && state.ledger.take_row(row.id, session, size))
-        };
-        let rows = page.rows.into_iter().filter(|row| theirs(row, &mut state));
-        let rows = rows.filter_map(|row| self.kept_envelope(row)).collect();
+        let mut given_up = None;
+        let mut rows = Vec::new();
+        for row in page.rows {
+            if let Some(jid) = &by_name
+                && !keeps(&row, (session, inbox, jid), &mut state, &mut given_up)
+            {
+                continue;
+            }
+            rows.extend(self.kept_envelope(row, session, &mut state));
+        }
         inbox.page(rows, upto, page.end);
+        if let Some(first) = given_up {
+            self.read_again(account, &state, first);
+        }
         Ok(())
     }
 
@@ -311,8 +318,11 @@ impl Router {
         });
     }
 
-    /// A row as it goes to a session.
-    fn kept_envelope(&self, row: QueueRow) -> Option<(u64, Envelope)> {
+    /// A row as it goes to this session, unless another one has it.
+    fn kept_envelope(&self, row: QueueRow, session: u64, state: &mut AccountState) -> Option<(u64, Envelope)> {
+        if !state.ledger.take_row(row.id, session, row.value.len() + 256) {
+            return None;
+        }
         let Ok(stanza) = Stanza::parse(&row.value) else {
             tracing::error!(id = row.id, "a kept message is damaged");
             return None;
@@ -444,6 +454,27 @@ fn next_read(account: &Account, session: u64) -> Option<(Arc<Inbox>, u64)> {
     let after = inbox.wants()?;
     state.ledger.begin_read();
     Some((inbox, after))
+}
+
+/// Whether a row stays with a session that takes no messages for its account any more (RFC 6121 §8.5.2, XEP-0160 §3):
+/// what was sent to it by name, or is sent already. It gives up the others, of which `first` becomes the first.
+fn keeps(
+    row: &QueueRow,
+    (session, inbox, jid): (u64, &Inbox, &Jid),
+    state: &mut AccountState,
+    first: &mut Option<u64>,
+) -> bool {
+    if !state.ledger.is_owed(row.id, session) {
+        return false;
+    }
+    let named = || Stanza::parse(&row.value).is_ok_and(|stanza| stanza.head.to.as_ref() == Some(jid));
+    if inbox.has(row.id) || named() {
+        return true;
+    }
+    if state.ledger.release_one(row.id, session) {
+        first.get_or_insert(row.id);
+    }
+    false
 }
 
 /// What is coming and nobody's is for those who take messages now; if there are none, it will wait in the store.

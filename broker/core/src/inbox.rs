@@ -143,6 +143,11 @@ impl Inbox {
         self.state.lock().backlog.hand_over(after);
     }
 
+    /// See [`Backlog::knows`].
+    pub(crate) fn has(&self, id: u64) -> bool {
+        self.state.lock().backlog.knows(id)
+    }
+
     /// See [`Backlog::wants`].
     pub(crate) fn wants(&self) -> Option<u64> {
         let mut state = self.state.lock();
@@ -207,6 +212,11 @@ impl Inbox {
     /// There is a connection again.
     pub fn attach(&self) {
         self.state.lock().detached = false;
+    }
+
+    /// Whether the session waits for a connection.
+    pub(crate) fn is_detached(&self) -> bool {
+        self.state.lock().detached
     }
 
     /// Closes it for senders. What waits can still be received. The first reason stands.
@@ -276,17 +286,18 @@ impl Inbox {
         Poll::Pending
     }
 
-    /// Ready when less than half the room in memory is taken, whatever the receiver has to do for that: for somebody
-    /// who hands over a long list.
+    /// Ready when less than half the room in memory is taken and there is room for so many `bytes` more, or nothing waits,
+    /// whatever the receiver has to do for that: for somebody who hands over a long list.
     ///
     /// # Errors
     /// The reason, once it is closed.
-    pub fn poll_space(&self, cx: &Context<'_>) -> Poll<Result<(), Closed>> {
+    pub fn poll_space(&self, bytes: usize, cx: &Context<'_>) -> Poll<Result<(), Closed>> {
         let mut state = self.state.lock();
         if let Some(why) = state.closed {
             return Poll::Ready(Err(why));
         }
-        if !state.is_half_full(self.memory) {
+        let fits = state.backlog.bytes().saturating_add(bytes) <= self.memory.bytes;
+        if state.backlog.is_empty() || (fits && !state.is_half_full(self.memory)) {
             return Poll::Ready(Ok(()));
         }
         if !state.feeders.iter().any(|waker| waker.will_wake(cx.waker())) {

@@ -51,8 +51,9 @@ fn came(ev: &mut Ev<'_>, id: u64) -> Flow {
     let first = !std::mem::replace(&mut session.available, true);
     session.priority = priority;
     session.presence = Some(ev.env.stanza.clone());
+    // From the queue it takes what it may from now on, or gives it up (XEP-0160 §3).
+    let flush = (priority >= 0) != session.receiving;
     session.receiving &= priority >= 0;
-    let flush = priority >= 0 && !session.receiving;
     let (seat, open) = (session.seat(), session.is_open());
     broadcast(ev.env, ev.state, ev.fx);
     if first {
@@ -86,10 +87,14 @@ fn meet(ev: &mut Ev<'_>, id: u64) {
 /// RFC 6121 §4.5: the session stays connected but is not there any more.
 fn went(ev: &mut Ev<'_>, id: u64) -> Flow {
     let Some(session) = ev.state.session(id) else { return Flow::Stop };
-    (session.receiving, session.presence, session.priority) = (false, None, 0);
+    let received = std::mem::take(&mut session.receiving);
+    (session.presence, session.priority) = (None, 0);
     let was_available = std::mem::take(&mut session.available);
     let directed = std::mem::take(&mut session.directed);
     let seat = session.seat();
+    if received && session.is_open() {
+        ev.fx.push(Effect::Flush { seat: seat.clone() });
+    }
     if was_available {
         broadcast(ev.env, ev.state, ev.fx);
         // RFC 6121 §4.5.2: the session itself hears it too.

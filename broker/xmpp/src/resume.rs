@@ -1,15 +1,16 @@
 //! Resumption (XEP-0198 §5): the sessions that another connection can go on with, by the names that they were given.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
+use std::{future::poll_fn, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use tavi_xmpp_proto::BareJid;
 use tavi_xmpp_proto::ingress::Ingress;
-use tavi_xmpp_proto::sm::Resumable;
+use tavi_xmpp_proto::sm::{self, Resumable};
 use tavi_xmpp_proto::stream::Greeting;
 use tokio::sync::mpsc;
 
+use crate::config::Config;
 use crate::listener::Shared;
 use crate::wire::Wire;
 
@@ -112,6 +113,14 @@ pub(crate) struct Resumption {
 }
 
 impl Resumption {
+    /// The session is ending: nobody goes on with it any more. XEP-0198 §5: a connection that came a moment too late is told.
+    pub fn refuse_others(&mut self, config: &Config) {
+        self.connections.close();
+        while let Ok(late) = self.connections.try_recv() {
+            tokio::spawn(refuse(*late, config.farewell_deadline));
+        }
+    }
+
     /// The session has ended and nothing of its client is under way: so many stanzas were handled.
     pub fn conclude(self, handled: u32) {
         let user = self.all.sessions.lock().get(&self.name).map(|(user, _)| user.clone());
@@ -119,6 +128,19 @@ impl Resumption {
             self.all.ended.lock().note(self.name.clone(), user, handled);
         }
     }
+}
+
+/// The login stands, so the client finds the failure and the end of the stream, and comes again.
+async fn refuse(late: Resume, deadline: Duration) {
+    let Resume { mut wire, ingress, greeting, .. } = late;
+    let (mut out, mut done, mut said) = (Vec::new(), 0, false);
+    greeting.write(sm::not_resumed(None), &mut out);
+    ingress.framing().write_close(&mut out);
+    let _ = tokio::time::timeout(deadline, async {
+        let _ = poll_fn(|cx| wire.poll_write_all(cx, &out, &mut done)).await;
+        poll_fn(|cx| wire.poll_hang_up(cx, &mut said)).await;
+    })
+    .await;
 }
 
 impl Drop for Resumption {

@@ -19,7 +19,7 @@ use tavi_store::StoreError;
 use tavi_xmpp_proto::ingress::{Incoming, Ingress};
 use tavi_xmpp_proto::sm::{self, SmRequest, StreamManagement};
 use tavi_xmpp_proto::stream::{Framing, c2s};
-use tavi_xmpp_proto::{Condition, Element, Kind, Stanza, StreamCondition, StreamError, ns};
+use tavi_xmpp_proto::{Condition, Element, Jid, Kind, Stanza, StreamCondition, StreamError, ns};
 use tokio::time::Sleep;
 
 use crate::listener::{Entered, Shared};
@@ -32,6 +32,9 @@ const HIGH_WATER: usize = 64 * 1024;
 
 /// With this much read and not routed a session reads no more. Acknowledgements among it are heeded at once.
 const READ_AHEAD: usize = 128 * 1024;
+
+/// The same while the client has to acknowledge before it gets more.
+const READ_FOR_ROOM: usize = 1024 * 1024;
 
 /// What is owed to the client when a ticket completes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,9 +137,16 @@ impl Pending {
 }
 
 impl Pending {
-    fn begins_with_iq(&self) -> bool {
-        let is_iq = |incoming: &Incoming| matches!(incoming, Incoming::Stanza(stanza) if stanza.kind() == Kind::Iq);
-        self.items.front().is_some_and(is_iq)
+    fn begins_with(&self, kind: Kind) -> bool {
+        let is_it = |incoming: &Incoming| matches!(incoming, Incoming::Stanza(stanza) if stanza.kind() == kind);
+        self.items.front().is_some_and(is_it)
+    }
+
+    /// With a message that makes nothing for the session that sent it.
+    fn begins_for_others(&self, own: &Jid) -> bool {
+        let Some(Incoming::Stanza(stanza)) = self.items.front() else { return false };
+        let others = stanza.head.to.as_ref().is_some_and(|to| to.to_bare() != own.to_bare());
+        stanza.kind() == Kind::Message && others
     }
 
     fn has_close(&self) -> bool {
@@ -303,7 +313,9 @@ impl Session {
     }
 
     fn can_read(&mut self, cx: &mut Context<'_>) -> bool {
-        let wants = self.pending.bytes < READ_AHEAD && self.ending.is_none() && self.out.len() < HIGH_WATER;
+        // The acknowledgement that it waits for stands behind what was sent before.
+        let ahead = if self.management.is_some() && self.link.is_held_up() { READ_FOR_ROOM } else { READ_AHEAD };
+        let wants = self.pending.bytes < ahead && self.ending.is_none() && self.out.len() < HIGH_WATER;
         wants && self.disk.poll_open(&*self.shared.node.parts.store, cx)
     }
 
@@ -485,11 +497,21 @@ impl Session {
             && self.routing.is_none()
             && !self.tickets.is_full()
             // The answer to a request tells that what was sent before it is durable.
-            && (self.tickets.is_empty() || !self.pending.begins_with_iq())
-            && self.link.poll_room(cx).is_ready()
+            && (self.tickets.is_empty() || !self.pending.begins_with(Kind::Iq))
+            // A message is for others; what it makes for its sender waits for room while it is routed.
+            && (self.pending.begins_for_others(self.link.jid()) || self.link.poll_room(cx).is_ready())
+    }
+
+    /// Another session has its resource.
+    fn is_replaced(&self) -> bool {
+        self.link.closed() == Some(Closed::Replaced)
     }
 
     fn stanza(&mut self, mut stanza: Box<Stanza>) -> Result<(), End> {
+        // What would act on the successor is not routed any more (RFC 6120 §7.7.2.2), so it must not count as handled.
+        if self.management.is_some() && stanza.kind() != Kind::Message && self.is_replaced() {
+            return Err(closed(Closed::Replaced));
+        }
         c2s::stamp(&mut stanza.head, (self.link.jid(), self.lang.as_deref()))?;
         if let Some(reply) = c2s::session_reply(&stanza) {
             self.answer(Some(reply));
@@ -575,9 +597,14 @@ impl Session {
     async fn end(mut self, end: End) {
         note(&end, &self.link, &self.shared);
         let deadline = self.shared.config.farewell_deadline;
+        if let Some(resumption) = &mut self.resumption {
+            resumption.refuse_others(&self.shared.config);
+        }
         // What is still being routed waits for no room from here on.
         self.link.close(Closed::Gone);
-        if matches!(end, End::Broken | End::Closed) {
+        // Without stream management nobody hears what was not heeded.
+        let unheard = self.is_replaced() && self.management.is_none();
+        if matches!(end, End::Broken | End::Closed) || unheard {
             self.route_rest().await;
         }
         // A client that does not read its last words loses them.

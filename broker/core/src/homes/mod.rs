@@ -175,7 +175,7 @@ impl Homes {
         let inbox = Arc::new(Inbox::new(memory, self.ids.clone()));
         if let Some(former) = state.session_at(&jid) {
             former.inbox.close(Closed::Replaced);
-        } else if state.sessions.len() >= self.limits.per_account {
+        } else if state.sessions.len() >= self.limits.per_account && !make_way(state, self.limits.per_account) {
             return None;
         }
         let seat = SeatId { owner: jid.to_bare(), number: self.next.fetch_add(1, Ordering::Relaxed) };
@@ -247,8 +247,8 @@ impl Homes {
     ///
     /// # Errors
     /// The reason, once it has ended.
-    pub fn poll_space(&self, seat: &SeatId, cx: &Context<'_>) -> Poll<Result<(), Closed>> {
-        self.inbox(seat).map_or(Poll::Ready(Err(Closed::Gone)), |inbox| inbox.poll_space(cx))
+    pub fn poll_space(&self, seat: &SeatId, bytes: usize, cx: &Context<'_>) -> Poll<Result<(), Closed>> {
+        self.inbox(seat).map_or(Poll::Ready(Err(Closed::Gone)), |inbox| inbox.poll_space(bytes, cx))
     }
 
     pub(crate) fn inbox(&self, seat: &SeatId) -> Option<Arc<Inbox>> {
@@ -265,4 +265,13 @@ impl Homes {
     fn shard(&self, jid: &BareJid) -> &Shard {
         &self.shards[self.hasher.hash_one(jid) as usize % SHARDS]
     }
+}
+
+/// Too many sessions: the oldest one without a connection ends, so that its owner can come in. False if there is none, or if
+/// as many as there may be are ending already.
+fn make_way(state: &AccountState, most: usize) -> bool {
+    let gone = state.sessions.iter().find(|session| session.is_open() && session.inbox.is_detached());
+    let way = gone.filter(|_| state.sessions.len() < 2 * most);
+    way.iter().for_each(|session| session.inbox.close(Closed::Gone));
+    way.is_some()
 }

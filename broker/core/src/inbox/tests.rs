@@ -1,6 +1,7 @@
 //! A managed receiver whose connection is cut and resumed at any moment (XEP-0198 §5), against a model.
 
 use super::*;
+use crate::mailbox::Weigh;
 use proptest::prelude::*;
 use std::collections::VecDeque;
 use tavi_xmpp_proto::{sm::StreamManagement, stanza::Stanza};
@@ -99,6 +100,21 @@ proptest! {
 
 fn said(text: &str) -> Envelope {
     Stanza::parse(format!("<message><body>{text}</body></message>").as_bytes()).unwrap().into()
+}
+
+#[test]
+fn who_hands_over_a_long_list_waits_for_room_for_the_next_item() {
+    let inbox = Inbox::new(Bound { items: 10, bytes: 4_000 }, Arc::new(IdSource::new(0, 0)));
+    let cx = Context::from_waker(Waker::noop());
+    let large = said(&"x".repeat(4_000));
+    assert!(inbox.poll_space(large.weight(), &cx).is_ready(), "nothing waits: it takes anything");
+    inbox.push(said("small")).unwrap();
+    assert!(inbox.poll_space(0, &cx).is_ready());
+    assert!(inbox.push(large.clone()).is_err());
+    assert!(inbox.poll_space(large.weight(), &cx).is_pending(), "to try again at once would help nobody");
+    assert_eq!(inbox.take().len(), 1);
+    assert!(inbox.poll_space(large.weight(), &cx).is_ready());
+    inbox.push(large).unwrap();
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 use tavi_core::{
-    Envelope, Homes, Hosts, Parts, Principal, Publication, Qos, Refusal, SeatId, SubOptions, Subscriber, Topics,
+    Envelope, Homes, Hosts, Parts, Principal, Publication, Qos, Refusal, SeatId, SubOptions, Subscriber, Topics, Weigh,
     accounts::Accounts,
     hooks::{OnSession, Place, SessionEvent},
     principal::Host,
@@ -314,14 +314,19 @@ async fn feed(
     for at in 0..sources.len() {
         let (before, rest) = sources.split_at_mut(at);
         let Source { jid, stream, .. } = &mut rest[0];
-        let mut take = |last: &Arc<Publication>| {
-            let fed = before.iter().any(|source| matches(&source.filter, &last.topic));
-            fed || homes.put(&seat, last_item(&pubsub, jid, last)).is_ok()
-        };
+        // What the item that found no room weighs.
+        let mut wanted = 0;
         loop {
-            if poll_fn(|cx| homes.poll_space(&seat, cx)).await.is_err() {
+            if poll_fn(|cx| homes.poll_space(&seat, wanted, cx)).await.is_err() {
                 return;
             }
+            let mut take = |last: &Arc<Publication>| {
+                let fed = before.iter().any(|source| matches(&source.filter, &last.topic));
+                fed || homes
+                    .put(&seat, last_item(&pubsub, jid, last))
+                    .inspect_err(|refused| wanted = refused.weight())
+                    .is_ok()
+            };
             // It is never closed; while one waits for room, another searches.
             let Ok(turn) = searches.acquire().await else { return };
             let given = poll_fn(|cx| stream.poll_give(cx, &mut take)).await;

@@ -3,8 +3,11 @@
 use super::world::World;
 use std::{
     future::Future,
+    sync::Arc,
     task::{Context, Waker},
 };
+use tavi_core::{Bound as Room, Closed, FakeClock, homes::SessionLimits};
+use tavi_store::MemoryStore;
 
 fn says(to: &str, text: &str) -> String {
     format!("<message to='{to}' type='chat'><body>{text}</body></message>")
@@ -96,4 +99,57 @@ async fn what_a_replaced_session_still_told_others_comes_and_its_presence_does_n
     romeo.writes("<presence><show>away</show></presence>").await.complete().await.unwrap();
     assert_eq!(juliet.reads_bodies(), ["before I go"]);
     juliet.sees_nothing();
+}
+
+#[tokio::test]
+async fn who_goes_unavailable_reads_no_more_of_the_queue() {
+    for gone in ["<presence type='unavailable'/>", "<presence><priority>-1</priority></presence>"] {
+        let (world, _) = World::with_store(8).await;
+        let mut juliet = world.online("juliet/balcony").await;
+        world.account("romeo").await;
+        for n in 0..40 {
+            juliet.sends(&says("romeo@localhost", &n.to_string())).await;
+        }
+        let mut romeo = world.bind("romeo/orchard").await;
+        romeo.link.manage(Room { items: 5, bytes: 1 << 20 });
+        romeo.sends("<presence/>").await;
+        let mut read = romeo.reads_bodies();
+        goes_on().await;
+        romeo.sends(gone).await;
+        juliet.sends(&says("romeo@localhost", "40")).await;
+        for _ in 0..40 {
+            goes_on().await;
+            read.extend(romeo.reads_bodies());
+        }
+        assert!(read.len() <= 16, "{gone}: no more than memory had: {read:?}");
+        // What is for the session itself comes all the same.
+        juliet.sends(&says("romeo@localhost/orchard", "only you")).await;
+        assert_eq!(romeo.reads_bodies(), ["only you"]);
+        romeo.sends("<presence/>").await;
+        for _ in 0..40 {
+            goes_on().await;
+            read.extend(romeo.reads_bodies());
+        }
+        assert_eq!(read, (0..=40).map(|n: u32| n.to_string()).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test]
+async fn the_oldest_session_without_a_connection_gives_way() {
+    let limits = SessionLimits { per_account: 3, ..SessionLimits::default() };
+    let world = World::over(Arc::new(MemoryStore::default()), Arc::new(FakeClock::at(1)), limits).await;
+    let sessions = [world.bind("romeo/1").await, world.bind("romeo/2").await, world.bind("romeo/3").await];
+    let account = world.node.parts.homes.account(&sessions[0].jid().to_bare()).await.unwrap().unwrap();
+    let bind = |name: &str| {
+        let jid = sessions[0].jid().to_bare().with_resource(name).unwrap();
+        world.node.router.bind(&account, jid)
+    };
+    assert!(bind("4").is_none(), "all three have connections");
+    sessions[1].link.detach();
+    sessions[2].link.detach();
+    assert!(bind("4").is_some());
+    let closed: Vec<_> = sessions.iter().map(|session| session.link.closed()).collect();
+    assert_eq!(closed, [None, Some(Closed::Gone), None]);
+    assert!(bind("5").is_some());
+    assert!(bind("6").is_none(), "nobody else waits for a connection");
 }

@@ -174,3 +174,49 @@ async fn who_comes_too_late_or_is_somebody_else_binds_a_resource_instead() {
     assert_eq!((failed.name(), failed.get_attr("h")), ("failed", Some("2")), "she is told what was handled");
     late.bind("phone").await;
 }
+
+#[tokio::test]
+async fn a_session_that_is_ending_is_not_gone_on_with_and_the_client_hears_that() {
+    let broker = Broker::start().await;
+    let mut romeo = Phone::new(&broker, "romeo").await;
+    // RFC 6120 §4.9.3.25: it ends, and its client does not hang up.
+    romeo.client.say("<nonsense xmlns='urn:example:nothing'/>").await;
+    let mut client = logged_in(&broker, "romeo").await;
+    client.say(&format!("<resume xmlns='urn:xmpp:sm:3' previd='{}' h='0'/>", romeo.name)).await;
+    assert_eq!(client.hear_element().await.name(), "failed");
+}
+
+#[tokio::test]
+async fn an_acknowledgement_behind_much_that_was_sent_is_read() {
+    let config = Config { unacknowledged: 3, ..Config::default() };
+    let limits = SessionLimits { inbox_items: 6, ..SessionLimits::default() };
+    let broker = Broker::with(config, limits).await;
+    let (mut romeo, mut juliet) = (Phone::new(&broker, "romeo").await, Phone::new(&broker, "juliet").await);
+    for n in 0..8 {
+        juliet.says("romeo", &n.to_string()).await;
+    }
+    juliet.client.say("<r xmlns='urn:xmpp:sm:3'/>").await;
+    while !juliet.said.is_empty() {
+        juliet.hears().await;
+    }
+    while romeo.handled < 3 {
+        if let Some(Incoming::Stanza(stanza)) = romeo.client.hear().await {
+            romeo.handled += 1;
+            romeo.heard.extend(stanza.body());
+        }
+    }
+    // His window is full, and more waits for him than lets him make something for himself.
+    let long = "x".repeat(10_000);
+    for _ in 0..20 {
+        romeo.says("juliet", &long).await;
+    }
+    romeo.client.say("<iq type='get' id='p' to='localhost'><ping xmlns='urn:xmpp:ping'/></iq>").await;
+    for _ in 0..20 {
+        romeo.says("juliet", &long).await;
+    }
+    romeo.client.say("<a xmlns='urn:xmpp:sm:3' h='3'/>").await;
+    while romeo.heard.len() < 8 {
+        romeo.hears().await;
+    }
+    assert_eq!(romeo.heard, (0..8).map(|n| n.to_string()).collect::<Vec<_>>());
+}
