@@ -10,7 +10,7 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 use tavi_store::{Owner, SharedStore};
@@ -177,12 +177,15 @@ pub struct Account {
     /// Its partition in the store.
     pub owner: Owner,
     pub(super) state: Mutex<AccountState>,
-    pub(super) touched_ms: AtomicU64,
+    /// Somebody has had to do with it since the hand came by.
+    pub(super) used: AtomicBool,
+    /// When the hand last found it used.
+    pub(super) seen_ms: AtomicU64,
     pub(super) store: SharedStore,
     pub(super) post: Arc<Post>,
 }
 
-/// An account stays in memory this long after its last use: all its saves have landed by then.
+/// An account stays in memory this long after the hand found it used: all its saves have landed by then.
 const IDLE_MS: u64 = 60_000;
 
 impl Account {
@@ -210,13 +213,16 @@ impl Account {
         self.lock().sessions.len()
     }
 
-    pub(super) fn touch(&self, now_ms: u64) {
-        self.touched_ms.store(now_ms, Ordering::Relaxed);
+    pub(super) fn touch(&self) {
+        self.used.store(true, Ordering::Relaxed);
     }
 
     /// Whether its home may be let go of.
     pub(super) fn may_go(self: &Arc<Self>, now_ms: u64) -> bool {
-        let rested = now_ms.saturating_sub(self.touched_ms.load(Ordering::Relaxed)) > IDLE_MS;
+        if self.used.swap(false, Ordering::Relaxed) {
+            self.seen_ms.store(now_ms, Ordering::Relaxed);
+        }
+        let rested = now_ms.saturating_sub(self.seen_ms.load(Ordering::Relaxed)) > IDLE_MS;
         // Somebody else may hold its lock, but then he also holds a reference.
         rested && Arc::strong_count(self) == 1 && self.state.try_lock().is_some_and(|mut state| state.is_idle())
     }

@@ -28,7 +28,7 @@ use std::{
     hash::{BuildHasher, RandomState},
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll},
 };
@@ -119,7 +119,7 @@ impl Homes {
     /// The account if it is in memory.
     pub fn known(&self, jid: &BareJid) -> Option<Arc<Account>> {
         let account = self.shard(jid).lock().get(jid).cloned()?;
-        account.touch(self.clock.now_ms());
+        account.touch();
         Some(account)
     }
 
@@ -157,9 +157,9 @@ impl Homes {
         let loaders = self.loaders.get().map(Vec::as_slice).unwrap_or_default();
         let parts = PartsOf::load(loaders, &self.store, &owner).await?;
         let state = Mutex::new(AccountState { kept, parts, ..AccountState::default() });
-        let touched_ms = AtomicU64::new(self.clock.now_ms());
+        let (used, seen_ms) = (AtomicBool::new(true), AtomicU64::new(self.clock.now_ms()));
         let (store, post) = (self.store.clone(), self.post.clone());
-        let fresh = Account { jid: jid.clone(), principal, owner, state, touched_ms, store, post };
+        let fresh = Account { jid: jid.clone(), principal, owner, state, used, seen_ms, store, post };
         Ok(Some(self.admit(fresh)))
     }
 
