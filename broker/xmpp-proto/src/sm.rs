@@ -95,12 +95,11 @@ impl<T> StreamManagement<T> {
     /// # Errors
     /// It acknowledges more than it was sent (XEP-0198 §4, handled-count-too-high).
     pub fn acknowledge(&mut self, h: u32) -> Result<impl Iterator<Item = T> + '_, StreamError> {
-        let new = h.wrapping_sub(self.acknowledged);
-        if new > u32::MAX / 2 {
+        let new = h.wrapping_sub(self.acknowledged) as usize;
+        if new > self.unacknowledged.len() && h < self.acknowledged {
             let text = format!("you acknowledged {h} stanzas, but had acknowledged {} before", self.acknowledged);
             return Err(StreamError::new(StreamCondition::UndefinedCondition).text(text));
         }
-        let new = new as usize;
         if new > self.unacknowledged.len() {
             let too_high = Element::new(ns::SM, "handled-count-too-high")
                 .attr("h", h.to_string())
@@ -211,6 +210,20 @@ mod tests {
         assert_eq!(sm.acknowledge(2).unwrap().collect::<Vec<_>>(), ["a", "b"]);
         assert_eq!(sm.acknowledge(2).unwrap().count(), 0);
         assert_eq!(sm.into_unacknowledged().collect::<Vec<_>>(), ["c"]);
+    }
+
+    #[test]
+    fn a_count_of_more_than_was_sent_is_too_high_however_great_and_a_lower_one_is_not() {
+        let too_high = |sm: &mut StreamManagement<u32>, h| {
+            let error = sm.acknowledge(h).map(drop).unwrap_err();
+            error.specific.is_some_and(|element| element.is(ns::SM, "handled-count-too-high"))
+        };
+        let mut sm = StreamManagement::new();
+        (0..3).for_each(|item| sm.sent(item));
+        assert!(too_high(&mut sm, u32::MAX));
+        assert_eq!(sm.acknowledge(2).unwrap().count(), 2);
+        assert!(too_high(&mut sm, 4) && too_high(&mut sm, u32::MAX));
+        assert!(!too_high(&mut sm, 1));
     }
 
     #[test]
