@@ -5,7 +5,7 @@
 
 use std::{
     cell::Cell,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     time::Duration,
 };
 use tavi_bots::{Metered, held};
@@ -20,13 +20,19 @@ const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Some thread has freed much.
 static FREED: AtomicBool = AtomicBool::new(false);
+/// How often all threads were asked to give back, and how many have done so since.
+static ASKED: AtomicU64 = AtomicU64::new(0);
+static GIVEN: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
     /// The most that the thread has held since it freed much.
     static MOST: Cell<isize> = const { Cell::new(0) };
+    /// The last time that it gave back.
+    static HEARD: Cell<u64> = const { Cell::new(0) };
 }
 
-/// For a thread of the runtime that has nothing to do just now: notes whether it has freed much.
+/// For a thread of the runtime that has nothing to do just now: notes whether it has freed much, and gives back what is
+/// free if that was asked for.
 pub fn rest() {
     let (now, most) = (held(), MOST.get());
     if most - now > MUCH {
@@ -35,22 +41,28 @@ pub fn rest() {
     if now > most || most - now > MUCH {
         MOST.set(now);
     }
+    let asked = ASKED.load(Ordering::Acquire);
+    if HEARD.replace(asked) != asked {
+        // SAFETY: mi_collect may be called at any time; it touches the heap of the calling thread.
+        unsafe { libmimalloc_sys::mi_collect(true) };
+        GIVEN.fetch_add(1, Ordering::AcqRel);
+    }
 }
 
 /// Lets all threads of the runtime give back what is free, after one of them has freed much. Never ends.
 pub async fn tidy() {
+    let threads = tokio::runtime::Handle::current().metrics().num_workers();
     let mut tick = tokio::time::interval(INTERVAL);
+    GIVEN.store(threads, Ordering::Release);
     loop {
         tick.tick().await;
         if FREED.swap(false, Ordering::Relaxed) {
-            // More than there are threads, all at once, so that each gets one.
-            let threads = tokio::runtime::Handle::current().metrics().num_workers();
-            (0..2 * threads).for_each(|_| drop(tokio::spawn(async { give_back() })));
+            GIVEN.store(0, Ordering::Release);
+            ASKED.fetch_add(1, Ordering::AcqRel);
+        }
+        if GIVEN.load(Ordering::Acquire) < threads {
+            // A thread that sleeps does not hear; these wake others, each second until all have heard.
+            (0..2 * threads).for_each(|_| drop(tokio::spawn(async {})));
         }
     }
-}
-
-fn give_back() {
-    // SAFETY: mi_collect may be called at any time; it touches the heap of the calling thread.
-    unsafe { libmimalloc_sys::mi_collect(true) };
 }
