@@ -11,11 +11,13 @@
 //! A bus keeps the order of words between two nodes and loses none while both live. Over a way that may, a
 //! [`Channel`] at each end sees to that. A subsystem with words of its own needs nothing of this but a channel.
 
+mod bad_way;
 mod channel;
 mod exchange;
 mod guest;
 mod word;
 
+pub use bad_way::{BadWay, Dice};
 pub use channel::{Channel, Piece};
 pub(crate) use exchange::Exchange;
 pub(crate) use exchange::Far;

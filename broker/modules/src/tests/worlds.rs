@@ -9,7 +9,7 @@ use std::{
 };
 use tavi_core::{
     Bound, Closed, Envelope, FakeClock, Link, Node, Origin, Parts, Registry, TicketQueue,
-    bus::{Bus, Channel, NodeId, Piece, Word},
+    bus::{BadWay, Bus, Channel, Dice, NodeId, Piece, Word},
     homes::SessionLimits,
     principal::Hosts,
 };
@@ -17,19 +17,6 @@ use tavi_store::{Expect, MemoryStore, Op, Owner, SharedStore, Store, Table};
 use tavi_xmpp_proto::{BareJid, Jid, Kind, Stanza};
 
 use crate::contacts::{Contact, Subscription};
-
-/// Pseudo-random numbers (splitmix64), the same for the same seed.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut x = self.0;
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((x ^ (x >> 31)) % n as u64) as usize
-    }
-}
 
 /// A node's end of the way: every word is bytes on it.
 struct End {
@@ -56,7 +43,7 @@ impl Bus for End {
 struct Worlds {
     nodes: [Node; 2],
     ends: [Arc<Mutex<Channel>>; 2],
-    way: Vec<(usize, Piece)>,
+    way: BadWay<(usize, Piece)>,
     dice: Dice,
     now_ms: u64,
     store: Arc<MemoryStore>,
@@ -74,7 +61,7 @@ impl Worlds {
         }
         let ends = [0, 1].map(|_| Arc::<Mutex<Channel>>::default());
         let nodes = [node(0, &store, &ends).await, node(1, &store, &ends).await];
-        Worlds { nodes, ends, way: Vec::new(), dice: Dice(seed), now_ms: 0, store }
+        Worlds { nodes, ends, way: BadWay::default(), dice: Dice(seed), now_ms: 0, store }
     }
 
     /// A little time goes by: something arrives, or is lost, or arrives and stays under way.
@@ -82,19 +69,12 @@ impl Worlds {
         self.now_ms += 20;
         for (from, end) in self.ends.iter().enumerate() {
             let pieces = end.lock().pieces(self.now_ms);
-            self.way.extend(pieces.into_iter().map(|piece| (1 - from, piece)));
+            self.way.carry(pieces.into_iter().map(|piece| (1 - from, piece)));
         }
         for _ in 0..self.way.len().min(3) {
-            let at = self.dice.below(self.way.len());
-            let (to, piece) = match self.dice.below(10) {
-                0 | 1 => {
-                    self.way.swap_remove(at);
-                    continue;
-                }
-                2 => self.way[at].clone(),
-                _ => self.way.swap_remove(at),
-            };
-            self.arrives(to, piece);
+            if let Some((to, piece)) = self.way.arrive(&mut self.dice) {
+                self.arrives(to, piece);
+            }
         }
         for _ in 0..8 {
             tokio::task::yield_now().await;

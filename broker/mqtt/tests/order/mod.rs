@@ -3,16 +3,7 @@
 
 use super::*;
 use std::collections::BTreeMap;
-
-/// Chance from a seed.
-pub struct Dice(pub u64);
-
-impl Dice {
-    pub fn below(&mut self, bound: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) as usize % bound
-    }
-}
+use tavi_core::bus::Dice;
 
 /// Lets one commit land, as a store with several writers may: of one owner in order.
 pub fn release_one(store: &MemoryStore, dice: &mut Dice) {

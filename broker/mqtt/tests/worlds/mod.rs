@@ -2,19 +2,24 @@
 //! reorders the words, all of which travel as bytes. A durable session publishes and receives at QoS 1 and 2, is cut,
 //! taken over and comes back on either side; nothing is lost or out of order, and at QoS 2 nothing comes twice.
 
-mod carrier;
 mod party;
 
 use super::*;
-use crate::order::{Dice, release_one};
-use carrier::{End, Way};
+use crate::order::release_one;
 use party::{Conn, Far, Party};
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
+use tavi_core::bus::{BadWay, Channel, Dice, Piece};
 use tavi_mqtt::distant::Reception;
 use tavi_mqtt::hub::Parting;
 use tavi_mqtt::words::ToSeat;
+
+/// Words of one link that are not known to be heard, at most.
+const WINDOW: usize = 8;
+
+/// What is under way: of which link, whether to its home, and what.
+type Carried = (u64, bool, Piece);
 
 type Coming<'a> = Pin<Box<dyn Future<Output = Result<stage::Actor, Reason>> + 'a>>;
 
@@ -23,8 +28,9 @@ struct Worlds<'a> {
     store: Arc<MemoryStore>,
     reception: Reception,
     /// The home's ends, by the number of the link.
-    ends: BTreeMap<u64, End>,
-    way: Way,
+    ends: BTreeMap<u64, Channel>,
+    way: BadWay<Carried>,
+    now_ms: u64,
     /// Links whose client has left them.
     ghosts: Vec<Far>,
     left: Vec<stage::Actor>,
@@ -41,25 +47,26 @@ struct Worlds<'a> {
 }
 
 impl<'a> Worlds<'a> {
-    /// Everything is carried once more.
+    /// What is to be said is carried, and what was not heard in time once more.
     fn carries(&mut self) {
-        for (link, end) in &self.ends {
-            self.way.carries(end.pieces(*link, false));
+        self.now_ms += 100;
+        for (link, end) in &mut self.ends {
+            self.way.carry(end.pieces(self.now_ms).into_iter().map(|piece| (*link, false, piece)));
         }
-        let far =
-            self.roamer.conn.iter().filter_map(|conn| if let Conn::Far(far) = conn { Some(&**far) } else { None });
-        for far in far.chain(&self.ghosts) {
-            self.way.carries(far.end.pieces(far.number, true));
+        let far = self.roamer.conn.iter_mut();
+        let far = far.filter_map(|conn| if let Conn::Far(far) = conn { Some(&mut **far) } else { None });
+        for far in far.chain(&mut self.ghosts) {
+            self.way.carry(far.end.pieces(self.now_ms).into_iter().map(|piece| (far.number, true, piece)));
         }
     }
 
     fn arrives(&mut self, dice: &mut Dice) {
-        let Some(piece) = self.way.next(dice) else { return };
-        if piece.to_home {
-            return self.ends.entry(piece.link).or_default().takes(piece);
+        let Some((link, is_to_home, piece)) = self.way.arrive(dice) else { return };
+        if is_to_home {
+            return self.ends.entry(link).or_default().take(piece);
         }
-        if let Some(far) = self.far(piece.link) {
-            far.end.takes(piece);
+        if let Some(far) = self.far(link) {
+            far.end.take(piece);
             far.turn();
         }
     }
@@ -74,17 +81,17 @@ impl<'a> Worlds<'a> {
     fn attends(&mut self) {
         for (link, end) in &mut self.ends {
             while self.reception.has_room(*link)
-                && let Some(word) = end.hears()
+                && let Some(word) = end.hear()
             {
                 self.reception.hear(*link, ToSeat::decode(word).expect("a word"));
             }
         }
         self.reception.poll(&mut Context::from_waker(Waker::noop()));
         for (link, end) in &mut self.ends {
-            while end.has_room()
+            while end.open() < WINDOW
                 && let Some(word) = self.reception.next_said(*link)
             {
-                end.says(word.encode());
+                end.say(word.encode());
             }
         }
         self.left.iter_mut().for_each(|actor| drop(actor.hears()));
@@ -170,7 +177,7 @@ impl<'a> Worlds<'a> {
 
     /// Calm weather: everything arrives.
     async fn ends(&mut self, dice: &mut Dice) {
-        self.way.lossless = true;
+        self.way.is_calm = true;
         self.is_cut(true);
         // Nodes that have gone are known to have.
         let ghosts: BTreeSet<u64> = self.ghosts.iter().map(|far| far.number).collect();
@@ -178,7 +185,7 @@ impl<'a> Worlds<'a> {
             self.reception.hear(*link, ToSeat::Detach(Parting::Cut));
         }
         self.ends.retain(|link, _| ghosts.contains(link));
-        self.way.keeps(&ghosts);
+        self.way.retain(|(link, ..)| ghosts.contains(link));
         self.connects(dice.below(2) == 0);
         for round in 0..3_000 {
             assert!(round < 2_999, "it comes to no end: {:?}", self.state());
@@ -195,7 +202,7 @@ impl<'a> Worlds<'a> {
             }
             let busy = self.roams() | self.pump.acts() | self.sink.acts();
             let parties = [&self.roamer, &self.pump, &self.sink];
-            let quiet = self.ends.values().all(End::is_quiet) && self.coming.is_none() && self.store.waiting() == 0;
+            let quiet = self.loud().next().is_none() && self.coming.is_none() && self.store.waiting() == 0;
             if !busy && quiet && parties.iter().all(|party| party.is_done()) && round > 20 {
                 return;
             }
@@ -204,8 +211,16 @@ impl<'a> Worlds<'a> {
 
     fn state(&self) -> (bool, usize, [bool; 3], Vec<u64>) {
         let parties = [&self.roamer, &self.pump, &self.sink].map(|party| party.is_done());
-        let loud = self.ends.iter().filter(|(_, end)| !end.is_quiet()).map(|(link, _)| *link);
-        (self.coming.is_some(), self.store.waiting(), parties, loud.collect())
+        (self.coming.is_some(), self.store.waiting(), parties, self.loud().collect())
+    }
+
+    /// Links one of whose ends has said what is not known to be heard.
+    fn loud(&self) -> impl Iterator<Item = u64> {
+        let home = self.ends.iter().map(|(link, end)| (*link, end));
+        let far =
+            self.roamer.conn.iter().filter_map(|conn| if let Conn::Far(far) = conn { Some(&**far) } else { None });
+        let far = far.chain(&self.ghosts).map(|far| (far.number, &far.end));
+        home.chain(far).filter(|(_, end)| end.open() > 0).map(|(link, _)| link)
     }
 
     fn check(&self, seen: &[(u8, u32)], inward: bool, seed: u64) {
@@ -249,7 +264,8 @@ async fn a_durable_session_keeps_its_promises_with_its_link_in_another_world() {
             store: store.clone(),
             reception: Reception::new(world.hub.clone()),
             ends: BTreeMap::new(),
-            way: Way::default(),
+            way: BadWay::default(),
+            now_ms: 0,
             ghosts: Vec::new(),
             left: Vec::new(),
             roamer,

@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use tavi_core::bus::Channel;
 use tavi_mqtt::Hub;
 use tavi_mqtt::codec::Codec;
 use tavi_mqtt::hub::Parting;
@@ -12,7 +13,7 @@ use tavi_mqtt::reply::{self, Welcome};
 use tavi_mqtt::session::{Bounds, Session};
 use tavi_mqtt::words::{Attach, ToLink, ToSeat};
 
-use super::carrier::End;
+use super::WINDOW;
 use crate::stage::{self, Actor, frame, text};
 
 /// A connection.
@@ -49,7 +50,7 @@ impl Conn {
 /// A link whose seat is elsewhere.
 pub struct Far {
     pub number: u64,
-    pub end: End,
+    pub end: Channel,
     codec: Codec,
     connect: Connect,
     hub: Arc<Hub>,
@@ -65,7 +66,7 @@ impl Far {
         let mut codec = Codec::new(1 << 20);
         let bytes = stage::durable().encode(name, Version::V4);
         let Ok(Some((Packet::Connect(connect), _))) = codec.decode(&bytes) else { panic!("a bad CONNECT") };
-        let mut end = End::default();
+        let mut end = Channel::default();
         let attach = Attach {
             subject: format!("{name}@localhost"),
             client_id: name.into(),
@@ -75,7 +76,7 @@ impl Far {
             receive_maximum: connect.receive_maximum,
             will: None,
         };
-        end.says(ToSeat::Attach(attach).encode());
+        end.say(ToSeat::Attach(attach).encode());
         let (inbox, out) = (Vec::new(), Vec::new());
         let (link, hub) = (None, hub.clone());
         Far { number, end, codec, connect: *connect, hub, bounds, link, inbox, out, is_closed: false }
@@ -88,17 +89,17 @@ impl Far {
 
     /// Takes what the client said, as long as the way has room, and what the seat said.
     pub fn turn(&mut self) {
-        while let Some(word) = self.end.hears() {
+        while let Some(word) = self.end.hear() {
             self.heeds(ToLink::decode(word).expect("a word"));
         }
         let Some(link) = self.link.as_mut().filter(|_| !self.is_closed) else { return };
-        if !self.end.has_room() {
+        if self.end.open() >= WINDOW {
             return;
         }
         let Ok(Some((packet, size))) = self.codec.decode(&self.inbox) else { return };
         self.inbox.drain(..size);
         let word = link.take(packet, self.hub.monotonic_ms(), &mut self.out).expect("no breach");
-        word.into_iter().for_each(|word| self.end.says(ToSeat::Word(word, size).encode()));
+        word.into_iter().for_each(|word| self.end.say(ToSeat::Word(word, size).encode()));
         self.turn();
     }
 
@@ -119,7 +120,7 @@ impl Far {
     /// The client's connection is gone, and the node says so.
     pub fn detaches(&mut self) {
         self.is_closed = true;
-        self.end.says(ToSeat::Detach(Parting::Cut).encode());
+        self.end.say(ToSeat::Detach(Parting::Cut).encode());
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::client::{Broker, Client};
+use tavi_core::bus::Dice;
 use tavi_core::homes::SessionLimits;
 use tavi_xmpp::Config;
 use tavi_xmpp_proto::ingress::Incoming;
@@ -16,18 +17,6 @@ async fn logged_in(broker: &Broker, user: &str) -> Client<TcpStream> {
     let password: String = user.chars().rev().collect();
     client.scram(Mechanism::Scram(Hash::Sha256), (user, &password), ClientBinding::Unsupported).await.unwrap();
     client
-}
-
-/// The same throws in each run (xorshift).
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 33) as usize % n
-    }
 }
 
 /// A client with stream management that keeps its session over connections.

@@ -4,7 +4,7 @@
 use crate::client::{Broker, Client};
 use parking_lot::Mutex;
 use std::sync::Arc;
-use tavi_core::bus::{Bus, Channel, NodeId, Piece, Word};
+use tavi_core::bus::{BadWay, Bus, Channel, Dice, NodeId, Piece, Word};
 use tavi_core::homes::SessionLimits;
 use tavi_core::{Hosts, Node, Parts, Registry, SystemClock};
 use tavi_store::{MemoryStore, SharedStore};
@@ -33,23 +33,19 @@ impl Bus for End {
 }
 
 /// Carries what the nodes say, badly, for as long as the test runs.
-async fn carry(nodes: [Node; 2], ends: Ends, mut random: u64) {
-    let (mut way, mut now_ms): (Vec<(usize, Piece)>, u64) = (Vec::new(), 0);
+async fn carry(nodes: [Node; 2], ends: Ends, mut dice: Dice) {
+    let (mut way, mut now_ms): (BadWay<(usize, Piece)>, u64) = (BadWay::default(), 0);
     loop {
         now_ms += 10;
         for (from, end) in ends.iter().enumerate() {
             let pieces = end.lock().pieces(now_ms);
-            way.extend(pieces.into_iter().map(|piece| (1 - from, piece)));
+            way.carry(pieces.into_iter().map(|piece| (1 - from, piece)));
         }
         for _ in 0..way.len().min(4) {
-            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            let (at, fate) = ((random >> 40) as usize % way.len(), (random >> 33) % 10);
-            let (to, piece) = if fate == 2 { way[at].clone() } else { way.swap_remove(at) };
-            if fate > 1 {
-                ends[to].lock().take(piece);
-                while let Some(word) = { ends[to].lock().hear() } {
-                    nodes[to].hear(1 - to as NodeId, Word::decode(word).unwrap());
-                }
+            let Some((to, piece)) = way.arrive(&mut dice) else { continue };
+            ends[to].lock().take(piece);
+            while let Some(word) = { ends[to].lock().hear() } {
+                nodes[to].hear(1 - to as NodeId, Word::decode(word).unwrap());
             }
         }
         tokio::task::yield_now().await;
@@ -73,7 +69,7 @@ async fn two_brokers(seed: u64) -> [Broker; 2] {
         brokers.push(Broker::on(node, store.clone(), Config::default()).await);
     }
     let brokers: [Broker; 2] = brokers.try_into().ok().unwrap();
-    tokio::spawn(carry(brokers.each_ref().map(|broker| broker.node.clone()), ends, seed));
+    tokio::spawn(carry(brokers.each_ref().map(|broker| broker.node.clone()), ends, Dice(seed)));
     brokers
 }
 
