@@ -173,25 +173,18 @@ impl Inbox {
 
     /// The receiver has this one for good.
     pub fn acknowledge(&self, id: u64) -> Option<Envelope> {
-        let mut state = self.state.lock();
-        let envelope = state.backlog.acknowledge(id);
-        // The account remembers what is being deleted.
-        state.backlog.deleted(id);
-        state.wake_receiver();
-        envelope
+        self.state.lock().acknowledge(id)
     }
 
     /// Another session of the account has it for good. A managed receiver's count does not change by that; for nobody
     /// it is coming any more.
     pub(crate) fn settled(&self, id: u64) {
-        let managed = {
-            let mut state = self.state.lock();
-            state.backlog.failed(id);
+        let mut state = self.state.lock();
+        state.backlog.failed(id);
+        if state.managed {
             state.wake_receiver();
-            state.managed
-        };
-        if !managed {
-            self.acknowledge(id);
+        } else {
+            state.acknowledge(id);
         }
     }
 
@@ -338,6 +331,14 @@ impl State {
         let makers = self.maker.take().into_iter().chain(self.feeders.drain(..));
         makers.for_each(Waker::wake);
         out.len() > before
+    }
+
+    fn acknowledge(&mut self, id: u64) -> Option<Envelope> {
+        let envelope = self.backlog.acknowledge(id);
+        // The account remembers what is being deleted.
+        self.backlog.deleted(id);
+        self.wake_receiver();
+        envelope
     }
 
     fn wake_receiver(&mut self) {
