@@ -430,6 +430,7 @@ mod tests {
             .collect();
         let file = parse(&open).unwrap();
         assert_eq!(file.store.engine.as_deref(), Some("fjall"));
+        file.limits.check().unwrap();
     }
 
     #[test]
@@ -453,7 +454,7 @@ mod tests {
     fn what_cannot_work_is_refused_with_its_key() {
         for (text, key) in [
             ("[limits.mqtt]\npacket_bytes = 0", "packet_bytes"),
-            ("[limits.mqtt]\nstored_messages = 70000", "stored_messages"),
+            ("[limits.mqtt]\nstored_messages = 20000000", "stored_messages"),
             ("[limits.xmpp]\nstanza_bytes = 100", "stanza_bytes"),
             ("[limits.coap]\nobservers = 0", "observers"),
             ("[store]\ncache_mib = 0", "cache_mib"),

@@ -95,7 +95,7 @@ impl Limits {
             ("[limits.mqtt] in_flight", m.in_flight.map(u64::from), 1, 65_535),
             ("[limits.mqtt] queue_messages", size(m.queue_messages), 1, ITEMS),
             ("[limits.mqtt] queue_bytes", size(m.queue_bytes), 1, BYTES),
-            ("[limits.mqtt] stored_messages", size(m.stored_messages), 1, 60_000),
+            ("[limits.mqtt] stored_messages", size(m.stored_messages), 1, 10_000_000),
             ("[limits.mqtt] subscriptions", size(m.subscriptions), 1, ITEMS),
             ("[limits.coap] observers_per_peer", size(c.observers_per_peer), 1, ITEMS),
             ("[limits.coap] observers", size(c.observers), 1, ITEMS),
