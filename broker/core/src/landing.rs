@@ -80,7 +80,7 @@ impl Deed {
         match self {
             Deed::Word(posted) => posted.land(),
             Deed::Turn(turn) => turn.land(),
-            Deed::Late(late) => late.deliver(),
+            Deed::Late(late) => late.land(),
             #[cfg(test)]
             Deed::Test(run) => run(),
         }

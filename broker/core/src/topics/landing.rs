@@ -41,20 +41,23 @@ impl Open {
     }
 }
 
-/// A publication's claim to its turn. Dropped without [`Turn::land`], it failed.
+/// The word of a publication to its topic's home: its turn, by the topic's name and its number there. Dropped without
+/// [`Turn::land`], it failed.
 pub(crate) struct Turn {
     topics: Arc<Topics>,
-    place: Arc<Place>,
+    topic: Arc<str>,
+    hash: u64,
     number: u64,
     fate: Fate,
 }
 
 impl Turn {
     /// Puts a publication behind those of its topic that are open; the topic's lock is held.
-    pub(super) fn begin(topics: &Arc<Topics>, place: &Arc<Place>, state: &mut State, open: Open) -> Turn {
-        let number = state.first + state.open.len() as u64;
+    pub(super) fn begin(topics: &Arc<Topics>, place: &Place, state: &mut State, open: Open) -> Turn {
+        let (number, topic) = (state.first + state.open.len() as u64, open.publication.topic.clone());
         state.open.push_back(open);
-        Turn { topics: topics.clone(), place: place.clone(), number, fate: Fate::Failed }
+        place.expects(state);
+        Turn { topics: topics.clone(), topic, hash: place.hash, number, fate: Fate::Failed }
     }
 
     /// All is saved. It lands now, or as soon as those before it have.
@@ -65,25 +68,39 @@ impl Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        let mut state = self.place.state.lock();
-        let at = (self.number - state.first) as usize;
-        if let Some(open) = state.open.get_mut(at) {
+        // It stays where it is as long as it has something open.
+        let Some(place) = self.topics.places.named((&self.topic, self.hash)) else { return };
+        let mut state = place.state.lock();
+        let at = self.number.checked_sub(state.first).map(|at| at as usize);
+        if let Some(open) = at.and_then(|at| state.open.get_mut(at)) {
             open.fate = self.fate;
         }
-        self.topics.settle(&self.place, state);
+        self.topics.settle(&place, state);
     }
 }
 
-/// A publication that was being saved when somebody with a queue of his own subscribed: his rows are saved now, too.
+/// The word to somebody with a queue of his own who subscribed while a publication was being saved: his rows are saved
+/// now, too. Dropped without [`Late::land`], they could not be.
 pub(crate) struct Late {
-    pub(super) to: Match,
-    pub(super) publication: Arc<Publication>,
+    to: Match,
+    publication: Arc<Publication>,
+    fate: Fate,
 }
 
 impl Late {
+    pub(super) fn new(to: Match, publication: Arc<Publication>) -> Late {
+        Late { to, publication, fate: Fate::Failed }
+    }
+
     /// All is saved.
-    pub(crate) fn deliver(self) {
-        self.to.subscriber.deliver(&self.publication, &self.to.options);
+    pub(crate) fn land(mut self) {
+        self.fate = Fate::Saved;
+    }
+}
+
+impl Drop for Late {
+    fn drop(&mut self) {
+        self.to.tell(&self.publication, self.fate);
     }
 }
 
@@ -111,6 +128,7 @@ impl Topics {
             MutexGuard::unlocked(&mut state, || open.hand_out());
             state.delivering = false;
         }
+        place.expects(&state);
         if state.open.is_empty() {
             // Most topics are quiet most of the time, and there are many.
             state.open = VecDeque::new();
@@ -135,11 +153,15 @@ impl Topics {
 
 impl Open {
     fn hand_out(&self) {
-        for m in self.audience.of(&self.publication) {
-            match self.fate {
-                Fate::Saved => m.subscriber.deliver(&self.publication, &m.options),
-                _ => m.subscriber.abandon(&self.publication),
-            }
+        self.audience.of(&self.publication).for_each(|to| to.tell(&self.publication, self.fate));
+    }
+}
+
+impl Match {
+    fn tell(&self, publication: &Arc<Publication>, fate: Fate) {
+        match fate {
+            Fate::Saved => self.subscriber.deliver(publication, &self.options),
+            _ => self.subscriber.abandon(publication),
         }
     }
 }

@@ -452,7 +452,7 @@ impl Topics {
                     Some(rows) => {
                         ticket.wait_for(joining.subscriber.save(&self.store, rows));
                         let publication = open.publication.clone();
-                        ticket.then(Deed::Late(Late { to: joining.clone(), publication }));
+                        ticket.then(Deed::Late(Late::new(joining.clone(), publication)));
                     }
                 }
             }

@@ -2,14 +2,14 @@
 
 use super::{kept::Kept, landing::Open, quota::Paid, receivers::Found};
 use crate::publication::Publication;
-use hashbrown::HashMap;
+use hashbrown::{DefaultHashBuilder, HashTable};
 use parking_lot::Mutex;
 use std::{
     collections::VecDeque,
-    hash::{BuildHasher, RandomState},
+    hash::BuildHasher,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence},
     },
     task::Waker,
 };
@@ -24,9 +24,12 @@ pub(super) struct Place {
     pub(super) state: Mutex<State>,
     /// Since the last round of forgetting.
     used: AtomicBool,
+    /// Publications are open, and come back to it by its name.
+    expects: AtomicBool,
     /// What it counts for in its shard.
     charged: AtomicUsize,
-    shard: usize,
+    /// Of its topic's name.
+    pub(super) hash: u64,
 }
 
 /// What is known of a topic.
@@ -54,6 +57,22 @@ pub(super) struct State {
     pub(super) found: Option<Found>,
 }
 
+impl Place {
+    /// Notes whether something is open; its lock is held.
+    pub(super) fn expects(&self, state: &State) {
+        self.expects.store(!state.open.is_empty(), Ordering::Relaxed);
+    }
+
+    /// Somebody is at it just now, or comes back to it. Nobody can come newly: the lock on its shard is held.
+    fn is_needed(place: &Arc<Place>) -> bool {
+        Arc::strong_count(place) > 1 || {
+            // What whoever was at it has left behind.
+            fence(Ordering::Acquire);
+            place.expects.load(Ordering::Relaxed)
+        }
+    }
+}
+
 impl State {
     fn weight(&self, topic: usize) -> usize {
         let latest = self.latest.as_ref().map_or(0, |p| p.resident());
@@ -72,13 +91,16 @@ const EMPTY: usize = size_of::<Place>() + 96;
 /// The places of all topics that were used of late.
 pub(super) struct Places {
     shards: [Shard; SHARDS],
-    hasher: RandomState,
+    hasher: DefaultHashBuilder,
     max_bytes: usize,
 }
 
+/// A topic with its hash, and its place.
+type Known = (u64, Arc<str>, Arc<Place>);
+
 #[derive(Default)]
 struct Shard {
-    places: Mutex<HashMap<Arc<str>, Arc<Place>>>,
+    places: Mutex<HashTable<Known>>,
     bytes: AtomicUsize,
     /// How often something was let go of.
     forgotten: AtomicU64,
@@ -93,12 +115,18 @@ impl Default for Places {
 impl Places {
     /// Places that together hold about so many bytes.
     pub(super) fn with_room(max_bytes: usize) -> Places {
-        Places { shards: Default::default(), hasher: RandomState::new(), max_bytes }
+        Places { shards: Default::default(), hasher: DefaultHashBuilder::default(), max_bytes }
     }
 
     /// A topic's place, if it is in memory.
     pub(super) fn known(&self, topic: &str) -> Option<Arc<Place>> {
-        self.shards[self.shard(topic)].places.lock().get(topic).cloned()
+        self.named((topic, self.hasher.hash_one(topic)))
+    }
+
+    /// The same for a name that carries its hash.
+    pub(super) fn named(&self, (topic, hash): (&str, u64)) -> Option<Arc<Place>> {
+        let places = self.shards[shard(hash)].places.lock();
+        places.find(hash, |(_, of, _)| **of == *topic).map(|(.., place)| place.clone())
     }
 
     /// Grows whenever places are let go of: whoever found none may be wrong since.
@@ -108,10 +136,10 @@ impl Places {
 
     /// A topic's place; an empty one if it is not in memory.
     pub(super) fn at(&self, topic: &Arc<str>) -> Arc<Place> {
-        let number = self.shard(topic);
-        let shard = &self.shards[number];
+        let hash = self.hasher.hash_one(&**topic);
+        let shard = &self.shards[shard(hash)];
         let mut places = shard.places.lock();
-        if let Some(place) = places.get(topic) {
+        if let Some((.., place)) = places.find(hash, |(_, of, _)| of == topic) {
             place.used.store(true, Ordering::Relaxed);
             return place.clone();
         }
@@ -119,11 +147,11 @@ impl Places {
         if shard.bytes.load(Ordering::Relaxed) >= most {
             shard.forget(&mut places, most);
         }
-        let place = Place { shard: number, ..Place::default() };
+        let place = Place { hash, ..Place::default() };
         place.charged.store(EMPTY + topic.len(), Ordering::Relaxed);
         shard.bytes.fetch_add(EMPTY + topic.len(), Ordering::Relaxed);
         let place = Arc::new(place);
-        places.insert(topic.clone(), place.clone());
+        places.insert_unique(hash, (hash, topic.clone(), place.clone()), |(hash, ..)| *hash);
         place
     }
 
@@ -137,7 +165,7 @@ impl Places {
     pub(super) fn charge(&self, place: &Place, state: &State, topic: usize) {
         let now = state.weight(topic);
         let before = place.charged.swap(now, Ordering::Relaxed);
-        let bytes = &self.shards[place.shard].bytes;
+        let bytes = &self.shards[shard(place.hash)].bytes;
         bytes.fetch_add(now, Ordering::Relaxed);
         bytes.fetch_sub(before, Ordering::Relaxed);
     }
@@ -146,7 +174,7 @@ impl Places {
     /// subscriber is held for long.
     pub(super) fn forget_receivers(&self) {
         for shard in &self.shards {
-            for (topic, place) in shard.places.lock().iter() {
+            for (_, topic, place) in shard.places.lock().iter() {
                 // Whoever holds the lock uses it.
                 if !place.used.swap(false, Ordering::Relaxed)
                     && let Some(mut state) = place.state.try_lock()
@@ -157,26 +185,26 @@ impl Places {
             }
         }
     }
+}
 
-    fn shard(&self, topic: &str) -> usize {
-        self.hasher.hash_one(topic) as usize % SHARDS
-    }
+/// The table within takes the other bits.
+fn shard(hash: u64) -> usize {
+    (hash >> 32) as usize % SHARDS
 }
 
 impl Shard {
     /// Lets go of what was not used since the last time; if that is not enough, of all that nobody holds.
-    fn forget(&self, places: &mut HashMap<Arc<str>, Arc<Place>>, most: usize) {
+    fn forget(&self, places: &mut HashTable<Known>, most: usize) {
         self.keep(places, |place| place.used.swap(false, Ordering::Relaxed));
         if self.bytes.load(Ordering::Relaxed) > most / 4 * 3 {
             self.keep(places, |_| false);
         }
     }
 
-    fn keep(&self, places: &mut HashMap<Arc<str>, Arc<Place>>, wanted: impl Fn(&Place) -> bool) {
+    fn keep(&self, places: &mut HashTable<Known>, wanted: impl Fn(&Place) -> bool) {
         self.forgotten.fetch_add(1, Ordering::Release);
-        places.retain(|_, place| {
-            // Whoever publishes just now, or waits for what is being saved, holds a second reference.
-            let keep = wanted(place) || Arc::strong_count(place) > 1;
+        places.retain(|(.., place)| {
+            let keep = wanted(place) || Place::is_needed(place);
             if !keep {
                 self.bytes.fetch_sub(place.charged.load(Ordering::Relaxed), Ordering::Relaxed);
             }

@@ -11,6 +11,7 @@ struct Reader {
     who: Principal,
     seen: Mutex<Vec<String>>,
     keeps: bool,
+    abandoned: Mutex<Vec<u64>>,
 }
 
 impl Subscriber for Reader {
@@ -25,6 +26,9 @@ impl Subscriber for Reader {
     }
     fn deliver(&self, p: &Arc<Publication>, _: &[SubOptions]) {
         self.seen.lock().push(format!("{}={}", p.topic, String::from_utf8_lossy(&p.payload)));
+    }
+    fn abandon(&self, p: &Arc<Publication>) {
+        self.abandoned.lock().push(p.id);
     }
 }
 
@@ -55,7 +59,8 @@ fn who(name: &str) -> Principal {
 
 impl World {
     fn reader(&self, name: &str, keeps: bool) -> (Arc<Reader>, Arc<dyn Subscriber>) {
-        let reader = Reader { id: self.topics.next_subscriber(), who: who(name), seen: Mutex::default(), keeps };
+        let (id, who) = (self.topics.next_subscriber(), who(name));
+        let reader = Reader { id, who, seen: Mutex::default(), keeps, abandoned: Mutex::default() };
         let reader = Arc::new(reader);
         (reader.clone(), reader)
     }
@@ -258,6 +263,21 @@ async fn who_subscribes_at_once_gets_what_is_being_saved_as_a_delivery() {
 }
 
 #[tokio::test]
+async fn whoever_joins_while_a_value_is_saved_and_cannot_keep_it_is_told() {
+    let world = world().await;
+    world.store.hold();
+    let saving = world.topics.publish(&who("romeo"), retained("new")).unwrap();
+    let (kept, durable) = world.reader("romeo", true);
+    let ticket = world.topics.listen(&durable, "u/romeo/#", SubOptions::default()).unwrap();
+    assert!(world.store.release_at(0));
+    world.fail();
+    saving.complete().await.unwrap();
+    assert!(ticket.complete().await.is_err());
+    assert!(kept.seen.lock().is_empty());
+    assert_eq!(kept.abandoned.lock().len(), 1, "its place in what it is owed is free again");
+}
+
+#[tokio::test]
 async fn who_only_listens_gets_what_is_being_saved_and_nothing_older() {
     let world = world().await;
     world.publish("romeo", "u/romeo/b", "kept", true).await.unwrap();
@@ -289,6 +309,29 @@ async fn publications_of_a_topic_leave_in_the_order_in_which_they_were_begun() {
     second.complete().await.unwrap();
     assert_eq!(*reader.seen.lock(), ["u/romeo/a=2", "u/romeo/a=3"]);
     assert_eq!(&*world.topics.retained("u/romeo/a")[0].payload, b"3");
+}
+
+#[tokio::test]
+async fn what_is_open_finds_its_topic_by_name_though_unused_ones_are_forgotten() {
+    let world = world().await;
+    let (reader, handle) = world.reader("romeo", false);
+    world.topics.subscribe(&handle, "u/romeo/a", SubOptions::default()).unwrap();
+    let publish = |value: &'static str| {
+        let draft = Draft { topic: "u/romeo/a".into(), payload: value.into(), ..Draft::default() };
+        world.topics.publish(&who("romeo"), draft).unwrap()
+    };
+    let (first, second) = (publish("1"), publish("2"));
+    world.topics.places.forget_unused();
+    second.complete().await.unwrap();
+    assert!(reader.seen.lock().is_empty(), "the first one is open");
+    world.topics.places.forget_unused();
+    let third = publish("3");
+    first.complete().await.unwrap();
+    world.topics.places.forget_unused();
+    third.complete().await.unwrap();
+    assert_eq!(*reader.seen.lock(), ["u/romeo/a=1", "u/romeo/a=2", "u/romeo/a=3"]);
+    world.topics.places.forget_unused();
+    assert!(world.topics.places.known("u/romeo/a").is_none(), "nothing is open");
 }
 
 #[tokio::test]
