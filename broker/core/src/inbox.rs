@@ -27,6 +27,8 @@ struct State {
     managed: bool,
     /// Nobody takes anything for now.
     detached: bool,
+    /// Its own session goes away, behind what it makes for itself.
+    hurried: bool,
     closed: Option<Closed>,
     waker: Option<Waker>,
     /// The receiver, when it waits for nothing but the end.
@@ -47,6 +49,7 @@ impl Inbox {
             backlog: Backlog::new(memory, OPEN),
             managed: false,
             detached: false,
+            hurried: false,
             closed: None,
             waker: None,
             closer: None,
@@ -207,6 +210,16 @@ impl Inbox {
         self.state.lock().detached = false;
     }
 
+    /// The session says that it goes away, behind what it makes for itself: for that it may take the other half of the room,
+    /// too.
+    pub(crate) fn hurry(&self, on: bool) {
+        let mut state = self.state.lock();
+        state.hurried = on;
+        if let Some(maker) = state.maker.take() {
+            maker.wake();
+        }
+    }
+
     /// Whether the session waits for a connection.
     pub(crate) fn is_detached(&self) -> bool {
         self.state.lock().detached
@@ -267,11 +280,11 @@ impl Inbox {
         taken.into_iter().map(|(_, envelope)| envelope).collect()
     }
 
-    /// Whether its own session may make more for it: less than half the room in memory is taken, it is closed, or
-    /// what takes the room cannot leave yet.
+    /// Whether its own session may make more for it: less than half the room in memory is taken (of one that goes away,
+    /// less than all), it is closed, or what takes the room cannot leave yet.
     pub fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut state = self.state.lock();
-        let (backlog, full) = (&state.backlog, state.is_half_full(self.memory));
+        let (backlog, full) = (&state.backlog, state.has_taken(self.memory, if state.hurried { 1 } else { 2 }));
         if !full || state.detached || state.closed.is_some() || !backlog.is_ready() {
             return Poll::Ready(());
         }
@@ -290,7 +303,7 @@ impl Inbox {
             return Poll::Ready(Err(why));
         }
         let fits = state.backlog.bytes().saturating_add(bytes) <= self.memory.bytes;
-        if state.backlog.is_empty() || (fits && !state.is_half_full(self.memory)) {
+        if state.backlog.is_empty() || (fits && !state.has_taken(self.memory, 2)) {
             return Poll::Ready(Ok(()));
         }
         if !state.feeders.iter().any(|waker| waker.will_wake(cx.waker())) {
@@ -311,8 +324,9 @@ impl Inbox {
 }
 
 impl State {
-    fn is_half_full(&self, memory: Bound) -> bool {
-        self.backlog.len() * 2 >= memory.items.max(2) || self.backlog.bytes() * 2 >= memory.bytes
+    /// Whether one part of so many of the room is taken: 2 for a half.
+    fn has_taken(&self, memory: Bound, parts: usize) -> bool {
+        self.backlog.len() * parts >= memory.items.max(2) || self.backlog.bytes() * parts >= memory.bytes
     }
 
     /// True if something left.

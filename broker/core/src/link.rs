@@ -213,6 +213,11 @@ impl Link {
         self.inbox.poll_room(cx)
     }
 
+    /// The session says that it goes away, behind what it makes for itself: for that it may take all of its room.
+    pub fn hurry(&self, on: bool) {
+        self.inbox.hurry(on);
+    }
+
     /// Ready with the reason once the seat is closed, whatever still waits.
     pub fn poll_closed(&self, cx: &mut Context<'_>) -> Poll<Closed> {
         self.inbox.poll_closed(cx)

@@ -44,8 +44,8 @@ pub(crate) struct Run {
     /// What is to be done after that.
     queue: VecDeque<Effect>,
     pub(crate) ticket: Ticket,
-    /// The inbox of the session that sent the stanza: it waits for room before it makes more for itself.
-    origin: Option<Arc<Inbox>>,
+    /// The session that sent the stanza: it waits for room before it makes more for itself.
+    origin: Option<(SeatId, Arc<Inbox>)>,
     /// The ticket waits for more than commits of accounts: nobody else is to wait behind it.
     slow: bool,
 }
@@ -66,13 +66,23 @@ impl Run {
     }
 
     fn is_origin(&self, inbox: &Arc<Inbox>) -> bool {
-        self.origin.as_ref().is_some_and(|origin| Arc::ptr_eq(origin, inbox))
+        self.origin.as_ref().is_some_and(|(_, origin)| Arc::ptr_eq(origin, inbox))
+    }
+
+    /// Whether it is for the sender itself. What is for others does not wait until the sender reads.
+    fn is_own(&self, effect: &Effect) -> bool {
+        let Some((seat, _)) = &self.origin else { return false };
+        match effect {
+            Effect::Deliver { seat: to, .. } => to == seat,
+            Effect::Route(env) => env.to().is_none_or(|to| to.to_bare() == seat.owner),
+            _ => false,
+        }
     }
 
     /// What the sender makes for itself in one turn may be more than its inbox holds: it is drained as it is made. While it
     /// waits, what has its place with others lands: nobody waits for this sender to read.
     async fn room(&mut self) {
-        let Run { origin: Some(origin), ticket, .. } = self else { return };
+        let Run { origin: Some((_, origin)), ticket, .. } = self else { return };
         poll_fn(|cx| {
             let room = origin.poll_room(cx);
             if room.is_pending() {
@@ -130,7 +140,9 @@ impl Router {
 
     pub(crate) async fn finish(self: &Arc<Self>, mut run: Run) -> Ticket {
         while let Some(effect) = run.next() {
-            run.room().await;
+            if run.is_own(&effect) {
+                run.room().await;
+            }
             self.apply(effect, &mut run).await;
         }
         run.ticket
@@ -145,8 +157,8 @@ impl Router {
         if env.meta.sender != 0 {
             // What a session that was replaced had still to send must not act on its successor (RFC 6120 §7.7.2.2). What
             // it told others was told.
-            run.origin = state.session(env.meta.sender).map(|session| session.inbox.clone());
-            let there = run.origin.as_ref().is_some_and(|inbox| inbox.closed() != Some(Closed::Replaced));
+            run.origin = state.session(env.meta.sender).map(|session| (session.seat(), session.inbox.clone()));
+            let there = run.origin.as_ref().is_some_and(|(_, inbox)| inbox.closed() != Some(Closed::Replaced));
             if !there && env.stanza.kind() != Kind::Message {
                 return None;
             }

@@ -55,13 +55,18 @@ fn came(ev: &mut Ev<'_>, id: u64) -> Flow {
     let flush = (priority >= 0) != session.receiving;
     session.receiving &= priority >= 0;
     let (seat, open) = (session.seat(), session.is_open());
+    let gives_up = flush && priority < 0;
+    if gives_up && open {
+        // At once, however much waits for the session to read.
+        ev.fx.push(Effect::Flush { seat: seat.clone() });
+    }
     broadcast(ev.env, ev.state, ev.fx);
     if first {
         meet(ev, id);
         let event = SessionEvent::Available;
         ev.fx.push(Effect::Event { seat: seat.clone(), event });
     }
-    if flush && open {
+    if flush && open && !gives_up {
         ev.fx.push(Effect::Flush { seat });
     }
     Flow::Stop
@@ -97,10 +102,12 @@ fn went(ev: &mut Ev<'_>, id: u64) -> Flow {
     }
     if was_available {
         broadcast(ev.env, ev.state, ev.fx);
-        // RFC 6121 §4.5.2: the session itself hears it too.
-        ev.fx.push(Effect::Deliver { seat, envelope: ev.env.readdressed(&ev.account.jid) });
     }
     tell_directed(ev.env, &directed, (ev.state, was_available), ev.fx);
+    if was_available {
+        // RFC 6121 §4.5.2: the session itself hears it too; last, since nobody else waits until it reads.
+        ev.fx.push(Effect::Deliver { seat, envelope: ev.env.readdressed(&ev.account.jid) });
+    }
     Flow::Stop
 }
 
@@ -146,7 +153,9 @@ fn broadcast(env: &Envelope, state: &AccountState, fx: &mut Effects) {
     for (contact, _) in contacts(state).iter().filter(|(_, contact)| contact.subscription.from) {
         fx.push(Effect::Route(env.readdressed(contact)));
     }
-    for session in state.available() {
+    // Last the session itself: nobody else waits until it reads.
+    let (own, others): (Vec<_>, Vec<_>) = state.available().partition(|session| env.from() == Some(&session.jid));
+    for session in others.into_iter().chain(own) {
         fx.deliver(session, env.readdressed(session.jid.to_bare()));
     }
 }

@@ -19,7 +19,9 @@ use tavi_store::StoreError;
 use tavi_xmpp_proto::ingress::{Incoming, Ingress};
 use tavi_xmpp_proto::sm::{self, SmRequest, StreamManagement};
 use tavi_xmpp_proto::stream::{Framing, c2s};
-use tavi_xmpp_proto::{Condition, Element, Jid, Kind, Stanza, StreamCondition, StreamError, ns};
+use tavi_xmpp_proto::{
+    Condition, Element, Jid, Kind, PresenceType, Stanza, StanzaType, StreamCondition, StreamError, ns,
+};
 use tokio::time::Sleep;
 
 use crate::listener::{Entered, Shared};
@@ -27,7 +29,7 @@ use crate::negotiate::Negotiated;
 use crate::resume::{Managed, Resume, Resumption};
 use crate::wire::Wire;
 
-/// With this much output waiting a session reads nothing, neither from its client nor from its inbox.
+/// With this much output waiting a session takes nothing from its inbox, and answers nothing itself.
 const HIGH_WATER: usize = 64 * 1024;
 
 /// With this much read and not routed a session reads no more. Acknowledgements among it are heeded at once.
@@ -91,6 +93,8 @@ pub(crate) struct Session {
     pending: Pending,
     /// The end that comes behind what is pending.
     ending: Option<End>,
+    /// The core knows that the session is about to go away.
+    hurried: bool,
     out: Vec<u8>,
     written: usize,
     /// Places of the messages in `out`, when there is no stream management to say that they arrived.
@@ -110,6 +114,8 @@ struct Pending {
     bytes: usize,
     /// `h` of the client's last acknowledgement.
     acknowledged: Option<u32>,
+    /// How many of them say that the session goes away.
+    leaves: usize,
 }
 
 impl Pending {
@@ -122,12 +128,14 @@ impl Pending {
             return;
         }
         self.bytes += size(&incoming);
+        self.leaves += usize::from(is_leave(&incoming));
         self.items.push_back(incoming);
     }
 
     fn pop(&mut self) -> Option<Incoming> {
         let incoming = self.items.pop_front()?;
         self.bytes -= size(&incoming);
+        self.leaves -= usize::from(is_leave(&incoming));
         if self.items.is_empty() {
             // An idle session keeps no memory for this.
             self.items = VecDeque::new();
@@ -142,15 +150,39 @@ impl Pending {
         self.items.front().is_some_and(is_it)
     }
 
-    /// With a message that makes nothing for the session that sent it.
+    /// With something for others: a message, or where the session is. What that makes for the session itself waits for room
+    /// while it is routed.
     fn begins_for_others(&self, own: &Jid) -> bool {
         let Some(Incoming::Stanza(stanza)) = self.items.front() else { return false };
         let others = stanza.head.to.as_ref().is_some_and(|to| to.to_bare() != own.to_bare());
-        stanza.kind() == Kind::Message && others
+        match stanza.head.type_ {
+            StanzaType::Message(_) => others,
+            StanzaType::Presence(type_) => matches!(type_, PresenceType::Available | PresenceType::Unavailable),
+            StanzaType::Iq(_) => false,
+        }
+    }
+
+    /// With what the session answers itself, beside its inbox.
+    fn begins_beside(&self) -> bool {
+        matches!(self.items.front(), Some(Incoming::Element(_)))
     }
 
     fn has_close(&self) -> bool {
         self.items.iter().any(|incoming| matches!(incoming, Incoming::Close))
+    }
+}
+
+/// Whether it says that the session takes no more for its account (RFC 6121 §4.5, §4.7.2.3).
+fn is_leave(incoming: &Incoming) -> bool {
+    let Incoming::Stanza(stanza) = incoming else { return false };
+    let negative = || {
+        let priority = stanza.element(ns::CLIENT, "priority").map(|priority| priority.text_content());
+        priority.is_some_and(|text| text.trim().starts_with('-'))
+    };
+    match stanza.head.type_ {
+        StanzaType::Presence(PresenceType::Unavailable) => stanza.head.to.is_none(),
+        StanzaType::Presence(PresenceType::Available) => stanza.head.to.is_none() && negative(),
+        _ => false,
     }
 }
 
@@ -179,6 +211,7 @@ impl Session {
             routing: None,
             pending: Pending::default(),
             ending: None,
+            hurried: false,
             out,
             written: 0,
             writing: Vec::new(),
@@ -298,6 +331,7 @@ impl Session {
         self.poll_tickets(cx)?;
         let stuck = self.poll_write(cx)?;
         let mut moved = self.heed()?;
+        self.hurry();
         moved |= self.poll_routing(cx);
         moved |= self.work_off(cx)?;
         if self.pending.items.is_empty()
@@ -312,10 +346,19 @@ impl Session {
         Ok(moved)
     }
 
+    /// Whoever goes away is not to be fed on because what it makes for itself before has no room.
+    fn hurry(&mut self) {
+        let leaves = self.pending.leaves > 0;
+        if leaves != self.hurried {
+            self.hurried = leaves;
+            self.link.hurry(leaves);
+        }
+    }
+
     fn can_read(&mut self, cx: &mut Context<'_>) -> bool {
         // The acknowledgement that it waits for stands behind what was sent before.
         let ahead = if self.management.is_some() && self.link.is_held_up() { READ_FOR_ROOM } else { READ_AHEAD };
-        let wants = self.pending.bytes < ahead && self.ending.is_none() && self.out.len() < HIGH_WATER;
+        let wants = self.pending.bytes < ahead && self.ending.is_none();
         wants && self.disk.poll_open(&*self.shared.node.parts.store, cx)
     }
 
@@ -498,7 +541,7 @@ impl Session {
             && !self.tickets.is_full()
             // The answer to a request tells that what was sent before it is durable.
             && (self.tickets.is_empty() || !self.pending.begins_with(Kind::Iq))
-            // A message is for others; what it makes for its sender waits for room while it is routed.
+            && (self.out.len() < HIGH_WATER || !self.pending.begins_beside())
             && (self.pending.begins_for_others(self.link.jid()) || self.link.poll_room(cx).is_ready())
     }
 
@@ -587,7 +630,8 @@ impl Session {
             self.deadline = None;
         }
         self.link.acked(&places);
-        if self.link.is_held_up() {
+        // While the client does not read, it is not asked again and again.
+        if self.link.is_held_up() && self.out.len() < HIGH_WATER {
             management.ask(&mut self.out);
         }
         Ok(true)

@@ -1,5 +1,6 @@
 //! Client sessions over real sockets: logins, chat, acknowledgement, bad input, the end.
 
+mod away;
 mod client;
 mod resumption;
 mod sasl2;

@@ -135,6 +135,42 @@ async fn who_goes_unavailable_reads_no_more_of_the_queue() {
 }
 
 #[tokio::test]
+async fn who_goes_away_with_much_unread_is_gone_for_all_others_at_once() {
+    for gone in ["<presence type='unavailable'/>", "<presence><priority>-1</priority></presence>"] {
+        let world = World::with_inboxes_of(8).await;
+        let (mut romeo, mut juliet) = world.friends().await;
+        let mut garden = world.online("romeo/garden").await;
+        let mut paris = world.online("paris/street").await;
+        romeo.sends("<presence to='paris@localhost/street'/>").await;
+        for person in [&mut romeo, &mut juliet, &mut garden, &mut paris] {
+            person.skip();
+        }
+        for n in 0..6 {
+            juliet.sends(&says("romeo@localhost/orchard", &n.to_string())).await;
+        }
+        // More than half of what waits for him may wait.
+        let link = romeo.link.clone();
+        let mut going = Box::pin(romeo.writes(gone));
+        for _ in 0..100 {
+            let told = going.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+            assert!(told.is_pending(), "he is told when he reads");
+            tokio::task::yield_now().await;
+        }
+        juliet.sees("<presence from='romeo@localhost/orchard'/>");
+        garden.sees("<presence from='romeo@localhost/orchard'/>");
+        if gone.contains("unavailable") {
+            paris.sees("<presence from='romeo@localhost/orchard' type='unavailable'/>");
+        }
+        juliet.sends(&says("romeo@localhost", "for those who are there")).await;
+        assert_eq!(garden.reads_bodies(), ["for those who are there"]);
+        assert_eq!(link.take().iter().filter_map(|env| env.stanza.body()).count(), 6, "{gone}");
+        going.await.complete().await.unwrap();
+        romeo.sees("<presence from='romeo@localhost/orchard'/>");
+        romeo.sees_nothing();
+    }
+}
+
+#[tokio::test]
 async fn the_oldest_session_without_a_connection_gives_way() {
     let limits = SessionLimits { per_account: 3, ..SessionLimits::default() };
     let world = World::over(Arc::new(MemoryStore::default()), Arc::new(FakeClock::at(1)), limits).await;
