@@ -11,7 +11,7 @@ pub struct Config {
     pub login_deadline: Duration,
     /// How long the last words to a client may take; 2 s by default.
     pub farewell_deadline: Duration,
-    /// Connections at the same time; 100,000 by default.
+    /// Connections at the same time; 100,000 by default. As many sessions may wait without one, to be resumed.
     pub max_connections: usize,
     /// Of stanzas after login (RFC 6120 §13.12); 256 KiB, 100 levels, 64 attributes by default.
     pub stanza: Limits,

@@ -42,8 +42,12 @@ pub(crate) struct Shared {
     /// Sessions that another connection can go on with.
     pub resumable: Arc<Resumables>,
     connections: AtomicUsize,
+    /// Sessions without a connection.
+    waiting: AtomicUsize,
+    /// Connections and sessions whose ends the stop waits for.
+    alive: AtomicUsize,
     stop: watch::Sender<bool>,
-    /// Tells the stop that the last connection is gone.
+    /// Tells the stop that the last of them is gone.
     idle: tokio::sync::Notify,
 }
 
@@ -73,6 +77,8 @@ impl Xmpp {
             sessions: Mutex::default(),
             resumable: Arc::default(),
             connections: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
+            alive: AtomicUsize::new(0),
             stop: watch::Sender::new(false),
             idle: tokio::sync::Notify::new(),
         };
@@ -89,15 +95,16 @@ impl Xmpp {
         self.shared.clone().accept(listener, Port::DirectTls).await;
     }
 
-    /// Stops accepting, ends every stream with `<system-shutdown/>`, and waits until all connections are gone. Each
+    /// Stops accepting, ends every stream with `<system-shutdown/>`, and waits until all connections and sessions are gone. Each
     /// has [`Config::farewell_deadline`] to read its last words.
     pub async fn stop(&self) {
         self.shared.stop.send_replace(true);
         let seats: Vec<_> = self.shared.sessions.lock().values().cloned().collect();
         seats.iter().for_each(|seat| seat.close(Closed::Shutdown));
-        while self.connections() > 0 {
+        let alive = || self.shared.alive.load(Ordering::Acquire) > 0;
+        while alive() {
             let idle = self.shared.idle.notified();
-            if self.connections() == 0 {
+            if !alive() {
                 break;
             }
             idle.await;
@@ -185,29 +192,71 @@ impl Drop for Entered {
     }
 }
 
-/// Counts a connection while it lives.
-struct Connection(Arc<Shared>);
+/// Counts a connection while it lives, and after it its session.
+pub(crate) struct Connection {
+    shared: Arc<Shared>,
+    /// There is a socket.
+    open: bool,
+}
 
 impl Connection {
     fn new(shared: Arc<Shared>) -> Connection {
-        shared.connections.fetch_add(1, Ordering::AcqRel);
-        shared.node.parts.metrics.connections(Protocol::Xmpp).add(1);
-        Connection(shared)
+        shared.alive.fetch_add(1, Ordering::AcqRel);
+        let mut connection = Connection { shared, open: false };
+        connection.count();
+        connection
+    }
+
+    /// What every connection knows.
+    pub fn shared(&self) -> Arc<Shared> {
+        self.shared.clone()
+    }
+
+    fn count(&mut self) {
+        self.open = true;
+        self.shared.connections.fetch_add(1, Ordering::AcqRel);
+        self.shared.node.parts.metrics.connections(Protocol::Xmpp).add(1);
+    }
+
+    fn discount(&mut self) {
+        self.open = false;
+        self.shared.connections.fetch_sub(1, Ordering::AcqRel);
+        self.shared.node.parts.metrics.connections(Protocol::Xmpp).sub(1);
+    }
+
+    /// The socket is gone and its session waits for another one; false if as many as there may be do so already.
+    pub fn part(&mut self) -> bool {
+        if self.shared.waiting.fetch_add(1, Ordering::AcqRel) >= self.shared.config.max_connections {
+            self.shared.waiting.fetch_sub(1, Ordering::AcqRel);
+            return false;
+        }
+        self.discount();
+        true
+    }
+
+    /// The session has a socket again.
+    pub fn join(&mut self) {
+        self.count();
+        self.shared.waiting.fetch_sub(1, Ordering::AcqRel);
     }
 
     /// The whole life of a connection. Negotiation and end are boxed, so that an idle session does not pay for them.
     async fn serve(self, stream: TcpStream, peer: IpAddr, port: Port) {
-        let talk = Box::pin(Talk::new(self.0.clone(), Wire::Clear(stream), peer).run(port));
+        let talk = Box::pin(Talk::new(self.shared(), Wire::Clear(stream), peer).run(port));
         let Some(negotiated) = talk.await else { return };
-        Session::new(self.0.clone(), negotiated).run().await;
+        Session::new(self, negotiated).run().await;
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.0.node.parts.metrics.connections(Protocol::Xmpp).sub(1);
-        if self.0.connections.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.0.idle.notify_waiters();
+        if self.open {
+            self.discount();
+        } else {
+            self.shared.waiting.fetch_sub(1, Ordering::AcqRel);
+        }
+        if self.shared.alive.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.shared.idle.notify_waiters();
         }
     }
 }

@@ -24,7 +24,7 @@ use tavi_xmpp_proto::{
 };
 use tokio::time::Sleep;
 
-use crate::listener::{Entered, Shared};
+use crate::listener::{Connection, Entered, Shared};
 use crate::negotiate::Negotiated;
 use crate::resume::{Managed, Resume, Resumption};
 use crate::wire::Wire;
@@ -81,6 +81,7 @@ pub(crate) struct Session {
     ingress: Ingress,
     link: Link,
     entered: Entered,
+    connection: Connection,
     _attached: Attached,
     /// The default language of the client's stream (RFC 6120 §4.7.4).
     lang: Option<Box<str>>,
@@ -196,10 +197,12 @@ fn size(incoming: &Incoming) -> usize {
 
 impl Session {
     /// The session behind a negotiation.
-    pub fn new(shared: Arc<Shared>, negotiated: Negotiated) -> Session {
+    pub fn new(connection: Connection, negotiated: Negotiated) -> Session {
+        let shared = connection.shared();
         let Negotiated { wire, ingress, link, attached, lang, managed, out, rest } = negotiated;
         let mut session = Session {
             entered: Entered::new(shared.clone(), &link),
+            connection,
             shared,
             wire,
             ingress,
@@ -257,6 +260,16 @@ impl Session {
 
     /// Waits for another connection; what was being routed is completed meanwhile.
     async fn wait(&mut self) -> Result<Box<Resume>, End> {
+        if !self.connection.part() {
+            tracing::warn!(jid = %self.link.jid(), "a session ends with its connection: too many wait to be resumed");
+            return Err(End::Broken);
+        }
+        let resume = self.wait_for_resume().await?;
+        self.connection.join();
+        Ok(resume)
+    }
+
+    async fn wait_for_resume(&mut self) -> Result<Box<Resume>, End> {
         self.link.detach();
         let mut expiry = std::pin::pin!(tokio::time::sleep(self.shared.config.resume));
         poll_fn(|cx| {

@@ -209,3 +209,49 @@ async fn an_acknowledgement_behind_much_that_was_sent_is_read() {
     }
     assert_eq!(romeo.heard, (0..8).map(|n| n.to_string()).collect::<Vec<_>>());
 }
+
+#[tokio::test]
+async fn a_session_without_a_connection_is_none_and_no_more_of_them_wait_than_may_be_connected() {
+    let broker = Broker::with(Config { max_connections: 2, ..Config::default() }, SessionLimits::default()).await;
+    let (mut romeo, mut juliet) = (Phone::new(&broker, "romeo").await, Phone::new(&broker, "juliet").await);
+    for phone in [&mut romeo, &mut juliet] {
+        cut(phone).await;
+    }
+    let gone = async |connections| {
+        while broker.xmpp.connections() > connections {
+            tokio::task::yield_now().await;
+        }
+    };
+    gone(0).await;
+    let connections = broker.node.parts.metrics.connections(tavi_core::metrics::Protocol::Xmpp);
+    assert_eq!(connections.get(), 0);
+    // There is room for two others; whose session is too much ends with its connection.
+    let mut third = broker.login("romeo", "orchard").await;
+    third.say("<enable xmlns='urn:xmpp:sm:3' resume='true'/>").await;
+    let name = third.hear_element().await.get_attr("id").unwrap().to_owned();
+    drop(third);
+    let account = broker.node.parts.homes.known(&"romeo@localhost".parse().unwrap()).unwrap();
+    while account.session_count() > 1 {
+        tokio::task::yield_now().await;
+    }
+    gone(0).await;
+    let mut late = logged_in(&broker, "romeo").await;
+    late.say(&format!("<resume xmlns='urn:xmpp:sm:3' previd='{name}' h='0'/>")).await;
+    assert_eq!(late.hear_element().await.name(), "failed");
+    drop(late);
+    gone(0).await;
+    // The others go on.
+    drop(romeo.resumes(&broker, "romeo").await);
+    drop(juliet.resumes(&broker, "juliet").await);
+    romeo.says("juliet", "still there?").await;
+    juliet.hears().await;
+    assert_eq!((juliet.heard.as_slice(), connections.get()), (&["still there?".to_owned()][..], 2));
+    cut(&mut juliet).await;
+    broker.xmpp.stop().await;
+    assert_eq!((broker.xmpp.connections(), connections.get(), account.session_count()), (0, 0, 0));
+}
+
+async fn cut(phone: &mut Phone) {
+    use tokio::io::AsyncWriteExt;
+    phone.client.stream.shutdown().await.unwrap();
+}
