@@ -3,7 +3,9 @@
 //! mimalloc keeps with each thread what is free in the thread's own pages, also what other threads have freed there,
 //! until that thread looks: after ten thousand connections have ended, that may be never.
 
+use libmimalloc_sys as mi;
 use std::{
+    alloc::{GlobalAlloc, Layout},
     cell::Cell,
     sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     time::Duration,
@@ -12,7 +14,56 @@ use tavi_bots::{Metered, held};
 
 /// Counts for each thread what it holds: so bots' scripts are bounded.
 #[global_allocator]
-static ALLOCATOR: Metered<mimalloc::MiMalloc> = Metered::over(mimalloc::MiMalloc);
+static ALLOCATOR: Metered<Mimalloc> = Metered::over(Mimalloc);
+
+/// mimalloc, asked for alignment only where it is not given anyway: what has to be aligned takes a slower way there.
+struct Mimalloc;
+
+/// mimalloc aligns each block of at least so many bytes to so many (MI_MAX_ALIGN_SIZE), a smaller one to its size.
+const ALIGNED: usize = 16;
+
+fn is_plain(layout: Layout, size: usize) -> bool {
+    layout.align() <= ALIGNED && layout.align() <= size
+}
+
+// SAFETY: mimalloc keeps the promises of `malloc`, and its blocks are aligned as `is_plain` says; what needs more is asked
+// for with its alignment. Any of its blocks may be freed and reallocated alike.
+unsafe impl GlobalAlloc for Mimalloc {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let size = layout.size();
+        // SAFETY: the caller's promises are passed on.
+        unsafe {
+            if is_plain(layout, size) { mi::mi_malloc(size) } else { mi::mi_malloc_aligned(size, layout.align()) }
+                .cast()
+        }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        let size = layout.size();
+        // SAFETY: the caller's promises are passed on.
+        unsafe {
+            if is_plain(layout, size) { mi::mi_zalloc(size) } else { mi::mi_zalloc_aligned(size, layout.align()) }
+                .cast()
+        }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, _: Layout) {
+        // SAFETY: the caller's promises are passed on.
+        unsafe { mi::mi_free(at.cast()) }
+    }
+
+    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // SAFETY: the caller's promises are passed on.
+        unsafe {
+            if is_plain(layout, size) {
+                mi::mi_realloc(at.cast(), size)
+            } else {
+                mi::mi_realloc_aligned(at.cast(), size, layout.align())
+            }
+            .cast()
+        }
+    }
+}
 
 /// A thread has freed much when it is so much more than it has allocated, in bytes.
 const MUCH: isize = 1 << 20;
@@ -44,7 +95,7 @@ pub fn rest() {
     let asked = ASKED.load(Ordering::Acquire);
     if HEARD.replace(asked) != asked {
         // SAFETY: mi_collect may be called at any time; it touches the heap of the calling thread.
-        unsafe { libmimalloc_sys::mi_collect(true) };
+        unsafe { mi::mi_collect(true) };
         GIVEN.fetch_add(1, Ordering::AcqRel);
     }
 }

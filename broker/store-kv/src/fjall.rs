@@ -2,13 +2,15 @@
 
 use crate::{
     StoreError,
-    kv::{Family, Kv, Rows, Span, Visit},
+    kv::{Family, Key, Kv, Rows, Span, Visit},
+    young::{self, Young},
 };
-use fjall::{Database, Error, Guard, Keyspace, KeyspaceCreateOptions, PersistMode};
+use bytes::Bytes;
+use fjall::{Database, Error, Keyspace, KeyspaceCreateOptions, PersistMode};
 use std::{
+    cmp::Ordering,
     fs::{self, File},
     io,
-    ops::ControlFlow,
     os::unix::fs::FileExt,
     panic::{self, AssertUnwindSafe},
     path::{Path, PathBuf},
@@ -22,22 +24,28 @@ const MAX_JOURNAL: u64 = 64 << 20;
 /// flushed, and what was flushed last, stay until the next flush.
 fn memtable(family: Family) -> u64 {
     match family {
-        // Most of its rows are deleted before they are ever flushed, if there is room for so many.
-        Family::Queue => 8 << 20,
-        Family::Record | Family::Chunk | Family::Body | Family::Archive => 4 << 20,
+        Family::Queue | Family::Record | Family::Chunk | Family::Body | Family::Archive => 4 << 20,
         _ => 2 << 20,
     }
 }
 
+/// The keyspace of young rows of queues. Its name is stored: never rename.
+const LOG: &str = "queue_l";
+/// What the log holds in memory. Most of it is deleted before it is ever flushed, if there is room for so much.
+const LOG_MEMTABLE: u64 = 8 << 20;
+/// So many bytes of the log are kept; what is older gets its own rows.
+pub(crate) const YOUNG: usize = 8 << 20;
+
 /// An open fjall.
 pub(crate) struct Fjall {
     keyspaces: Vec<Keyspace>,
+    young: Young,
     db: Database,
 }
 
 impl Fjall {
-    /// Opens or creates the database in `folder` with a cache of `cache` bytes.
-    pub fn open(folder: &Path, cache: u64) -> Result<Fjall, StoreError> {
+    /// Opens or creates the database in `folder` with a cache of `cache` bytes, and at most `young` bytes of young rows.
+    pub fn open(folder: &Path, cache: u64, young: usize) -> Result<Fjall, StoreError> {
         let builder = Database::builder(folder).cache_size(cache).worker_threads(WORKERS);
         let builder = builder.max_journaling_size(MAX_JOURNAL).manual_journal_persist(true);
         // It meets some damage with a panic; to us that is an error like the others.
@@ -46,58 +54,81 @@ impl Fjall {
         let options = |family| move || KeyspaceCreateOptions::default().max_memtable_size(memtable(family));
         let keyspaces = Family::ALL.iter().map(|family| db.keyspace(family.name(), options(*family)));
         let keyspaces = keyspaces.collect::<Result<_, _>>().map_err(fault)?;
-        Ok(Fjall { keyspaces, db })
+        let options = || KeyspaceCreateOptions::default().max_memtable_size(LOG_MEMTABLE);
+        let young = Young::open(db.keyspace(LOG, options).map_err(fault)?, young)?;
+        Ok(Fjall { keyspaces, young, db })
     }
 
     fn keyspace(&self, family: Family) -> &Keyspace {
         &self.keyspaces[family as usize]
     }
+
+    #[cfg(test)]
+    pub fn log_len(&self) -> usize {
+        self.young.log_len()
+    }
+
+    /// Young rows are looked at before the others: those that get old meanwhile are then found twice, never not at all.
+    fn young(&self, family: Family, span: Span<'_>) -> Vec<(Key, Bytes)> {
+        if family == Family::Queue { self.young.range(span) } else { Vec::new() }
+    }
 }
 
 impl Kv for Fjall {
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        if family == Family::Queue
+            && let Some(row) = self.young.get(key)
+        {
+            return Ok(Some(row.to_vec()));
+        }
         self.keyspace(family).get(key).map(|row| row.map(|row| row.to_vec())).map_err(fault)
     }
 
     fn range(&self, family: Family, span: Span<'_>, visit: &mut Visit<'_>) -> Result<(), StoreError> {
-        walk(self.keyspace(family).range::<&[u8], _>(span), visit)
+        let young = self.young(family, span);
+        young::walk(self.keyspace(family).range::<&[u8], _>(span), young, (Ordering::Less, visit))
     }
 
     fn range_back(&self, family: Family, span: Span<'_>, visit: &mut Visit<'_>) -> Result<(), StoreError> {
-        walk(self.keyspace(family).range::<&[u8], _>(span).rev(), visit)
+        let young = self.young(family, span);
+        young::walk(self.keyspace(family).range::<&[u8], _>(span).rev(), young, (Ordering::Greater, visit))
     }
 
     fn write(&self, mut rows: Rows) -> Result<(), StoreError> {
         let mut batch = self.db.batch();
+        let mut change = self.young.change(rows.last);
+        let queue = self.keyspace(Family::Queue);
         let once = rows.take_once();
+        for (key, value) in rows.take(Family::Queue) {
+            let (is_new, was_young) = (change.is_new(&key), change.take(&key));
+            match value {
+                Some(value) if is_new => change.put(&key, value),
+                Some(value) => batch.insert(queue, key, value),
+                // What came with this very batch is nowhere.
+                None if is_new || was_young => {}
+                // It and its deletion go as one: neither is ever written to a table.
+                None if once.contains(&key) => batch.remove_weak(queue, key),
+                None => batch.remove(queue, key),
+            }
+        }
         for family in Family::ALL {
             let keyspace = self.keyspace(family);
             for (key, value) in rows.take(family) {
                 match value {
                     Some(value) => batch.insert(keyspace, key, value),
-                    // It and its deletion go as one: neither is ever written to a table.
-                    None if family == Family::Queue && once.contains(&key) => batch.remove_weak(keyspace, key),
                     None => batch.remove(keyspace, key),
                 }
             }
         }
-        batch.durability(Some(PersistMode::Buffer)).commit().map_err(fault)
+        change.write(&mut batch, queue);
+        batch.durability(Some(PersistMode::Buffer)).commit().map_err(fault)?;
+        change.show();
+        Ok(())
     }
 
     fn sync(&self) -> Result<(), StoreError> {
         self.db.persist(PersistMode::SyncData).map_err(fault)
     }
-}
-
-fn walk(mut rows: impl Iterator<Item = Guard>, visit: &mut Visit<'_>) -> Result<(), StoreError> {
-    rows.try_for_each(|row| match row.into_inner() {
-        Ok((key, value)) => match visit(&key, &value) {
-            ControlFlow::Continue(()) => Ok(()),
-            ControlFlow::Break(()) => Err(None),
-        },
-        Err(error) => Err(Some(fault(error))),
-    })
-    .or_else(|stop| stop.map_or(Ok(()), Err))
 }
 
 /// What ends each batch of fjall's journal.
@@ -151,7 +182,7 @@ fn written(file: &File) -> io::Result<u64> {
     Ok(0)
 }
 
-fn fault(error: Error) -> StoreError {
+pub(crate) fn fault(error: Error) -> StoreError {
     let reason = error.to_string().into();
     match error {
         Error::JournalRecovery(_)

@@ -77,7 +77,8 @@ impl<'a> Group<'a> {
     pub fn new(kv: &'a dyn Kv, marks: &'a mut Marks) -> Group<'a> {
         let (next, last) = (marks.next, marks.last);
         let (undo, talked, queued, purged) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Group { kv, marks, rows: Rows::default(), undo, talked, queued, touched: Vec::new(), next, last, purged }
+        let rows = Rows::above(last);
+        Group { kv, marks, rows, undo, talked, queued, touched: Vec::new(), next, last, purged }
     }
 
     /// Takes in one commit: all of it, or nothing and the reason.

@@ -5,8 +5,9 @@ use crate::kv::{Key, Span};
 use std::ops::Bound;
 use tavi_store::Table;
 
-/// The version of this layout, stored under [`SCHEMA`]. 2 added the families body, queue_s and walk.
-pub(crate) const SCHEMA_VERSION: u64 = 2;
+/// The version of this layout, stored under [`SCHEMA`]. 2 added the families body, queue_s and walk; 3 the log of
+/// young rows.
+pub(crate) const SCHEMA_VERSION: u64 = 3;
 
 /// System row: the version of the layout.
 pub(crate) const SCHEMA: &[u8] = b"schema";

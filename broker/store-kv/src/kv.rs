@@ -89,14 +89,26 @@ pub(crate) type Key = Vec<u8>;
 pub(crate) type Replaced = Option<Option<Vec<u8>>>;
 
 /// The rows that one batch writes (`Some`) and deletes (`None`).
-#[derive(Default)]
 pub(crate) struct Rows {
     families: [BTreeMap<Key, Option<Vec<u8>>>; Family::ALL.len()],
     /// Deleted rows of queues that were written once, ever.
     once: HashSet<Key>,
+    /// No row of a queue with a greater id was ever written before this batch.
+    pub last: u64,
+}
+
+impl Default for Rows {
+    fn default() -> Rows {
+        Rows { families: Default::default(), once: HashSet::new(), last: u64::MAX }
+    }
 }
 
 impl Rows {
+    /// An empty batch; no row of a queue with an id above `last` was ever written before.
+    pub fn above(last: u64) -> Rows {
+        Rows { last, ..Rows::default() }
+    }
+
     /// The rows of one family, in key order.
     pub fn of(&self, family: Family) -> &BTreeMap<Key, Option<Vec<u8>>> {
         &self.families[family as usize]

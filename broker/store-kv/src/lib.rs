@@ -20,6 +20,7 @@ mod stats;
 mod store;
 mod value;
 mod waiting;
+mod young;
 
 pub use check::{Report, check};
 pub use migrate::{MigrateError, Migrated, migrate, restore};

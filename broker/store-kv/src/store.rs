@@ -70,7 +70,9 @@ pub(crate) fn open_engine(folder: &Folder, current: &Current, cache: u64) -> Res
     let path = folder.inside(&current.folder);
     Ok(match current.engine {
         Engine::Sled => Arc::new(folder::open_or_mend(&path, |path| Sled::open(path, cache), sled::move_snapshots)?),
-        Engine::Fjall => Arc::new(folder::open_or_mend(&path, |path| Fjall::open(path, cache), fjall::cut_journal)?),
+        Engine::Fjall => {
+            Arc::new(folder::open_or_mend(&path, |path| Fjall::open(path, cache, fjall::YOUNG), fjall::cut_journal)?)
+        }
     })
 }
 

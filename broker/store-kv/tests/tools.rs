@@ -101,9 +101,16 @@ fn a_store_of_the_first_layout_is_brought_up_to_date() {
     assert_eq!(shown(dir.path(), Engine::Sled), shows);
     let report = check(dir.path(), 8 << 20, &mut |_| ()).unwrap();
     assert_eq!(report.problems, 0, "{:?}", report.described);
-    with_sled(dir.path(), |db| _ = db.open_tree("system").unwrap().insert("schema", &3u64.to_be_bytes()).unwrap());
+    let set = |layout: u64| {
+        with_sled(dir.path(), |db| {
+            _ = db.open_tree("system").unwrap().insert("schema", &layout.to_be_bytes()).unwrap()
+        });
+    };
+    set(2);
+    assert_eq!(shown(dir.path(), Engine::Sled), shows);
+    set(4);
     let newer = open(dir.path(), &options(Engine::Sled)).map(drop);
-    assert!(matches!(newer, Err(OpenError::NewerLayout { found: 3, known: 2 })));
+    assert!(matches!(newer, Err(OpenError::NewerLayout { found: 4, known: 3 })));
 }
 
 #[test]
