@@ -18,10 +18,11 @@ use tavi_xmpp_proto::stream::c2s::{
     BindWanted, Judgement, KeysWanted, Layer, Negotiation, Next, ResumeWanted, Setting,
 };
 use tavi_xmpp_proto::{Element, Limits, StreamCondition, StreamError};
+use tokio::sync::oneshot;
 use tokio_rustls::TlsAcceptor;
 
 use crate::listener::{Port, Shared};
-use crate::resume::{Managed, Resume};
+use crate::resume::{Managed, Resume, Unresumed};
 use crate::tls::{channel_bindings, peer_certificate};
 use crate::wire::Wire;
 
@@ -169,7 +170,7 @@ impl Talk {
                     self.ingress.restart();
                     Next::Wait(state)
                 }
-                Next::Resume(wanted) => self.resume(wanted)?,
+                Next::Resume(wanted) => self.resume(wanted).await?,
                 Next::Bind(wanted) => match self.bind(wanted).await {
                     Ok((link, attached)) => return Ok(Stepped::Bound(Box::new(link), attached)),
                     Err(state) => Next::Wait(state),
@@ -274,7 +275,7 @@ impl Talk {
     }
 
     /// Gives the connection to the session that it goes on with (XEP-0198 §5).
-    fn resume(&mut self, wanted: ResumeWanted) -> Result<Next, Stop> {
+    async fn resume(&mut self, wanted: ResumeWanted) -> Result<Next, Stop> {
         let session = self.shared.resumable.find(&wanted.previous, wanted.user());
         // It may end just now, or another connection was faster.
         let Some(place) = session.as_ref().and_then(|session| session.try_reserve().ok()) else {
@@ -287,8 +288,13 @@ impl Talk {
         let (rest, handled) = (std::mem::take(&mut self.received), wanted.handled);
         let lang = wanted.lang().map(Into::into);
         let greeting = self.say(|setting, _| wanted.accept(setting));
-        place.send(Box::new(Resume { wire, ingress, rest, lang, handled, greeting }));
-        Err(Stop::HandedOn)
+        let (back, comes_back) = oneshot::channel();
+        place.send(Box::new(Resume { wire, ingress, rest, lang, handled, greeting, back }));
+        // It is the session's once it does not come back any more.
+        let Ok((Unresumed { wire, ingress, rest }, handled)) = comes_back.await else { return Err(Stop::HandedOn) };
+        (self.wire, self.ingress, self.received) = (Some(wire), ingress, rest);
+        self.ingress.set_limits(Limits::BEFORE_LOGIN);
+        Ok(self.say(|setting, out| wanted.refuse(handled, setting, out)))
     }
 
     /// The next thing that the client sent.

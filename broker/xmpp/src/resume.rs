@@ -1,16 +1,15 @@
 //! Resumption (XEP-0198 §5): the sessions that another connection can go on with, by the names that they were given.
 
 use std::collections::{HashMap, VecDeque};
-use std::{future::poll_fn, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use tavi_xmpp_proto::BareJid;
 use tavi_xmpp_proto::ingress::Ingress;
-use tavi_xmpp_proto::sm::{self, Resumable};
+use tavi_xmpp_proto::sm::Resumable;
 use tavi_xmpp_proto::stream::Greeting;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
-use crate::config::Config;
 use crate::listener::Shared;
 use crate::wire::Wire;
 
@@ -26,6 +25,24 @@ pub(crate) struct Resume {
     pub handled: u32,
     /// How the client is told.
     pub greeting: Greeting,
+    /// Where the connection goes if nobody goes on with the session, with how many stanzas were handled of it.
+    pub back: oneshot::Sender<(Unresumed, Option<u32>)>,
+}
+
+/// A connection whose client goes on with no session: it may bind a resource.
+pub(crate) struct Unresumed {
+    pub wire: Wire,
+    pub ingress: Ingress,
+    pub rest: Vec<u8>,
+}
+
+impl Resume {
+    /// Nobody goes on with the session: so many stanzas were handled, if that is known.
+    pub fn give_back(self, handled: Option<u32>) {
+        let Resume { wire, ingress, rest, back, .. } = self;
+        // Who logs in for too long is gone.
+        let _ = back.send((Unresumed { wire, ingress, rest }, handled));
+    }
 }
 
 /// Stream management that a client has enabled.
@@ -99,56 +116,63 @@ impl Resumables {
         getrandom::fill(&mut secret).expect("the system has randomness since the broker started");
         let name: Box<str> = secret.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into();
         let (handover, connections) = mpsc::channel(1);
-        self.sessions.lock().insert(name.clone(), (user, handover));
-        Resumption { name, connections, all: self.clone() }
+        self.sessions.lock().insert(name.clone(), (user.clone(), handover));
+        Resumption { name, user, connections, all: self.clone() }
     }
 }
 
 /// What a session that can be resumed holds.
 pub(crate) struct Resumption {
     pub name: Box<str>,
+    user: BareJid,
     /// Connections that go on with it.
     pub connections: mpsc::Receiver<Box<Resume>>,
     all: Arc<Resumables>,
 }
 
 impl Resumption {
-    /// The session is ending: nobody goes on with it any more. XEP-0198 §5: a connection that came a moment too late is told.
-    pub fn refuse_others(&mut self, config: &Config) {
+    /// The session is ending: nobody goes on with it any more. XEP-0198 §5: a connection that comes meanwhile is told how many
+    /// stanzas were handled, once that is said and nothing of its client is under way, or after so much time that it is not
+    /// known. Dropping what is returned says that it never will be.
+    pub fn conclude(mut self, patience: Duration) -> oneshot::Sender<u32> {
+        let (say, mut said) = oneshot::channel();
+        tokio::spawn(async move {
+            if let Ok(handled) = tokio::time::timeout(patience, &mut said).await {
+                return self.leave(handled.ok()).await;
+            }
+            self.leave(None).await;
+            // For who comes later.
+            self.remember(said.await.ok());
+        });
+        say
+    }
+
+    async fn leave(&mut self, handled: Option<u32>) {
+        self.remember(handled);
+        self.forget();
         self.connections.close();
-        while let Ok(late) = self.connections.try_recv() {
-            tokio::spawn(refuse(*late, config.farewell_deadline));
+        while let Some(late) = self.connections.recv().await {
+            late.give_back(handled);
         }
     }
 
-    /// The session has ended and nothing of its client is under way: so many stanzas were handled.
-    pub fn conclude(self, handled: u32) {
-        let user = self.all.sessions.lock().get(&self.name).map(|(user, _)| user.clone());
-        if let Some(user) = user {
-            self.all.ended.lock().note(self.name.clone(), user, handled);
+    fn remember(&self, handled: Option<u32>) {
+        if let Some(handled) = handled {
+            self.all.ended.lock().note(self.name.clone(), self.user.clone(), handled);
         }
     }
-}
 
-/// The login stands, so the client finds the failure and the end of the stream, and comes again.
-async fn refuse(late: Resume, deadline: Duration) {
-    let Resume { mut wire, ingress, greeting, .. } = late;
-    let (mut out, mut done, mut said) = (Vec::new(), 0, false);
-    greeting.write(sm::not_resumed(None), &mut out);
-    ingress.framing().write_close(&mut out);
-    let _ = tokio::time::timeout(deadline, async {
-        let _ = poll_fn(|cx| wire.poll_write_all(cx, &out, &mut done)).await;
-        poll_fn(|cx| wire.poll_hang_up(cx, &mut said)).await;
-    })
-    .await;
-}
-
-impl Drop for Resumption {
-    fn drop(&mut self) {
+    fn forget(&self) {
         let mut sessions = self.all.sessions.lock();
         sessions.remove(&self.name);
         if sessions.is_empty() {
             sessions.shrink_to_fit();
         }
+    }
+}
+
+impl Drop for Resumption {
+    fn drop(&mut self) {
+        self.forget();
     }
 }

@@ -22,6 +22,7 @@ use tavi_xmpp_proto::stream::{Framing, c2s};
 use tavi_xmpp_proto::{
     Condition, Element, Jid, Kind, PresenceType, Stanza, StanzaType, StreamCondition, StreamError, ns,
 };
+use tokio::sync::oneshot;
 use tokio::time::Sleep;
 
 use crate::listener::{Connection, Entered, Shared};
@@ -299,17 +300,20 @@ impl Session {
     /// sends again, so nothing of that may still be under way.
     async fn resume(&mut self, resume: Resume) -> Result<(), End> {
         self.link.detach();
-        poll_fn(|cx| {
+        let settled = poll_fn(|cx| {
             self.poll_routing(cx);
             match self.poll_tickets(cx) {
                 Ok(()) if self.tickets.is_empty() && self.routing.is_none() => Poll::Ready(Ok(())),
                 Ok(()) => Poll::Pending,
                 Err(end) => Poll::Ready(Err(end)),
             }
-        })
-        .await?;
+        });
+        if let Err(end) = settled.await {
+            resume.give_back(None);
+            return Err(end);
+        }
         self.link.attach();
-        let Resume { wire, ingress, rest, lang, handled, greeting } = resume;
+        let Resume { wire, ingress, rest, lang, handled, greeting, back: _ } = resume;
         (self.wire, self.ingress, self.lang) = (wire, ingress, lang);
         (self.pending, self.ending, self.deadline) =
             (Pending { acknowledged: Some(handled), ..Pending::default() }, None, None);
@@ -654,9 +658,7 @@ impl Session {
     async fn end(mut self, end: End) {
         note(&end, &self.link, &self.shared);
         let deadline = self.shared.config.farewell_deadline;
-        if let Some(resumption) = &mut self.resumption {
-            resumption.refuse_others(&self.shared.config);
-        }
+        let concluding = self.resumption.take().map(|resumption| resumption.conclude(2 * deadline));
         // What is still being routed waits for no room from here on.
         self.link.close(Closed::Gone);
         // Without stream management nobody hears what was not heeded.
@@ -668,24 +670,15 @@ impl Session {
         if let Ok(true) = tokio::time::timeout(deadline, self.farewell(&end)).await {
             self.all_written();
         }
-        self.conclude().await;
+        let handled = self.management.as_ref().map_or(0, |management| management.handled());
         let Session { shared, mut wire, link, entered, tickets, routing, .. } = self;
-        drain(tickets, routing, shared.node.parts.metrics.clone());
+        drain((tickets, routing), (handled, concluding), shared.node.parts.metrics.clone());
         if let Err(error) = link.end(Vec::new()).await.complete().await {
             tracing::error!(%error, jid = %link.jid(), "what a session left could not be kept");
         }
         drop(entered);
         let mut said = false;
         let _ = tokio::time::timeout(deadline, poll_fn(|cx| wire.poll_hang_up(cx, &mut said))).await;
-    }
-
-    /// XEP-0198 §5: whoever wants to go on with the session later is told how many of its stanzas were handled.
-    async fn conclude(&mut self) {
-        let Some(resumption) = self.resumption.take() else { return };
-        poll_fn(|cx| self.poll_settled(cx)).await;
-        if let Some(management) = &self.management {
-            resumption.conclude(management.handled());
-        }
     }
 
     /// Whatever was read before the connection broke is routed, so that nothing depends on how soon that is noticed.
@@ -731,18 +724,49 @@ async fn take_leave(mut wire: Wire, framing: Framing, deadline: Duration) {
     .await;
 }
 
-/// Completes what is open, in order, in a task of its own.
-fn drain(mut tickets: TicketQueue<Due>, routing: Option<Routing>, metrics: Arc<Metrics>) {
-    let Some(mut routing) = routing else { return tickets.drain(metrics) };
+/// Completes what is open, in order, in a task of its own, and says how much was `handled` then (XEP-0198 §5).
+fn drain(
+    (mut tickets, mut routing): (TicketQueue<Due>, Option<Routing>),
+    (mut handled, concluding): (u32, Option<oneshot::Sender<u32>>),
+    metrics: Arc<Metrics>,
+) {
+    // Nobody may wait for that any more.
+    let conclude = |handled| concluding.map(|say| say.send(handled));
+    if tickets.is_empty() && routing.is_none() {
+        conclude(handled);
+        return;
+    }
+    metrics.draining.add(1);
     tokio::spawn(async move {
-        let routed = |cx: &mut Context<'_>| {
-            while let Poll::Ready(Some(_)) = tickets.poll_next(cx) {}
-            routing.route.as_mut().poll(cx)
-        };
-        let ticket = poll_fn(routed).await;
-        tickets.push(ticket, routing.due, routing.size);
-        tickets.drain(metrics);
+        while let Some((due, result)) = poll_fn(|cx| poll_rest(cx, &mut tickets, &mut routing)).await {
+            match result {
+                Ok(()) => handled = handled.wrapping_add(u32::from(due == Due::Count)),
+                // What is behind it does not count.
+                Err(_) => break,
+            }
+        }
+        conclude(handled);
+        while poll_fn(|cx| poll_rest(cx, &mut tickets, &mut routing)).await.is_some() {}
+        metrics.draining.sub(1);
     });
+}
+
+/// The next ticket that is complete, that of what is being routed last.
+fn poll_rest(
+    cx: &mut Context<'_>,
+    tickets: &mut TicketQueue<Due>,
+    routing: &mut Option<Routing>,
+) -> Poll<Option<(Due, Result<(), StoreError>)>> {
+    if let Some(open) = routing
+        && let Poll::Ready(ticket) = open.route.as_mut().poll(cx)
+    {
+        tickets.push(ticket, open.due, open.size);
+        *routing = None;
+    }
+    match tickets.poll_next(cx) {
+        Poll::Ready(None) if routing.is_some() => Poll::Pending,
+        polled => polled,
+    }
 }
 
 /// Reads everything that is complete.

@@ -78,7 +78,7 @@ pub(crate) fn plain_success(message: &[u8]) -> Element {
 }
 
 /// The success of XEP-0388 §2.6. It is written when it is known what else was done with it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Success {
     message: Vec<u8>,
     done: Vec<Element>,

@@ -1,11 +1,14 @@
 //! Resumption (XEP-0198 §5) over real connections: cut, taken over, too late.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::client::{Broker, Client};
 use tavi_core::bus::Dice;
 use tavi_core::homes::SessionLimits;
+use tavi_core::{Hosts, Node, Parts, Registry, SystemClock};
+use tavi_store::MemoryStore;
 use tavi_xmpp::Config;
 use tavi_xmpp_proto::ingress::Incoming;
 use tavi_xmpp_proto::sasl::{ClientBinding, Hash, Mechanism};
@@ -254,4 +257,74 @@ async fn a_session_without_a_connection_is_none_and_no_more_of_them_wait_than_ma
 async fn cut(phone: &mut Phone) {
     use tokio::io::AsyncWriteExt;
     phone.client.stream.shutdown().await.unwrap();
+}
+
+/// A broker whose commits wait when they are held.
+async fn on_a_store(config: Config) -> (Broker, Arc<MemoryStore>) {
+    let store = Arc::new(MemoryStore::default());
+    let hosts = Hosts::new("localhost").unwrap();
+    let parts = Parts::load(hosts, store.clone(), Arc::new(SystemClock), SessionLimits::default()).await.unwrap();
+    for (user, password) in [("romeo", "oemor"), ("juliet", "teiluj")] {
+        parts.accounts.create(&format!("{user}@localhost").parse().unwrap(), password).await.unwrap();
+    }
+    (Broker::on(Node::new(parts, Registry::default()), store.clone(), config).await, store)
+}
+
+#[tokio::test]
+async fn who_comes_while_the_session_ends_hears_what_was_handled_and_keeps_the_connection() {
+    let (broker, store) = on_a_store(Config::default()).await;
+    let (mut romeo, _juliet) = (Phone::new(&broker, "romeo").await, Phone::new(&broker, "juliet").await);
+    store.hold();
+    romeo.says("juliet", "a").await;
+    // RFC 6120 §4.9.3.25: it ends, and what it said is not durable yet.
+    romeo.client.say("<nonsense xmlns='urn:example:nothing'/>").await;
+    let account = broker.node.parts.homes.known(&"romeo@localhost".parse().unwrap()).unwrap();
+    while account.at_home(|state| state.sessions.iter().any(|session| session.is_open())) {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(store.waiting(), 1);
+    let mut late = logged_in(&broker, "romeo").await;
+    late.say(&format!("<resume xmlns='urn:xmpp:sm:3' previd='{}' h='0'/>", romeo.name)).await;
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    store.release_all();
+    let failed = late.hear_element().await;
+    assert_eq!((failed.name(), failed.get_attr("h")), ("failed", Some("1")));
+    late.bind("phone").await;
+}
+
+#[tokio::test]
+async fn a_store_that_does_not_answer_keeps_no_session_from_ending_and_no_client_from_coming_back() {
+    let config = Config { farewell_deadline: Duration::from_millis(50), ..Config::default() };
+    let (broker, store) = on_a_store(config).await;
+    let (mut romeo, _juliet) = (Phone::new(&broker, "romeo").await, Phone::new(&broker, "juliet").await);
+    store.hold();
+    romeo.says("juliet", "a").await;
+    romeo.client.say("<nonsense xmlns='urn:example:nothing'/>").await;
+    let account = broker.node.parts.homes.known(&"romeo@localhost".parse().unwrap()).unwrap();
+    let ended = async {
+        while account.session_count() > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), ended).await.expect("it ends");
+    let resume = format!("<resume xmlns='urn:xmpp:sm:3' previd='{}' h='0'/>", romeo.name);
+    let mut late = logged_in(&broker, "romeo").await;
+    late.say(&resume).await;
+    let failed = late.hear_element().await;
+    assert_eq!((failed.name(), failed.get_attr("h")), ("failed", None), "nobody knows yet");
+    late.bind("phone").await;
+    store.release_all();
+    // Later it is known.
+    let known = async {
+        loop {
+            let mut later = logged_in(&broker, "romeo").await;
+            later.say(&resume).await;
+            if later.hear_element().await.get_attr("h") == Some("1") {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), known).await.expect("what was handled is known at last");
 }

@@ -79,12 +79,12 @@ impl ResumeWanted {
         self.binding.lang.as_deref()
     }
 
-    /// There is something to go on with, which answers the client in this way.
-    pub fn accept(self, setting: &Setting<'_>) -> Greeting {
-        let Some((success, _)) = self.login else { return Greeting::default() };
+    /// There is something to go on with, which answers the client in this way; if it does after all.
+    pub fn accept(&self, setting: &Setting<'_>) -> Greeting {
+        let Some((success, _)) = &self.login else { return Greeting::default() };
         let mut features = Vec::new();
         features::after_binding(setting, &mut features);
-        Greeting::of(success, self.binding.user, features)
+        Greeting::of(success.clone(), self.binding.user.clone(), features)
     }
 
     /// There is nothing to go on with: the client binds a resource instead, or has asked for that already. Of its
