@@ -36,7 +36,8 @@ const HIGH_WATER: usize = 64 * 1024;
 /// With this much read and not routed a session reads no more. Acknowledgements among it are heeded at once.
 const READ_AHEAD: usize = 128 * 1024;
 
-/// The same while the client has to acknowledge before it gets more.
+/// The same while the client has to acknowledge before it gets more. Beyond it that is hopeless if the session cannot go on
+/// either.
 const READ_FOR_ROOM: usize = 1024 * 1024;
 
 /// What is owed to the client when a ticket completes.
@@ -73,6 +74,8 @@ struct Routing {
     route: Pin<Box<dyn Future<Output = Ticket> + Send>>,
     size: usize,
     due: Due,
+    /// What comes of it is for the session itself, and waits for room.
+    own: bool,
 }
 
 /// The session of one connection.
@@ -152,16 +155,8 @@ impl Pending {
         self.items.front().is_some_and(is_it)
     }
 
-    /// With something for others: a message, or where the session is. What that makes for the session itself waits for room
-    /// while it is routed.
     fn begins_for_others(&self, own: &Jid) -> bool {
-        let Some(Incoming::Stanza(stanza)) = self.items.front() else { return false };
-        let others = stanza.head.to.as_ref().is_some_and(|to| to.to_bare() != own.to_bare());
-        match stanza.head.type_ {
-            StanzaType::Message(_) => others,
-            StanzaType::Presence(type_) => matches!(type_, PresenceType::Available | PresenceType::Unavailable),
-            StanzaType::Iq(_) => false,
-        }
+        matches!(self.items.front(), Some(Incoming::Stanza(stanza)) if is_for_others(stanza, own))
     }
 
     /// With what the session answers itself, beside its inbox.
@@ -171,6 +166,16 @@ impl Pending {
 
     fn has_close(&self) -> bool {
         self.items.iter().any(|incoming| matches!(incoming, Incoming::Close))
+    }
+}
+
+/// Whether it is for others: a message, or where the session is. What that makes for the session itself waits for room
+/// while it is routed.
+fn is_for_others(stanza: &Stanza, own: &Jid) -> bool {
+    match stanza.head.type_ {
+        StanzaType::Message(_) => stanza.head.to.as_ref().is_some_and(|to| to.to_bare() != own.to_bare()),
+        StanzaType::Presence(type_) => matches!(type_, PresenceType::Available | PresenceType::Unavailable),
+        StanzaType::Iq(_) => false,
     }
 }
 
@@ -360,15 +365,43 @@ impl Session {
         moved |= if stuck { self.poll_only_close(cx)? } else { self.poll_inbox(cx)? };
         self.poll_deadline(cx, stuck)?;
         moved |= self.can_read(cx) && self.poll_read(cx);
+        if !moved && self.is_hopeless(cx) {
+            return Err(self.sent_too_much());
+        }
         Ok(moved)
     }
 
-    /// Whoever goes away is not to be fed on because what it makes for itself before has no room.
+    /// The client's next acknowledgement stands behind more than is read, and that waits for the acknowledgement.
+    fn is_hopeless(&self, cx: &mut Context<'_>) -> bool {
+        self.is_held_up_by_much()
+            && match &self.routing {
+                Some(routing) => routing.own,
+                None => !self.pending.begins_for_others(self.link.jid()),
+            }
+            && self.link.poll_room(cx).is_pending()
+    }
+
+    fn is_held_up_by_much(&self) -> bool {
+        self.pending.bytes >= READ_FOR_ROOM && self.management.is_some() && self.link.is_held_up()
+    }
+
+    /// A client that can resume says then what it has, and loses nothing.
+    fn sent_too_much(&self) -> End {
+        tracing::info!(jid = %self.link.jid(), "a client sends on and acknowledges nothing: its connection is cut");
+        if self.resumption.is_some() {
+            return End::Broken;
+        }
+        let text = "too much was sent before what was received is acknowledged";
+        StreamError::new(StreamCondition::ResourceConstraint).text(text).into()
+    }
+
+    /// Whoever goes away is not to be fed on because what it makes for itself before has no room; and an acknowledgement
+    /// makes room, however much stands before it.
     fn hurry(&mut self) {
-        let leaves = self.pending.leaves > 0;
-        if leaves != self.hurried {
-            self.hurried = leaves;
-            self.link.hurry(leaves);
+        let hurries = self.pending.leaves > 0 || self.is_held_up_by_much();
+        if hurries != self.hurried {
+            self.hurried = hurries;
+            self.link.hurry(hurries);
         }
     }
 
@@ -582,9 +615,9 @@ impl Session {
             parts.metrics.messages(Protocol::Xmpp, Outcome::Received).add(1);
         }
         let origin = if self.management.is_some() { Origin::Managed } else { Origin::Plain };
-        let (size, due) = (stanza.raw().len() + 128, self.due());
+        let (size, due, own) = (stanza.raw().len() + 128, self.due(), !is_for_others(&stanza, self.link.jid()));
         let envelope = Envelope::received(stanza, origin, parts.clock.now_ms());
-        self.routing = Some(Routing { route: self.link.sent(envelope), size, due });
+        self.routing = Some(Routing { route: self.link.sent(envelope), size, due, own });
         Ok(())
     }
 
