@@ -7,6 +7,7 @@
 use crate::{backlog::Owed, clock::xmpp_time, mailbox::Weigh};
 use bytes::Bytes;
 use smallvec::SmallVec;
+use std::sync::Arc;
 use tavi_xmpp_proto::{
     element::Element,
     error::StanzaError,
@@ -59,39 +60,47 @@ pub struct Meta {
     delayed: bool,
     dropped: SmallVec<[u16; 2]>,
     added: SmallVec<[Bytes; 1]>,
+    /// All of it as it was written into its row, while nothing of it has changed since.
+    sealed: Option<Bytes>,
 }
 
 /// A stanza with what the broker knows of it. The children's bytes are never edited: hooks mark children as dropped
 /// or add fragments.
 #[derive(Clone, Debug)]
 pub struct Envelope {
-    /// Head, raw children and their index. Boxed, since envelopes are moved often.
-    pub stanza: Box<Stanza>,
+    /// Head, raw children and their index. Shared, since envelopes are moved and cloned often.
+    pub stanza: Arc<Stanza>,
     /// What the broker knows.
     pub meta: Meta,
 }
 
 impl From<Stanza> for Envelope {
     fn from(stanza: Stanza) -> Envelope {
-        Box::new(stanza).into()
+        Arc::new(stanza).into()
     }
 }
 
-impl From<Box<Stanza>> for Envelope {
-    fn from(stanza: Box<Stanza>) -> Envelope {
+impl From<Arc<Stanza>> for Envelope {
+    fn from(stanza: Arc<Stanza>) -> Envelope {
         Envelope { stanza, meta: Meta::default() }
     }
 }
 
 impl Envelope {
     /// A stanza from a client session.
-    pub fn received(stanza: impl Into<Box<Stanza>>, origin: Origin, time_ms: u64) -> Envelope {
+    pub fn received(stanza: impl Into<Arc<Stanza>>, origin: Origin, time_ms: u64) -> Envelope {
         Envelope { stanza: stanza.into(), meta: Meta { origin, time_ms, ..Meta::default() } }
     }
 
     /// Its start tag.
     pub fn head(&self) -> &Head {
         &self.stanza.head
+    }
+
+    /// Its start tag, to be changed.
+    pub fn head_mut(&mut self) -> &mut Head {
+        self.meta.sealed = None;
+        &mut Arc::make_mut(&mut self.stanza).head
     }
 
     /// Its sender; every stanza in the router has one.
@@ -107,7 +116,7 @@ impl Envelope {
     /// A copy for another recipient, with the same children.
     pub fn readdressed(&self, to: impl Into<Jid>) -> Envelope {
         let mut copy = self.clone();
-        copy.stanza.head.to = Some(to.into());
+        copy.head_mut().to = Some(to.into());
         copy
     }
 
@@ -137,6 +146,7 @@ impl Envelope {
 
     /// Marks all children that `which` picks as dropped.
     pub fn drop_children(&mut self, which: impl Fn(&Child) -> bool) {
+        self.meta.sealed = None;
         for (at, child) in self.stanza.children().iter().enumerate() {
             let at = at as u16;
             if which(child) && !self.meta.dropped.contains(&at) {
@@ -152,6 +162,7 @@ impl Envelope {
         };
         let bad: Vec<u16> =
             (0u16..).zip(self.stanza.children()).filter(|(_, child)| is_bad(child)).map(|(at, _)| at).collect();
+        self.meta.sealed = None;
         self.meta.dropped.extend(bad);
     }
 
@@ -159,12 +170,13 @@ impl Envelope {
     pub fn add(&mut self, element: &Element) {
         let mut fragment = Vec::new();
         element.write_to(&mut fragment, ns::CLIENT);
-        self.meta.added.push(fragment.into());
+        self.add_fragment(fragment.into());
     }
 
     /// Adds a child that is written already and declares all its namespaces: shared bytes, one encoding for many
     /// receivers.
     pub fn add_fragment(&mut self, fragment: Bytes) {
+        self.meta.sealed = None;
         self.meta.added.push(fragment);
     }
 
@@ -208,6 +220,9 @@ impl Envelope {
 
     /// Appends it as it goes onto a client stream: start tag, children but the dropped ones, added fragments, end tag.
     pub fn write(&self, out: &mut Vec<u8>) {
+        if let Some(sealed) = &self.meta.sealed {
+            return out.extend_from_slice(sealed);
+        }
         if self.meta.dropped.is_empty() && self.meta.added.is_empty() {
             return self.stanza.write(out);
         }
@@ -222,11 +237,34 @@ impl Envelope {
         self.head().write_end(out);
     }
 
+    /// Its bytes as they are stored; its receivers get the same ones.
+    pub(crate) fn seal(&mut self) -> Bytes {
+        let bytes = self.to_bytes();
+        // Its children lie in them from now on, so that they are in memory once. What hooks have changed is written anew.
+        if self.meta.dropped.is_empty() && self.meta.added.is_empty() {
+            Arc::make_mut(&mut self.stanza).lie_in(&bytes);
+            self.meta.sealed = Some(bytes.clone());
+        }
+        bytes
+    }
+
     /// Its bytes as they are stored.
     pub fn to_bytes(&self) -> Bytes {
-        let mut out = Vec::with_capacity(self.weight());
+        if let Some(sealed) = &self.meta.sealed {
+            return sealed.clone();
+        }
+        let mut out = Vec::with_capacity(self.content() + 96);
         self.write(&mut out);
         out.into()
+    }
+
+    /// About how much there is to write, but for names and quotes.
+    fn content(&self) -> usize {
+        let head = self.head();
+        let jid = |jid: &Option<Jid>| jid.as_ref().map_or(0, |jid| jid.as_str().len());
+        let text = |text: &Option<Box<str>>| text.as_ref().map_or(0, |text| text.len());
+        let tag = jid(&head.from) + jid(&head.to) + text(&head.id) + text(&head.lang);
+        self.stanza.raw().len() + self.meta.added.iter().map(Bytes::len).sum::<usize>() + tag
     }
 
     fn kept(&self) -> impl Iterator<Item = &Child> {
@@ -238,11 +276,7 @@ impl Envelope {
 impl Weigh for Envelope {
     /// All that it holds: a start tag can be as large as its content.
     fn weight(&self) -> usize {
-        let head = self.head();
-        let jid = |jid: &Option<Jid>| jid.as_ref().map_or(0, |jid| jid.as_str().len());
-        let text = |text: &Option<Box<str>>| text.as_ref().map_or(0, |text| text.len());
-        let tag = jid(&head.from) + jid(&head.to) + text(&head.id) + text(&head.lang);
-        self.stanza.raw().len() + self.meta.added.iter().map(Bytes::len).sum::<usize>() + tag + 256
+        self.content() + 256
     }
 }
 
@@ -278,6 +312,27 @@ mod tests {
         assert!(text.contains("<body>hi</body><y xmlns='urn:y'/><delay"), "{text}");
         assert!(text.contains("1970-01-01T00:00:00.000Z") && !text.contains("urn:x'"), "{text}");
         Stanza::parse(text.as_bytes()).unwrap();
+    }
+
+    #[test]
+    fn what_changes_behind_a_seal_is_written() {
+        let mut sealed = envelope("<message to='a@b'><body>hi</body><x xmlns='urn:x'/></message>");
+        let row = sealed.seal();
+        assert_eq!(sealed.to_bytes(), row);
+        assert_eq!(row, written(&envelope("<message to='a@b'><body>hi</body><x xmlns='urn:x'/></message>")));
+        assert!(written(&sealed.readdressed(Jid::parse("c@d").unwrap())).contains("to='c@d'"));
+        let changes: [fn(&mut Envelope); 4] = [
+            |envelope| envelope.drop_children(|child| child.is("urn:x", "x")),
+            |envelope| envelope.drop_elements(|child| child.is("urn:x", "x"), |_| true),
+            |envelope| envelope.add_delay("localhost", 0),
+            |envelope| envelope.head_mut().id = Some("7".into()),
+        ];
+        for change in changes {
+            let mut copy = sealed.clone();
+            change(&mut copy);
+            assert_ne!(copy.to_bytes(), row);
+        }
+        assert_eq!(sealed.to_bytes(), row, "a copy's change is its own");
     }
 
     #[test]

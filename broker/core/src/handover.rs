@@ -98,11 +98,17 @@ impl Router {
 
     /// It has landed, or needs not to: it is in the backlogs from now on.
     fn give(self: &Arc<Self>, chosen: &Chosen, env: Envelope, (account, state): (&Arc<Account>, &mut AccountState)) {
-        for number in chosen {
-            let Some(inbox) = state.session(*number).map(|session| session.inbox.clone()) else { continue };
-            if let Err(env) = inbox.landed(env.meta.place, env.clone()) {
-                self.turn_away((*number, &inbox), *env, (account, state));
-            }
+        let Some((last, others)) = chosen.split_last() else { return };
+        for number in others {
+            self.give_to(*number, env.clone(), (account, state));
+        }
+        self.give_to(*last, env, (account, state));
+    }
+
+    fn give_to(self: &Arc<Self>, number: u64, env: Envelope, (account, state): (&Arc<Account>, &mut AccountState)) {
+        let Some(inbox) = state.session(number).map(|session| session.inbox.clone()) else { return };
+        if let Err(env) = inbox.landed(env.meta.place, env) {
+            self.turn_away((number, &inbox), *env, (account, state));
         }
     }
 
@@ -444,7 +450,7 @@ fn store(account: &Account, state: &mut AccountState, env: &mut Envelope) -> Com
     let id = env.meta.place;
     env.meta.queued = Some(id);
     state.kept.add(env.weight());
-    account.store().commit(&account.owner, vec![Op::QueuePush { id, value: env.to_bytes() }])
+    account.store().commit(&account.owner, vec![Op::QueuePush { id, value: env.seal() }])
 }
 
 /// The seat of a session that has room for a page, and behind which row the page begins.

@@ -54,8 +54,6 @@ pub struct Ev<'a> {
     pub fx: &'a mut Effects,
     /// The broker's host names.
     pub hosts: &'a Hosts,
-    /// Milliseconds since 1970.
-    pub now_ms: u64,
 }
 
 /// A local session sent a stanza.
@@ -124,8 +122,6 @@ pub struct Place<'a> {
     pub fx: &'a mut Effects,
     /// The broker's host names.
     pub hosts: &'a Hosts,
-    /// Milliseconds since 1970.
-    pub now_ms: u64,
 }
 
 /// What an IQ carries.

@@ -468,7 +468,7 @@ impl Router {
         state: &'a mut AccountState,
         fx: &'a mut Effects,
     ) -> Ev<'a> {
-        Ev { env, account, state, fx, hosts: &self.parts.hosts, now_ms: self.parts.clock.now_ms() }
+        Ev { env, account, state, fx, hosts: &self.parts.hosts }
     }
 
     pub(crate) fn place<'a>(
@@ -477,7 +477,7 @@ impl Router {
         state: &'a mut MutexGuard<'_, AccountState>,
         fx: &'a mut Effects,
     ) -> Place<'a> {
-        Place { account, state, fx, hosts: &self.parts.hosts, now_ms: self.parts.clock.now_ms() }
+        Place { account, state, fx, hosts: &self.parts.hosts }
     }
 
     /// The principal of a bare JID on one of the login hosts.

@@ -173,7 +173,7 @@ fn sees(state: &AccountState, contact: &BareJid) -> bool {
 
 /// A session's presence as somebody else sees it. A bot's session has none of its own and is simply there.
 fn shown(session: &SessionEntry, to: &Jid) -> Envelope {
-    let empty = || Box::new(Stanza::new(Head::presence(PresenceType::Available).from(session.jid.clone()), None));
+    let empty = || Arc::new(Stanza::new(Head::presence(PresenceType::Available).from(session.jid.clone()), None));
     let env: Envelope = session.presence.clone().unwrap_or_else(empty).into();
     env.readdressed(to.clone())
 }

@@ -147,8 +147,8 @@ impl OnSent for Subscriptions {
             return Flow::Refuse(StanzaError::new(Condition::ResourceConstraint).text("the roster is full"));
         }
         // RFC 6121 §3.1.2: from bare JID to bare JID.
-        ev.env.stanza.head.from = Some((&ev.account.jid).into());
-        ev.env.stanza.head.to = Some((&contact).into());
+        ev.env.head_mut().from = Some((&ev.account.jid).into());
+        ev.env.head_mut().to = Some((&contact).into());
         sent(ev, change, &contact)
     }
 }
@@ -194,7 +194,7 @@ impl OnReceived for Subscriptions {
     fn on_received(&self, ev: &mut Ev<'_>) -> Flow {
         let Some(change) = Change::of(ev.env) else { return Flow::Continue };
         let Some(contact) = ev.env.from().map(|from| from.to_bare()) else { return Flow::Stop };
-        ev.env.stanza.head.to = Some((&ev.account.jid).into());
+        ev.env.head_mut().to = Some((&ev.account.jid).into());
         let before = State::of(contacts(ev.state).get(&contact));
         if change == Change::Subscribe {
             requested(ev, &contact, before)

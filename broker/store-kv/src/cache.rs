@@ -1,7 +1,8 @@
 //! What the committer remembers of rows that it would else read again and again.
 
 use bytes::Bytes;
-use std::{borrow::Borrow, collections::HashMap, hash::Hash};
+use hashbrown::{Equivalent, HashMap};
+use std::hash::Hash;
 
 /// How many entries one generation holds.
 const GENERATION: usize = 32_768;
@@ -20,10 +21,7 @@ impl<K, V> Default for Cache<K, V> {
 }
 
 impl<K: Eq + Hash, V: Clone> Cache<K, V> {
-    pub fn get<Q: Eq + Hash + ?Sized>(&mut self, key: &Q) -> Option<V>
-    where
-        K: Borrow<Q>,
-    {
+    pub fn get<Q: Equivalent<K> + Hash + ?Sized>(&mut self, key: &Q) -> Option<V> {
         if let Some(value) = self.young.get(key) {
             return Some(value.clone());
         }
@@ -39,10 +37,7 @@ impl<K: Eq + Hash, V: Clone> Cache<K, V> {
         self.young.insert(key, value);
     }
 
-    pub fn forget<Q: Eq + Hash + ?Sized>(&mut self, key: &Q)
-    where
-        K: Borrow<Q>,
-    {
+    pub fn forget<Q: Equivalent<K> + Hash + ?Sized>(&mut self, key: &Q) {
         self.young.remove(key);
         self.old.remove(key);
     }

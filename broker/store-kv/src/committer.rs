@@ -261,10 +261,11 @@ impl Shared {
         if !taken.is_empty() && done.is_ok() {
             self.counters.batch(taken.len());
         }
+        let now = Instant::now();
         for Taken { slot, since } in taken {
             match done {
                 Ok(()) => {
-                    self.counters.landed(since.elapsed());
+                    self.counters.landed(now.saturating_duration_since(since));
                     self.counters.waiting.fetch_sub(1, Ordering::Relaxed);
                     slot.resolve(Ok(()));
                 }

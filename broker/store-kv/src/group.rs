@@ -24,8 +24,8 @@ pub(crate) struct Marks {
     pub last: u64,
     /// Purged owners whose rows are still to be swept.
     pub dead: BTreeSet<Number>,
-    /// Numbers of names, with their kind in front.
-    pub names: Cache<Box<str>, Number>,
+    /// Numbers of names.
+    pub names: Cache<Named, Number>,
     /// Conversations by owner and correspondent. A purged owner's number never comes again, so his need no care.
     pub inbox: Cache<(Number, Number), InboxCell>,
     /// How much the queues of owners hold; of a purged owner as with conversations.
@@ -33,6 +33,16 @@ pub(crate) struct Marks {
     /// Rows that were queued lately, under ids that nothing was ever queued under, and have all they are in themselves;
     /// with their lengths. Most are deleted soon, need not be read for that, and leave no trace.
     pub pushed: Cache<(Number, u64), u64>,
+}
+
+/// Whose number is remembered: asked for as `(Kind, &str)`.
+#[derive(PartialEq, Eq, Hash)]
+pub(crate) struct Named(Kind, Box<str>);
+
+impl hashbrown::Equivalent<Named> for (Kind, &str) {
+    fn equivalent(&self, named: &Named) -> bool {
+        self.0 == named.0 && *self.1 == *named.1
+    }
 }
 
 /// The size of a queue of at most so many rows is written nowhere: they are counted when somebody asks. Nearly all
@@ -116,10 +126,10 @@ impl<'a> Group<'a> {
         }
         self.purged.truncate(purged);
         // The commit may have given numbers to these names, or taken them away.
-        self.marks.names.forget(&cache_key(Kind::Owner, owner.as_str()));
+        self.marks.names.forget(&(Kind::Owner, owner.as_str()));
         for op in ops {
             if let Op::Archive { with, .. } | Op::Inbox { with, .. } = op {
-                self.marks.names.forget(&cache_key(Kind::With, with));
+                self.marks.names.forget(&(Kind::With, &**with));
             }
         }
         self.talked.iter().for_each(|row| self.marks.inbox.forget(row));
@@ -145,13 +155,12 @@ impl<'a> Group<'a> {
     }
 
     fn number(&mut self, kind: Kind, name: &str) -> Result<Option<Number>, StoreError> {
-        let cache_key = cache_key(kind, name);
-        if let Some(number) = self.marks.names.get(&cache_key) {
+        if let Some(number) = self.marks.names.get(&(kind, name)) {
             return Ok(Some(number));
         }
         let Some(row) = self.get(Family::Name, &keys::name(kind, name))? else { return Ok(None) };
         let number = value::number(Family::Name, &row)?;
-        self.marks.names.insert(cache_key, number);
+        self.marks.names.insert(Named(kind, name.into()), number);
         Ok(Some(number))
     }
 
@@ -163,7 +172,7 @@ impl<'a> Group<'a> {
         let key = keys::name(kind, name);
         self.set(Family::Owner, keys::owner(number), Some(key.clone()));
         self.set(Family::Name, key, Some(number.to_be_bytes().to_vec()));
-        self.marks.names.insert(cache_key(kind, name), number);
+        self.marks.names.insert(Named(kind, name.into()), number);
         Ok(number)
     }
 
@@ -374,7 +383,7 @@ impl<'a> Group<'a> {
         }
         self.set(Family::Name, key, None);
         self.set(Family::Owner, keys::owner(owner), None);
-        self.marks.names.forget(&cache_key(Kind::Owner, &name));
+        self.marks.names.forget(&(Kind::Owner, &*name));
         Ok(())
     }
 
@@ -424,13 +433,6 @@ fn ranges(dead: Number) -> Vec<(Family, Key, usize)> {
     let own = own.into_iter().chain([Family::QueueSize]);
     let own = own.map(|family| (family, keys::owner(dead), 0));
     records.into_iter().chain(own).chain([(Family::Outbox, Key::new(), 8)]).collect()
-}
-
-fn cache_key(kind: Kind, name: &str) -> Box<str> {
-    let mut key = String::with_capacity(name.len() + 1);
-    key.push(if kind == Kind::Owner { 'o' } else { 'w' });
-    key.push_str(name);
-    key.into()
 }
 
 /// One commit's share of the group.
@@ -697,7 +699,7 @@ impl Part<'_, '_> {
         self.group.set(Family::Name, keys::name(Kind::Owner, self.owner.as_str()), None);
         self.group.set(Family::Owner, keys::owner(owner), None);
         self.group.set(Family::System, keys::dead(owner), Some(Vec::new()));
-        self.group.marks.names.forget(&cache_key(Kind::Owner, self.owner.as_str()));
+        self.group.marks.names.forget(&(Kind::Owner, self.owner.as_str()));
         self.group.purged.push((self.owner.clone(), owner));
         self.number = None;
         Ok(())

@@ -297,9 +297,23 @@ pub fn escape_attr(out: &mut Vec<u8>, text: &str) {
     });
 }
 
+/// Octets that stand for themselves everywhere; of the others some do.
+const PLAIN: [bool; 256] = {
+    let mut plain = [false; 256];
+    let mut byte = 0x20;
+    while byte < 256 {
+        plain[byte] = !matches!(byte as u8, b'<' | b'>' | b'&' | b'\'' | b'"' | 0xEF);
+        byte += 1;
+    }
+    plain
+};
+
 /// Appends `text`, with references where `reference` says so; what no XML document can hold becomes U+FFFD.
 fn escape(out: &mut Vec<u8>, text: &str, reference: impl Fn(u8) -> Option<&'static str>) {
     let bytes = text.as_bytes();
+    if bytes.iter().all(|byte| PLAIN[*byte as usize]) {
+        return out.extend_from_slice(bytes);
+    }
     let mut done = 0;
     for (at, &byte) in bytes.iter().enumerate() {
         let Some(with) = reference(byte).or_else(|| illegal_at(bytes, at)) else { continue };
@@ -402,12 +416,7 @@ fn read_attr(reader: &NsReader<&[u8]>, element: &mut Element, attribute: &Attrib
 fn read_ns(space: ResolveResult<'_>) -> Result<Name, ParseError> {
     match space {
         ResolveResult::Unbound => Ok("".into()),
-        ResolveResult::Bound(Namespace(uri)) => {
-            if let Some(known) = ns::KNOWN.iter().find(|known| **known == uri) {
-                return Ok(Cow::Borrowed(known));
-            }
-            Ok(crate::check::decode(uri).into_owned().into())
-        }
+        ResolveResult::Bound(Namespace(uri)) => Ok(ns::known(&crate::check::decode(uri))),
         ResolveResult::Unknown(prefix) => Err(ParseError(format!("unbound prefix {prefix:?}"))),
     }
 }

@@ -1,6 +1,7 @@
 //! From received bytes to stanzas: framing, the validating pass, the head (RFC 6120 §4, §8, §11).
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -54,7 +55,7 @@ pub enum Incoming {
     /// The stream header.
     Header(Box<Header>),
     /// A stanza that is in order.
-    Stanza(Box<Stanza>),
+    Stanza(Arc<Stanza>),
     /// A stanza with a wrong head; the stream goes on.
     Refused(Box<Refused>),
     /// Another element: negotiation, stream management.
@@ -294,7 +295,7 @@ fn element(
         Err(refused) => return Ok(Incoming::Refused(refused)),
     };
     let (raw, children) = content(frame, &checked);
-    Ok(Incoming::Stanza(Box::new(Stanza::from_checked(head, raw, children))))
+    Ok(Incoming::Stanza(Arc::new(Stanza::from_checked(head, raw, children))))
 }
 
 /// XML 1.0 §2.11: CR and CR LF mean LF. Done before anything is forwarded, because some clients' parsers stumble
@@ -319,7 +320,7 @@ pub(crate) fn line_ends(frame: &[u8]) -> Cow<'_, [u8]> {
 pub(crate) fn parse_stored(bytes: &[u8]) -> Result<Stanza, StreamError> {
     let limits = Limits { stanza: usize::MAX, depth: usize::MAX, attributes: usize::MAX };
     match element(bytes, &*STANDARD, (Framing::Stream, &limits))? {
-        Incoming::Stanza(stanza) => Ok(*stanza),
+        Incoming::Stanza(stanza) => Ok(Arc::unwrap_or_clone(stanza)),
         Incoming::Refused(refused) => Err(StreamError::new(StreamCondition::BadFormat).text(refused.error.to_string())),
         _ => Err(StreamCondition::UnsupportedStanzaType.into()),
     }
@@ -327,6 +328,9 @@ pub(crate) fn parse_stored(bytes: &[u8]) -> Result<Stanza, StreamError> {
 
 /// An element of negotiation; prefixes of the header are declared inside it first.
 fn other(frame: &[u8], checked: &Checked<'_>) -> Result<Element, StreamError> {
+    if let Some(element) = empty(checked) {
+        return Ok(element);
+    }
     let mut own = Cow::Borrowed(frame);
     if !checked.outside.is_empty() {
         let mut bytes = frame[..checked.tag.name_end].to_vec();
@@ -339,6 +343,22 @@ fn other(frame: &[u8], checked: &Checked<'_>) -> Result<Element, StreamError> {
     // What the pass accepted parses; should the parsers ever differ, the peer's bytes are to blame, not the process.
     Element::parse(&own, ns::CLIENT)
         .map_err(|error| StreamError::new(StreamCondition::NotWellFormed).text(error.to_string()))
+}
+
+/// An element without content, as those of stream management are, of which the pass told all that there is to know.
+fn empty(checked: &Checked<'_>) -> Option<Element> {
+    if !checked.inner.is_empty() {
+        return None;
+    }
+    let mut element = Element::new(ns::known(&checked.ns), checked.tag.local.to_owned());
+    for attr in &checked.attrs {
+        match (attr.prefix, attr.local) {
+            ("", "xmlns") | ("xmlns", _) => {}
+            ("", local) => element.set_attr(local.to_owned(), decode(attr.value).into_owned()),
+            _ => return None,
+        }
+    }
+    Some(element)
 }
 
 /// The head's attributes, read but not judged.
@@ -481,7 +501,7 @@ mod tests {
 
     fn stanza(xml: &str) -> Stanza {
         match read_in(HEADER, xml) {
-            Ok(Incoming::Stanza(stanza)) => *stanza,
+            Ok(Incoming::Stanza(stanza)) => Arc::unwrap_or_clone(stanza),
             other => panic!("{xml}: {other:?}"),
         }
     }

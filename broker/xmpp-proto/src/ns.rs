@@ -248,6 +248,14 @@ impl Atom {
     }
 }
 
+/// A namespace; one of [`KNOWN`] costs no allocation.
+pub(crate) fn known(uri: &str) -> std::borrow::Cow<'static, str> {
+    match Table::Namespaces.find(uri) {
+        Some(at) => Table::Namespaces.sorted().0[at as usize].into(),
+        None => uri.to_owned().into(),
+    }
+}
+
 impl Table {
     /// The strings by length, then by bytes; and where each length starts (so that a look-up compares few).
     fn sorted(self) -> &'static (Vec<&'static str>, Vec<u16>) {

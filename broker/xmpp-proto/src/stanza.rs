@@ -402,6 +402,17 @@ impl Stanza {
         out.into()
     }
 
+    /// Lets the children lie in `whole`, which is what [`write`](Self::write) wrote of this stanza: so their bytes are in
+    /// memory once. Does nothing if it is something else.
+    pub fn lie_in(&mut self, whole: &Bytes) {
+        let end = "</>".len() + self.kind().name().len();
+        let to = whole.len().saturating_sub(end);
+        let at = to.saturating_sub(self.raw.len())..to;
+        if !self.raw.is_empty() && whole[at.clone()] == self.raw {
+            self.raw = whole.slice(at);
+        }
+    }
+
     /// Head, bytes and children.
     pub fn into_parts(self) -> (Head, Bytes, Children) {
         (self.head, self.raw, self.children)

@@ -600,12 +600,12 @@ impl Session {
         self.link.closed() == Some(Closed::Replaced)
     }
 
-    fn stanza(&mut self, mut stanza: Box<Stanza>) -> Result<(), End> {
+    fn stanza(&mut self, mut stanza: Arc<Stanza>) -> Result<(), End> {
         // What would act on the successor is not routed any more (RFC 6120 §7.7.2.2), so it must not count as handled.
         if self.management.is_some() && stanza.kind() != Kind::Message && self.is_replaced() {
             return Err(closed(Closed::Replaced));
         }
-        c2s::stamp(&mut stanza.head, (self.link.jid(), self.lang.as_deref()))?;
+        c2s::stamp(&mut Arc::make_mut(&mut stanza).head, (self.link.jid(), self.lang.as_deref()))?;
         if let Some(reply) = c2s::session_reply(&stanza) {
             self.answer(Some(reply));
             return Ok(());

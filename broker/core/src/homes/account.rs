@@ -49,7 +49,7 @@ pub struct SessionEntry {
     /// RFC 6121 §4.7.2.3, -128 to 127.
     pub priority: i8,
     /// Its last available presence, as it was sent.
-    pub presence: Option<Box<Stanza>>,
+    pub presence: Option<Arc<Stanza>>,
     /// It asked for the roster and gets pushes (RFC 6121 §2.2).
     pub interested: bool,
     /// It wants copies (XEP-0280).

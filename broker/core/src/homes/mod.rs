@@ -21,11 +21,12 @@ use crate::{
     mailbox::Closed,
     principal::{Host, Hosts, Principal},
 };
+use hashbrown::DefaultHashBuilder;
 use parking_lot::Mutex;
 use part::PartsOf;
 use std::{
     array,
-    hash::{BuildHasher, RandomState},
+    hash::BuildHasher,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -72,7 +73,7 @@ type Shard = Mutex<Table<BareJid, Arc<Account>>>;
 /// The homes in memory.
 pub struct Homes {
     shards: [Shard; SHARDS],
-    hasher: RandomState,
+    hasher: DefaultHashBuilder,
     next: AtomicU64,
     hosts: Arc<Hosts>,
     store: SharedStore,
@@ -93,7 +94,7 @@ impl Homes {
     ) -> Homes {
         Homes {
             shards: array::from_fn(|_| Mutex::new(Table::new(MAX_IDLE / SHARDS))),
-            hasher: RandomState::new(),
+            hasher: DefaultHashBuilder::default(),
             next: AtomicU64::new(1),
             hosts,
             store,

@@ -6,6 +6,8 @@
 mod binding;
 mod login;
 
+use std::sync::Arc;
+
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
@@ -201,7 +203,9 @@ impl Negotiation {
             (Negotiation::Opening(state), Incoming::Header(header)) => state.handle(&header, setting, out),
             (Negotiation::Offered(state), Incoming::Element(element)) => state.handle(&element, setting, out),
             (Negotiation::Authenticating(state), Incoming::Element(element)) => state.handle(&element, setting),
-            (Negotiation::Binding(state), Incoming::Stanza(stanza)) => state.handle(*stanza, setting, out),
+            (Negotiation::Binding(state), Incoming::Stanza(stanza)) => {
+                state.handle(Arc::unwrap_or_clone(stanza), setting, out)
+            }
             (Negotiation::Binding(state), Incoming::Element(element)) => state.too_early(&element, out),
             // RFC 6120 §4.9.3.12: stanzas before login.
             _ => Err(StreamError::new(StreamCondition::NotAuthorized).text("log in and bind a resource first")),

@@ -164,7 +164,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
 
     pub async fn hear_stanza(&mut self) -> Stanza {
         match self.hear().await {
-            Some(Incoming::Stanza(stanza)) => *stanza,
+            Some(Incoming::Stanza(stanza)) => Arc::unwrap_or_clone(stanza),
             other => panic!("no stanza: {other:?}"),
         }
     }

@@ -1,5 +1,7 @@
 //! Logins inside SASL2 (XEP-0388) over real connections: binding, stream management and resumption in one round trip.
 
+use std::sync::Arc;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use tavi_xmpp_proto::{Element, Incoming, Stanza, ns};
@@ -63,7 +65,7 @@ async fn a_session_begins_with_its_login_and_is_gone_on_with_in_the_next_one() {
 }
 
 /// The next stanza; requests to acknowledge are passed over.
-async fn stanza(client: &mut Client<TlsStream<TcpStream>>) -> Box<Stanza> {
+async fn stanza(client: &mut Client<TlsStream<TcpStream>>) -> Arc<Stanza> {
     loop {
         match client.hear().await {
             Some(Incoming::Stanza(stanza)) => return stanza,
