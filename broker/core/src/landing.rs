@@ -8,6 +8,7 @@ use crate::{
     topics::{Late, Turn},
 };
 use std::sync::{Arc, OnceLock, Weak};
+use tavi_store::Commit;
 use tavi_xmpp_proto::jid::BareJid;
 
 /// A delivery that waits for a commit.
@@ -76,14 +77,16 @@ pub(crate) enum Deed {
 }
 
 impl Deed {
-    pub(crate) fn run(self) {
+    /// Gives what has to be waited for until it has taken its effect, if anything.
+    pub(crate) fn run(self) -> Option<Commit> {
         match self {
             Deed::Word(posted) => posted.land(),
-            Deed::Turn(turn) => turn.land(),
+            Deed::Turn(turn) => return turn.land(),
             Deed::Late(late) => late.land(),
             #[cfg(test)]
             Deed::Test(run) => run(),
         }
+        None
     }
 }
 

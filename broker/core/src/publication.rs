@@ -53,7 +53,26 @@ pub struct Properties {
     pub user: Vec<(Box<str>, Box<str>)>,
 }
 
+/// Bytes that are kept of the strings of so many properties besides their text.
+const PAIR: usize = size_of::<(Box<str>, Box<str>)>();
+
 impl Properties {
+    /// The bytes of their text: what a value brings besides its payload.
+    pub fn len(&self) -> usize {
+        let texts = [self.response_topic.as_ref().map(|t| t.len()), self.correlation.as_ref().map(Bytes::len)];
+        let user: usize = self.user.iter().map(|(name, value)| name.len() + value.len()).sum();
+        texts.into_iter().flatten().sum::<usize>() + user
+    }
+
+    /// Whether there is no text.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn weight(&self) -> usize {
+        size_of::<Properties>() + self.len() + PAIR * self.user.len()
+    }
+
     fn is_default(&self) -> bool {
         self.response_topic.is_none()
             && self.correlation.is_none()
@@ -79,6 +98,8 @@ pub struct Rendered {
     pub is_shared: bool,
     /// The id of an attempt to publish the same that failed: its rows, if there are any, go when this one's come.
     pub replaces: Option<u64>,
+    /// About how many bytes it holds: it is asked for each receiver.
+    pub(crate) weight: OnceLock<usize>,
 }
 
 /// One value on its way.
@@ -118,16 +139,20 @@ impl Publication {
         self.item.as_deref().map_or_else(|| self.id.to_string(), str::to_owned)
     }
 
-    /// About how many bytes it holds, without its shared encoded forms.
+    /// About how many bytes it holds, all that its publisher sent with it taken in, but without its shared encoded forms.
     pub fn weight(&self) -> usize {
-        self.payload.len() + self.topic.len() + 128
+        *self.rendered.weight.get_or_init(|| {
+            let texts = self.content_type.as_ref().map_or(0, |t| t.len()) + self.item.as_ref().map_or(0, |i| i.len());
+            let properties = self.properties.as_ref().map_or(0, |properties| properties.weight());
+            self.payload.len() + self.topic.len() + 128 + texts + properties
+        })
     }
 
     /// About how many bytes it takes in memory as it is now.
     pub fn resident(&self) -> usize {
         let Rendered { mqtt, event, coap, stored, .. } = &self.rendered;
         let forms = [mqtt, event, coap, stored].into_iter().filter_map(OnceLock::get);
-        size_of::<Publication>() + 64 + self.payload.len() + self.topic.len() + forms.map(Bytes::len).sum::<usize>()
+        size_of::<Publication>() + self.weight() + forms.map(Bytes::len).sum::<usize>()
     }
 
     /// Whether it has expired at `now_ms` (MQTT 5 §3.3.2.3.3).
@@ -329,6 +354,15 @@ mod tests {
             properties: Some(Box::new(Properties { utf8, user, ..Properties::default() })).filter(|p| !p.is_default()),
             rendered: Rendered::default(),
         }
+    }
+
+    #[test]
+    fn all_that_a_publisher_sends_weighs() {
+        let bare = publication(Vec::new(), None, (None, Vec::new())).weight();
+        let typed = publication(Vec::new(), Some("x".repeat(1_000)), (None, Vec::new())).weight();
+        let pair = publication(Vec::new(), None, (None, vec![("n".repeat(300), "v".repeat(700))])).weight();
+        let empty = publication(Vec::new(), None, (None, vec![Default::default(); 1_000])).weight();
+        assert!(typed >= bare + 1_000 && pair >= bare + 1_000 && empty >= bare + 32_000, "{bare} {typed} {pair} {empty}");
     }
 
     proptest! {

@@ -75,17 +75,21 @@ impl Ticket {
         self.commits.is_empty() && self.stages.is_empty()
     }
 
-    /// Advances it; when the last commit has landed, the deliveries run and the result is given. A failed save
-    /// delivers nothing, so that the sender may repeat it.
+    /// Advances it; when the last commit has landed, the deliveries run and the result is given. A publication waits besides
+    /// if many before it in its topic are not delivered, so that its sender is not faster than its receivers are served. A failed save delivers nothing, so that the sender may repeat it.
     pub fn poll_done(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StoreError>> {
-        ready!(self.poll_saves(cx));
-        Poll::Ready(self.finish())
+        loop {
+            ready!(self.poll_saves(cx));
+            if let Some(result) = self.finish() {
+                return Poll::Ready(result);
+            }
+        }
     }
 
     /// Saves on, though tickets before it are open, and lets land what waits for nothing else.
     fn poll_landings(&mut self, cx: &mut Context<'_>) {
         if self.poll_saves(cx).is_ready() && self.failed.is_none() {
-            self.landings.drain(..).for_each(Deed::run);
+            self.landings.drain(..).for_each(|landing| drop(landing.run()));
         }
     }
 
@@ -96,7 +100,7 @@ impl Ticket {
             return;
         }
         match self.failed {
-            None => self.landings.drain(..).for_each(Deed::run),
+            None => self.landings.drain(..).for_each(|landing| drop(landing.run())),
             Some(_) => self.landings.clear(),
         }
     }
@@ -124,15 +128,16 @@ impl Ticket {
         if self.commits.is_empty() { Poll::Ready(()) } else { Poll::Pending }
     }
 
-    fn finish(&mut self) -> Result<(), StoreError> {
+    /// `None`: something is still to be waited for.
+    fn finish(&mut self) -> Option<Result<(), StoreError>> {
         if let Some(error) = self.failed.take() {
             self.stages.clear();
             self.landings.clear();
             self.deliveries.clear();
-            return Err(error);
+            return Some(Err(error));
         }
-        self.landings.drain(..).chain(self.deliveries.drain(..)).for_each(Deed::run);
-        Ok(())
+        self.commits.extend(self.landings.drain(..).chain(self.deliveries.drain(..)).filter_map(Deed::run));
+        self.commits.is_empty().then_some(Ok(()))
     }
 
     /// Waits for it.

@@ -151,4 +151,18 @@ mod tests {
         assert_eq!((seat.mailbox.len(), Arc::strong_count(&waits), Arc::strong_count(&late)), (0, 1, 1));
         assert_eq!(seat.mailbox.closed(), Some(Closed::Gone));
     }
+
+    #[test]
+    fn properties_take_room_in_a_mailbox() {
+        let room = Room { parcels: 4, bytes: 2_000, rows: 0, row_bytes: 0 };
+        let principal = Principal::Anon { loopback: true };
+        let seat = LiveSeat { id: 1, principal, mailbox: room.mailbox(), metrics: Arc::default() };
+        for _ in 0..3 {
+            let mut large = Arc::into_inner(publication()).unwrap();
+            let user = vec![("n".into(), "v".repeat(1_500).into())];
+            large.properties = Some(Box::new(tavi_core::Properties { user, ..tavi_core::Properties::default() }));
+            seat.deliver(&Arc::new(large), &[SubOptions::default()]);
+        }
+        assert_eq!(seat.mailbox.len(), 1, "the newest");
+    }
 }

@@ -43,13 +43,13 @@ impl Kept {
     pub(super) fn of(publication: &Arc<Publication>) -> Kept {
         match publication.change {
             Change::Clear => Kept::Absent,
-            Change::Value if publication.payload.len() > LARGE => Kept::InStore,
+            Change::Value if publication.weight() > LARGE => Kept::InStore,
             Change::Value => Kept::Here(publication.clone()),
         }
     }
 }
 
-/// A value with more bytes is not kept in memory.
+/// A value with more bytes, all that it carries taken in, is not kept in memory.
 pub(super) const LARGE: usize = 64 * 1024;
 /// What is read at a time.
 const PAGE: PageBound = PageBound { rows: 128, bytes: 256 * 1024 };

@@ -10,7 +10,15 @@ use super::{
 };
 use crate::publication::{Change, Publication};
 use parking_lot::MutexGuard;
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, mem, sync::Arc};
+use tavi_store::{Commit, CommitSlot};
+
+/// So many small publications of a topic may be saved and not yet handed out before their publishers wait.
+const AHEAD: usize = 16;
+/// A larger one's publisher always waits.
+const SMALL: usize = 16 * 1024;
+/// Deliveries that one publisher makes at most of what others published meanwhile; the rest is a task's.
+const AT_ONCE: usize = 1024;
 
 /// A publication that was begun.
 pub(super) struct Open {
@@ -21,6 +29,8 @@ pub(super) struct Open {
     /// Its id was drawn when it was begun, so it is newer than all that landed before.
     fresh: bool,
     fate: Fate,
+    /// Its publisher waits until it is handed out.
+    waits: Option<CommitSlot>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -32,7 +42,7 @@ enum Fate {
 
 impl Open {
     pub(super) fn new(publication: Arc<Publication>, fresh: bool, (audience, seen): (Audience, u64)) -> Open {
-        Open { publication, audience, seen, fresh, fate: Fate::Saving }
+        Open { publication, audience, seen, fresh, fate: Fate::Saving, waits: None }
     }
 
     /// Whether it will be a retained value that a subscriber who came with change `since` has no part in.
@@ -48,7 +58,7 @@ pub(crate) struct Turn {
     topic: Arc<str>,
     hash: u64,
     number: u64,
-    fate: Fate,
+    decided: bool,
 }
 
 impl Turn {
@@ -57,25 +67,44 @@ impl Turn {
         let (number, topic) = (state.first + state.open.len() as u64, open.publication.topic.clone());
         state.open.push_back(open);
         place.expects(state);
-        Turn { topics: topics.clone(), topic, hash: place.hash, number, fate: Fate::Failed }
+        Turn { topics: topics.clone(), topic, hash: place.hash, number, decided: false }
     }
 
-    /// All is saved. It lands now, or as soon as those before it have.
-    pub(crate) fn land(mut self) {
-        self.fate = Fate::Saved;
+    /// All is saved. It lands now, or as soon as those before it have: that is to be waited for if there are many, so that
+    /// nobody publishes faster than it is delivered.
+    pub(crate) fn land(mut self) -> Option<Commit> {
+        self.decide(Fate::Saved)
+    }
+
+    fn decide(&mut self, fate: Fate) -> Option<Commit> {
+        if mem::replace(&mut self.decided, true) {
+            return None;
+        }
+        // It stays where it is as long as it has something open.
+        let place = self.topics.places.named((&self.topic, self.hash))?;
+        let mut state = place.state.lock();
+        self.of(&mut state)?.1.fate = fate;
+        self.topics.settle(&place, &mut state);
+        let (before, open) = self.of(&mut state)?;
+        if before < AHEAD && open.publication.weight() <= SMALL {
+            return None;
+        }
+        let (slot, handed_out) = Commit::pending();
+        open.waits = Some(slot);
+        Some(handed_out)
+    }
+
+    /// The publication, with how many of its topic are before it; `None` when it is handed out.
+    fn of<'a>(&self, state: &'a mut State) -> Option<(usize, &'a mut Open)> {
+        let at = self.number.checked_sub(state.first)? as usize;
+        state.open.get_mut(at).map(|open| (at, open))
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        // It stays where it is as long as it has something open.
-        let Some(place) = self.topics.places.named((&self.topic, self.hash)) else { return };
-        let mut state = place.state.lock();
-        let at = self.number.checked_sub(state.first).map(|at| at as usize);
-        if let Some(open) = at.and_then(|at| state.open.get_mut(at)) {
-            open.fate = self.fate;
-        }
-        self.topics.settle(&place, state);
+        // Nobody waits for what failed.
+        drop(self.decide(Fate::Failed));
     }
 }
 
@@ -106,40 +135,55 @@ impl Drop for Late {
 
 impl Topics {
     /// Whatever is at the front and decided takes its effect, one after the other; one thread at a time does this for a
-    /// topic.
-    fn settle(&self, place: &Place, mut state: MutexGuard<'_, State>) {
-        if state.delivering {
+    /// topic, and if there is much to do, a task of its own.
+    fn settle(self: &Arc<Self>, place: &Arc<Place>, state: &mut MutexGuard<'_, State>) {
+        if mem::replace(&mut state.delivering, true) {
             return;
         }
-        while let Some(open) = state.open.pop_front_if(|open| open.fate != Fate::Saving) {
+        if !self.settle_some(place, state) {
+            state.delivering = false;
+        } else if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(settle_on(self.clone(), place.clone()));
+        } else {
+            while self.settle_some(place, state) {}
+            state.delivering = false;
+        }
+    }
+
+    /// Gives whether there is more to do. The caller delivers.
+    fn settle_some(&self, place: &Place, state: &mut MutexGuard<'_, State>) -> bool {
+        let mut made = 0;
+        while let Some(mut open) = state.open.pop_front_if(|open| open.fate != Fate::Saving) {
             state.first += 1;
             match open.fate {
-                Fate::Saved => self.change_value(&mut state, &open),
+                Fate::Saved => self.change_value(state, &open),
                 // Nobody knows what of it the store has.
                 _ if open.publication.retain => (state.kept, state.paid) = (Kept::InStore, Paid::Unknown),
                 _ => {}
             }
-            self.places.charge(place, &state, open.publication.topic.len());
+            self.places.charge(place, state, open.publication.topic.len());
             if open.publication.retain {
                 self.saving.leave(&open.publication.topic);
                 state.waiting.drain(..).for_each(|waker| waker.wake());
             }
-            state.delivering = true;
-            MutexGuard::unlocked(&mut state, || open.hand_out());
-            state.delivering = false;
+            made += MutexGuard::unlocked(state, || open.hand_out());
+            if made >= AT_ONCE && state.open.front().is_some_and(|open| open.fate != Fate::Saving) {
+                return true;
+            }
         }
-        place.expects(&state);
+        place.expects(state);
         if state.open.is_empty() {
             // Most topics are quiet most of the time, and there are many.
             state.open = VecDeque::new();
         }
+        false
     }
 
     fn change_value(&self, state: &mut State, open: &Open) {
         let publication = &open.publication;
         // An older publication that lands late changes no value (semantics.md: ids decide).
         if state.latest.as_ref().is_none_or(|latest| latest.id < publication.id) {
-            let small = publication.payload.len() <= LARGE;
+            let small = publication.weight() <= LARGE;
             state.latest = (small || publication.change == Change::Clear).then(|| publication.clone());
         }
         let newest = if state.retained_id > 0 { publication.id > state.retained_id } else { open.fresh };
@@ -151,9 +195,26 @@ impl Topics {
     }
 }
 
+/// Hands out on, with turns for others between.
+async fn settle_on(topics: Arc<Topics>, place: Arc<Place>) {
+    loop {
+        tokio::task::yield_now().await;
+        let mut state = place.state.lock();
+        if !topics.settle_some(&place, &mut state) {
+            state.delivering = false;
+            return;
+        }
+    }
+}
+
 impl Open {
-    fn hand_out(&self) {
-        self.audience.of(&self.publication).for_each(|to| to.tell(&self.publication, self.fate));
+    /// Gives how much there was to do.
+    fn hand_out(&mut self) -> usize {
+        let told = self.audience.of(&self.publication).map(|to| to.tell(&self.publication, self.fate)).count();
+        if let Some(publisher) = self.waits.take() {
+            publisher.resolve(Ok(()));
+        }
+        told + 1
     }
 }
 

@@ -7,8 +7,9 @@
 use super::{Draft, Refusal, Topics, kept::Kept, place::State};
 use crate::{
     principal::Principal,
-    publication::{Change, Publication},
+    publication::{Change, ContentType, Properties, Publication},
 };
+use bytes::Bytes;
 use hashbrown::{HashMap, HashSet};
 use parking_lot::{Mutex, RwLock};
 use std::sync::{
@@ -21,7 +22,7 @@ use std::sync::{
 pub struct Quota {
     /// Topics with a retained value.
     pub topics: u64,
-    /// Bytes of these values and of the topics' names.
+    /// Bytes of these values, of what MQTT's properties say of them, and of the topics' names.
     pub bytes: u64,
 }
 
@@ -158,7 +159,8 @@ impl Purses {
     }
 
     fn pays(&self, publication: &Publication) -> Paid {
-        let bytes = size(&publication.topic, publication.payload.len());
+        let Publication { topic, payload, content_type, properties, item, .. } = publication;
+        let bytes = size((topic, payload), content_type.as_ref(), item.as_deref(), properties.as_deref());
         Paid::By { purse: self.of(&publication.from), bytes, id: publication.id }
     }
 
@@ -180,8 +182,14 @@ impl Purses {
     }
 }
 
-fn size(topic: &str, payload: usize) -> u64 {
-    (topic.len() + payload) as u64
+fn size(
+    (topic, payload): (&str, &Bytes),
+    content_type: Option<&ContentType>,
+    item: Option<&str>,
+    properties: Option<&Properties>,
+) -> u64 {
+    let texts = content_type.map_or(0, |t| t.len()) + item.map_or(0, str::len);
+    (topic.len() + payload.len() + texts + properties.map_or(0, Properties::len)) as u64
 }
 
 /// Whether somebody may go beyond the quota.
@@ -222,9 +230,9 @@ impl Topics {
             state.paid = kept.map_or(Paid::Nobody, |publication| self.purses.pays(&publication));
         }
         if bound == Bound::Quota && draft.change == Change::Value {
-            self.purses
-                .room(who, (&state.paid, size(&draft.topic, draft.payload.len())))
-                .map_err(Refusal::OverQuota)?;
+            let Draft { topic, payload, content_type, properties, item, .. } = draft;
+            let bytes = size((topic, payload), content_type.as_ref(), item.as_deref(), properties.as_deref());
+            self.purses.room(who, (&state.paid, bytes)).map_err(Refusal::OverQuota)?;
         }
         Ok(())
     }

@@ -311,6 +311,67 @@ async fn publications_of_a_topic_leave_in_the_order_in_which_they_were_begun() {
     assert_eq!(&*world.topics.retained("u/romeo/a")[0].payload, b"3");
 }
 
+/// A reader whose first delivery takes until it is let go.
+struct Slow {
+    id: u64,
+    who: Principal,
+    seen: Mutex<Vec<std::thread::ThreadId>>,
+    begun: std::sync::Barrier,
+    go: std::sync::Barrier,
+}
+
+impl Subscriber for Slow {
+    fn id(&self) -> u64 {
+        self.id
+    }
+    fn principal(&self) -> &Principal {
+        &self.who
+    }
+    fn deliver(&self, _: &Arc<Publication>, _: &[SubOptions]) {
+        let mut seen = self.seen.lock();
+        seen.push(std::thread::current().id());
+        let is_first = seen.len() == 1;
+        drop(seen);
+        if is_first {
+            self.begun.wait();
+            self.go.wait();
+        }
+    }
+}
+
+#[tokio::test]
+async fn nobody_publishes_faster_than_it_is_delivered_and_nobody_delivers_for_others_for_ever() {
+    let world = world().await;
+    let (begun, go) = (std::sync::Barrier::new(2), std::sync::Barrier::new(2));
+    let slow = Slow { id: world.topics.next_subscriber(), who: who("romeo"), seen: Mutex::default(), begun, go };
+    let slow = Arc::new(slow);
+    let handle: Arc<dyn Subscriber> = slow.clone();
+    world.topics.subscribe(&handle, "u/romeo/a", SubOptions::default()).unwrap();
+    let publish = {
+        let topics = world.topics.clone();
+        move || topics.publish(&who("romeo"), Draft { topic: "u/romeo/a".into(), ..Draft::default() }).unwrap()
+    };
+    let (first, runtime) = (publish.clone(), tokio::runtime::Handle::current());
+    let first = std::thread::spawn(move || {
+        let (_runtime, mut ticket) = (runtime.enter(), first());
+        assert!(ticket.poll_done(&mut Context::from_waker(Waker::noop())).is_ready(), "its own is delivered at once");
+        std::thread::current().id()
+    });
+    slow.begun.wait();
+    let mut behind: Vec<Ticket> = (0..5_000).map(|_| publish()).collect();
+    let mut cx = Context::from_waker(Waker::noop());
+    let open = behind.iter_mut().filter_map(|ticket| ticket.poll_done(&mut cx).is_pending().then_some(())).count();
+    assert!(open > 4_900, "but for a few, what is not delivered is open: {open}");
+    slow.go.wait();
+    let first = first.join().unwrap();
+    for ticket in behind {
+        ticket.complete().await.unwrap();
+    }
+    let seen = slow.seen.lock();
+    let of_first = seen.iter().filter(|thread| **thread == first).count();
+    assert!(seen.len() == 5_001 && of_first <= 1_100, "{of_first} of {}", seen.len());
+}
+
 #[tokio::test]
 async fn what_is_open_finds_its_topic_by_name_though_unused_ones_are_forgotten() {
     let world = world().await;
@@ -666,6 +727,21 @@ async fn what_one_may_keep_is_bounded_in_topics_and_bytes() {
     tidy_all(&mut Tidy::new(&world.topics)).await;
     assert_eq!(world.topics.kept_by(&who("romeo")), (1, 15));
     assert_eq!(world.topics.kept_by(&who("juliet")), (2, 11 + 13));
+}
+
+#[tokio::test]
+async fn what_properties_say_is_kept_and_paid_for_like_the_value() {
+    let world = world().await;
+    world.topics.set_quota(Quota { topics: 10, bytes: 100_000 });
+    let pair = || ("n".into(), "v".repeat(99_000).into());
+    let large = || Some(Box::new(Properties { user: vec![pair()], ..Properties::default() }));
+    let draft = |topic: &str| Draft { topic: topic.into(), retain: true, properties: large(), ..Draft::default() };
+    world.topics.publish(&who("romeo"), draft("u/romeo/a")).unwrap().complete().await.unwrap();
+    assert_eq!(world.topics.kept_by(&who("romeo")), (1, 9 + 99_001));
+    assert!(matches!(world.topics.publish(&who("romeo"), draft("u/romeo/b")), Err(Refusal::OverQuota(_))));
+    let place = world.topics.places.known("u/romeo/a").unwrap();
+    let state = place.state.lock();
+    assert!(state.latest.is_none() && matches!(state.kept, kept::Kept::InStore), "what is large is in the store only");
 }
 
 #[tokio::test]
