@@ -362,7 +362,10 @@ mod tests {
         let typed = publication(Vec::new(), Some("x".repeat(1_000)), (None, Vec::new())).weight();
         let pair = publication(Vec::new(), None, (None, vec![("n".repeat(300), "v".repeat(700))])).weight();
         let empty = publication(Vec::new(), None, (None, vec![Default::default(); 1_000])).weight();
-        assert!(typed >= bare + 1_000 && pair >= bare + 1_000 && empty >= bare + 32_000, "{bare} {typed} {pair} {empty}");
+        assert!(
+            typed >= bare + 1_000 && pair >= bare + 1_000 && empty >= bare + 32_000,
+            "{bare} {typed} {pair} {empty}"
+        );
     }
 
     proptest! {

@@ -93,9 +93,9 @@ impl Granted {
         batch
     }
 
-    /// Whether it is for this filter.
-    pub fn is_of(&self, filter: &str) -> bool {
-        self.stream.filter() == filter
+    /// The filter that it is for.
+    pub fn filter(&self) -> &str {
+        self.stream.filter()
     }
 
     /// It is read up to this topic.

@@ -1,5 +1,6 @@
 //! Where a session receives, and a connected client's hold on it.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use tavi_core::node::Attached;
@@ -89,7 +90,8 @@ pub struct Place {
     pub window: usize,
     /// Session expiry in seconds.
     pub expiry: u32,
-    pub(crate) filters: Vec<Box<str>>,
+    /// What a clean session subscribes to.
+    pub(crate) filters: HashSet<Box<str>>,
     pub(crate) attached: Option<Attached>,
     pub(crate) turn: Turn,
 }
@@ -119,7 +121,7 @@ impl Place {
     /// Whether the session has that subscription.
     pub fn has_filter(&self, filter: &str) -> bool {
         match &self.seat {
-            Seat::Live(_) => self.filters.iter().any(|f| **f == *filter),
+            Seat::Live(_) => self.filters.contains(filter),
             Seat::Kept(seat) => seat.has_filter(filter),
         }
     }
@@ -127,8 +129,8 @@ impl Place {
     /// Notes a subscription; what has to be saved for it is added to `ops`.
     pub fn add_filter(&mut self, filter: &str, options: SubOptions, ops: &mut Vec<Op>) {
         match &self.seat {
-            Seat::Live(_) if self.filters.iter().any(|f| **f == *filter) => {}
-            Seat::Live(_) => self.filters.push(filter.into()),
+            Seat::Live(_) if self.filters.contains(filter) => {}
+            Seat::Live(_) => drop(self.filters.insert(filter.into())),
             Seat::Kept(seat) => {
                 seat.add_filter(filter, options);
                 ops.push(record::put(&record::subscription_item(filter), record::encode_options(&options)));
@@ -139,7 +141,7 @@ impl Place {
     /// Forgets a subscription; what has to be saved for that is added to `ops`.
     pub fn remove_filter(&mut self, filter: &str, ops: &mut Vec<Op>) {
         match &self.seat {
-            Seat::Live(_) => self.filters.retain(|f| **f != *filter),
+            Seat::Live(_) => drop(self.filters.remove(filter)),
             Seat::Kept(seat) => {
                 seat.remove_filter(filter);
                 ops.push(record::delete(&record::subscription_item(filter)));

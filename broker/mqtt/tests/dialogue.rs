@@ -467,6 +467,24 @@ async fn retained_values_come_as_the_options_say() {
 }
 
 #[tokio::test]
+async fn a_filter_that_one_packet_names_often_finds_what_is_retained_once() {
+    let world = World::new().await;
+    world.old("pump", clean()).await.retains("home/a", "kept");
+    for (name, connect) in [("clean", clean()), ("durable", durable())] {
+        let mut reader = world.old(name, connect).await;
+        reader.says(b"\x82\x1d\0\x01\0\x06home/a\x01\0\x06home/a\0\0\x06home/a\x01");
+        let heard = ["CONNACK new", "SUBACK #1 [01, 00, 01]", "PUBLISH q1 #1 home/a=kept retain"];
+        assert_eq!(reader.hears(), heard, "{name}");
+        reader.puback(1);
+        assert!(reader.hears().is_empty());
+    }
+    let mut new = world.new_style("new", clean()).await;
+    new.says(b"\x82\x15\0\x01\0\0\x06home/a\x10\0\x06home/a\x10");
+    let heard = ["CONNACK new", "SUBACK #1 [00, 00]", "PUBLISH q0 home/a=kept retain"];
+    assert_eq!(new.hears(), heard, "only the first of them is new");
+}
+
+#[tokio::test]
 async fn a_kept_value_without_bytes_never_comes_as_retained() {
     let world = World::new().await;
     let mut reader = world.new_style("reader", clean()).await;

@@ -1,5 +1,6 @@
 //! What a client subscribes to, and the retained values that it is owed for it.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::task::{Context, Waker};
 
@@ -25,6 +26,8 @@ pub(super) struct Subscribed {
     live: Vec<Parcel>,
     /// The rest of them.
     rest: Vec<Granted>,
+    /// The filters that they are for.
+    renewed: HashSet<Box<str>>,
 }
 
 impl Sitting {
@@ -39,8 +42,11 @@ impl Sitting {
         }
         let mut done = Subscribed { packet_id: subscribe.packet_id, ..Subscribed::default() };
         let mut ops = Vec::new();
-        for wish in &subscribe.filters {
-            match self.subscribe_one(wish, &mut done, &mut ops) {
+        let last = last_of_each(&subscribe.filters);
+        for (at, wish) in subscribe.filters.iter().enumerate() {
+            // What is found for a filter that this packet names again comes with the last of them.
+            let again = last.get(&*wish.filter).is_some_and(|last| *last > at);
+            match self.subscribe_one((wish, again), &mut done, &mut ops) {
                 Ok(grant) => done.grants.push(grant),
                 Err(fault) => {
                     self.not_subscribed(done);
@@ -48,13 +54,16 @@ impl Sitting {
                 }
             }
         }
+        // What an earlier SUBSCRIBE of these filters has not got yet comes with this one.
+        let renewed = std::mem::take(&mut done.renewed);
+        self.forget_granted(|filter| renewed.contains(filter), &mut ops);
         let ticket = self.commit(ops);
         self.after(ticket, Pending::Subscribed(Box::new(done)), size, line)
     }
 
     fn subscribe_one(
         &mut self,
-        wish: &Wish,
+        (wish, again): (&Wish, bool),
         done: &mut Subscribed,
         ops: &mut Vec<Op>,
     ) -> Result<Result<Qos, Reason>, Fault> {
@@ -77,9 +86,8 @@ impl Sitting {
                     self.hub.node().parts.topics.unsubscribe(self.place.seat.id(), &wish.filter);
                     return Err(Fault::TakenOver);
                 }
-                if wants_retained(wish.options.retain_handling, found.existed) {
-                    // What an earlier SUBSCRIBE of this filter has not got yet comes with this one.
-                    self.forget_granted(&wish.filter, ops);
+                if wants_retained(wish.options.retain_handling, found.existed) && !again {
+                    done.renewed.insert(wish.filter.as_str().into());
                     self.grant(Granted::new(found.retained, wish.options.qos), done, ops)?;
                 }
                 Ok(Ok(wish.options.qos))
@@ -121,10 +129,10 @@ impl Sitting {
         Ok(())
     }
 
-    /// What is not read yet of an earlier subscription to this filter is not wanted any more.
-    fn forget_granted(&mut self, filter: &str, ops: &mut Vec<Op>) {
-        ops.extend(self.granted.iter().filter(|granted| granted.is_of(filter)).filter_map(Granted::finished));
-        self.granted.retain(|granted| !granted.is_of(filter));
+    /// What is not read yet of earlier subscriptions to these filters is not wanted any more.
+    fn forget_granted(&mut self, which: impl Fn(&str) -> bool, ops: &mut Vec<Op>) {
+        ops.extend(self.granted.iter().filter(|granted| which(granted.filter())).filter_map(Granted::finished));
+        self.granted.retain(|granted| !which(granted.filter()));
     }
 
     pub(super) fn subscribed(&mut self, done: Subscribed, line: &mut dyn Line) {
@@ -152,20 +160,28 @@ impl Sitting {
         line: &mut dyn Line,
     ) -> Result<(), Fault> {
         let mut ops = Vec::new();
-        let mut existed = Vec::with_capacity(unsubscribe.filters.len());
+        let (mut existed, mut gone) = (Vec::with_capacity(unsubscribe.filters.len()), HashSet::new());
         for filter in &unsubscribe.filters {
             // Asked here first: a change of subscriptions costs all publishers something.
             let found =
                 self.place.has_filter(filter) && self.hub.node().parts.topics.unsubscribe(self.place.seat.id(), filter);
             if found {
                 self.place.remove_filter(filter, &mut ops);
-                self.forget_granted(filter, &mut ops);
+                gone.insert(filter.as_str());
             }
             existed.push(found);
         }
+        self.forget_granted(|filter| gone.contains(filter), &mut ops);
         let ticket = self.commit(ops);
         self.after(ticket, Pending::Unsubscribed(Box::new((unsubscribe.packet_id, existed))), size, line)
     }
+}
+
+/// Where each filter stands last that wants what is retained in any case.
+fn last_of_each(wishes: &[Wish]) -> HashMap<&str, usize> {
+    let always = |wish: &Wish| wish.options.retain_handling == RetainHandling::Always;
+    let wishes = wishes.iter().enumerate().filter(|(_, wish)| always(wish));
+    wishes.map(|(at, wish)| (&*wish.filter, at)).collect()
 }
 
 fn core_options(options: Options) -> SubOptions {
