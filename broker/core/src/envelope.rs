@@ -193,6 +193,11 @@ impl Envelope {
         lasts && self.meta.reach == Reach::Owed
     }
 
+    /// Whether it is worth nothing later, so that a receiver who does not read goes without it: a headline, an event, a copy.
+    pub(crate) fn is_fleeting(&self) -> bool {
+        self.meta.reach == Reach::Copy || self.head().type_ == StanzaType::Message(MessageType::Headline)
+    }
+
     /// Its sender, if it says no more than that he is available, or is not.
     pub(crate) fn own_presence(&self) -> Option<&Jid> {
         let own =

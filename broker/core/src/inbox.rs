@@ -4,6 +4,7 @@ use crate::{
     backlog::{Backlog, Bound},
     envelope::Envelope,
     mailbox::Closed,
+    metrics::{Metrics, Outcome, Protocol},
 };
 use hashbrown::HashSet;
 use parking_lot::Mutex;
@@ -19,6 +20,8 @@ pub struct Inbox {
     state: Mutex<State>,
     ids: Arc<IdSource>,
     memory: Bound,
+    /// Where it is counted what was dropped.
+    counts: Option<(Arc<Metrics>, Protocol)>,
 }
 
 struct State {
@@ -29,6 +32,8 @@ struct State {
     detached: bool,
     /// Its own session goes away, behind what it makes for itself.
     hurried: bool,
+    /// Something was dropped, and the log says so.
+    lossy: bool,
     closed: Option<Closed>,
     waker: Option<Waker>,
     /// The receiver, when it waits for nothing but the end.
@@ -50,13 +55,20 @@ impl Inbox {
             managed: false,
             detached: false,
             hurried: false,
+            lossy: false,
             closed: None,
             waker: None,
             closer: None,
             maker: None,
             feeders: Vec::new(),
         };
-        Inbox { state: Mutex::new(state), ids, memory }
+        Inbox { state: Mutex::new(state), ids, memory, counts: None }
+    }
+
+    /// The same, and it is counted what is dropped.
+    pub(crate) fn counted(mut self, metrics: Arc<Metrics>, protocol: Protocol) -> Inbox {
+        self.counts = Some((metrics, protocol));
+        self
     }
 
     /// From now on what is taken stays in flight until it is acknowledged, and so much may be in flight.
@@ -81,10 +93,33 @@ impl Inbox {
         self.put(&mut state, id, envelope)
     }
 
-    /// The same; who has no room is cut off. For what is not worth keeping.
+    /// The same for what nobody keeps: see [`give_up`](Self::give_up).
     pub fn push_or_close(&self, envelope: Envelope) {
-        if self.push(envelope).is_err() {
-            self.close(Closed::Overflow);
+        if let Err(envelope) = self.push(envelope) {
+            // It ends here either way.
+            let _ = self.give_up(envelope);
+        }
+    }
+
+    /// There is no room for something that nobody keeps. What is fleeting is dropped and counted; anything else cuts the
+    /// receiver off and comes back.
+    pub(crate) fn give_up(&self, envelope: Box<Envelope>) -> Result<(), Box<Envelope>> {
+        let mut state = self.state.lock();
+        if state.closed.is_none() && envelope.is_fleeting() {
+            self.dropped(&mut state, 1, &envelope);
+            return Ok(());
+        }
+        state.close(Closed::Overflow);
+        Err(envelope)
+    }
+
+    fn dropped(&self, state: &mut State, count: usize, envelope: &Envelope) {
+        if let Some((metrics, protocol)) = &self.counts {
+            metrics.messages(*protocol, Outcome::Dropped).add(count as u64);
+        }
+        if count > 0 && !std::mem::replace(&mut state.lossy, true) {
+            let to = envelope.to().map(Jid::as_str).unwrap_or_default();
+            tracing::warn!(to, "a session does not read: headlines, events and copies for it are dropped");
         }
     }
 
@@ -132,8 +167,11 @@ impl Inbox {
             return Err(Box::new(envelope));
         }
         let mut result = state.backlog.landed(id, envelope).map_err(Box::new);
+        // What is fleeting itself pushes nothing out.
         if let Err(envelope) = result {
-            let thinned = thin_out(&mut state.backlog, envelope.own_presence());
+            let (thinned, fleeting) =
+                if envelope.is_fleeting() { (false, 0) } else { thin_out(&mut state.backlog, &envelope) };
+            self.dropped(state, fleeting, &envelope);
             result = if thinned { state.backlog.landed(id, *envelope).map_err(Box::new) } else { Err(envelope) };
         }
         // What was behind it may go even if it itself did not stay.
@@ -227,9 +265,7 @@ impl Inbox {
 
     /// Closes it for senders. What waits can still be received. The first reason stands.
     pub fn close(&self, why: Closed) {
-        let mut state = self.state.lock();
-        state.closed.get_or_insert(why);
-        state.wake_all();
+        self.state.lock().close(why);
     }
 
     /// Why it is closed, if it is.
@@ -329,6 +365,11 @@ impl State {
         self.backlog.len() * parts >= memory.items.max(2) || self.backlog.bytes() * parts >= memory.bytes
     }
 
+    fn close(&mut self, why: Closed) {
+        self.closed.get_or_insert(why);
+        self.wake_all();
+    }
+
     /// True if something left.
     fn take(&mut self, bytes: usize, out: &mut Vec<(u64, Envelope)>) -> bool {
         use crate::mailbox::Weigh;
@@ -369,13 +410,17 @@ impl State {
     }
 }
 
-/// Of presences that wait, only the last of each sender says anything (RFC 6121 §4); those before it go when there is
-/// no room. True if that gave enough room to be worth looking through all of it.
-fn thin_out(backlog: &mut Backlog<Envelope>, coming: Option<&Jid>) -> bool {
-    let waited = backlog.len();
-    let mut seen: HashSet<Jid> = coming.into_iter().cloned().collect();
-    let went = backlog.thin_out(|envelope| envelope.own_presence().is_none_or(|from| seen.insert(from.clone())));
-    went > waited / 16
+/// When there is no room, what is fleeting goes; and of presences that wait, only the last of each sender says anything
+/// (RFC 6121 §4), so those before it go. Whether that gave enough room to be worth looking through all of it, and how much
+/// of it was fleeting.
+fn thin_out(backlog: &mut Backlog<Envelope>, coming: &Envelope) -> (bool, usize) {
+    let (waited, mut fleeting) = (backlog.len(), 0);
+    let mut seen: HashSet<Jid> = coming.own_presence().into_iter().cloned().collect();
+    let went = backlog.thin_out(|envelope| {
+        fleeting += usize::from(envelope.is_fleeting());
+        !envelope.is_fleeting() && envelope.own_presence().is_none_or(|from| seen.insert(from.clone()))
+    });
+    (went > waited / 16 || fleeting > 0, fleeting)
 }
 
 fn keep(slot: &mut Option<Waker>, cx: &Context<'_>) {

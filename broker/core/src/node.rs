@@ -86,7 +86,12 @@ impl Parts {
         let accounts = Arc::new(Accounts::new(hosts.clone(), store.clone(), clock.clone()));
         let metrics = Arc::new(Metrics::default());
         Ok(Parts {
-            homes: Arc::new(Homes::new(hosts.clone(), (store.clone(), ids.clone()), clock.clone(), limits)),
+            homes: Arc::new(Homes::new(
+                hosts.clone(),
+                (store.clone(), ids.clone()),
+                clock.clone(),
+                (limits, metrics.clone()),
+            )),
             login: Arc::new(Login::new(hosts.clone(), accounts.clone(), clock.clone(), metrics.clone())),
             topics: Arc::new(topics),
             revoked: broadcast::channel(REVOCATIONS).0,

@@ -386,7 +386,7 @@ impl Router {
     }
 
     /// Puts something that is not kept into one session's backlog: at once, or with its place when the ticket is
-    /// complete. Back comes what the session does not take; one without room is cut off.
+    /// complete. Back comes what the session does not take; one without room goes without what is fleeting, or is cut off.
     fn pass(
         self: &Arc<Self>,
         (seat, inbox): (SeatId, &Arc<Inbox>),
@@ -395,7 +395,7 @@ impl Router {
     ) -> Result<(), Box<Envelope>> {
         env.meta.own = run.is_origin(inbox);
         if run.ticket.is_ready() {
-            return inbox.push(env).inspect_err(|_| inbox.close(Closed::Overflow));
+            return inbox.push(env).or_else(|env| inbox.give_up(env));
         }
         if run.slow {
             run.ticket.then(self.posted(Landing::Last { seat, envelope: env }));
@@ -438,8 +438,7 @@ impl Router {
         put: impl FnOnce(&Inbox, Envelope) -> Result<(), Box<Envelope>>,
     ) {
         let Some(inbox) = self.parts.homes.inbox(seat) else { return self.bounce(env) };
-        if let Err(env) = put(&inbox, env) {
-            inbox.close(Closed::Overflow);
+        if let Err(env) = put(&inbox, env).or_else(|env| inbox.give_up(env)) {
             self.bounce(*env);
         }
     }

@@ -244,13 +244,13 @@ async fn a_managed_stream_ends_with_a_last_count() {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_read_is_cut_off_by_what_is_not_kept() {
+async fn a_client_that_does_not_read_is_cut_off_by_what_is_neither_kept_nor_dropped() {
     let limits = SessionLimits { inbox_bytes: 100_000, ..SessionLimits::default() };
     let broker = Broker::with(Config::default(), limits).await;
     let mut romeo = broker.login("romeo", "orchard").await;
     let mut juliet = broker.login("juliet", "balcony").await;
     let message =
-        format!("<message to='juliet@localhost/balcony' type='headline'><body>{}</body></message>", "x".repeat(60_000));
+        format!("<iq to='juliet@localhost/balcony' type='get' id='1'><a xmlns='urn:a'>{}</a></iq>", "x".repeat(60_000));
     let account = broker.node.parts.homes.account(&"juliet@localhost".parse().unwrap()).await.unwrap().unwrap();
     // The socket buffers take some megabytes; then her inbox fills up.
     while account.at_home(|state| state.sessions.iter().all(|session| session.is_open())) && account.session_count() > 0

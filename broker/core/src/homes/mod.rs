@@ -19,6 +19,7 @@ use crate::{
     inbox::Inbox,
     landing::Post,
     mailbox::Closed,
+    metrics::{Metrics, Protocol},
     principal::{Host, Hosts, Principal},
 };
 use hashbrown::DefaultHashBuilder;
@@ -80,6 +81,7 @@ pub struct Homes {
     ids: Arc<IdSource>,
     clock: Arc<dyn Clock>,
     limits: SessionLimits,
+    metrics: Arc<Metrics>,
     loaders: OnceLock<Vec<Loader>>,
     post: Arc<Post>,
 }
@@ -90,7 +92,7 @@ impl Homes {
         hosts: Arc<Hosts>,
         (store, ids): (SharedStore, Arc<IdSource>),
         clock: Arc<dyn Clock>,
-        limits: SessionLimits,
+        (limits, metrics): (SessionLimits, Arc<Metrics>),
     ) -> Homes {
         Homes {
             shards: array::from_fn(|_| Mutex::new(Table::new(MAX_IDLE / SHARDS))),
@@ -101,6 +103,7 @@ impl Homes {
             ids,
             clock,
             limits,
+            metrics,
             loaders: OnceLock::new(),
             post: Arc::default(),
         }
@@ -173,7 +176,9 @@ impl Homes {
     /// Gives a session a place in its account, which is locked; closes a former one with the same resource.
     pub(crate) fn enter(&self, state: &mut AccountState, jid: Jid) -> Option<(SeatId, Arc<Inbox>)> {
         let memory = backlog::Bound { items: self.limits.inbox_items, bytes: self.limits.inbox_bytes };
-        let inbox = Arc::new(Inbox::new(memory, self.ids.clone()));
+        let is_bot = matches!(self.hosts.principal(&jid.to_bare()), Some(Principal::Bot(_)));
+        let protocol = if is_bot { Protocol::Bot } else { Protocol::Xmpp };
+        let inbox = Arc::new(Inbox::new(memory, self.ids.clone()).counted(self.metrics.clone(), protocol));
         if let Some(former) = state.session_at(&jid) {
             former.inbox.close(Closed::Replaced);
         } else if state.sessions.len() >= self.limits.per_account && !make_way(state, self.limits.per_account) {
@@ -215,7 +220,7 @@ impl Homes {
     pub fn notify(&self, to: &Jid, envelope: &Envelope) -> usize {
         let Some(account) = self.known(&to.to_bare()) else { return 0 };
         let mut state = account.lock();
-        // Whoever does not read is cut off, and reads the last items when it comes back.
+        // Whoever does not read goes without, and finds the last items when it comes back.
         if !to.is_bare() {
             return state.session_at(to).map_or(0, |session| {
                 session.inbox.push_or_close(envelope.clone());

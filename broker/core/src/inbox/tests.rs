@@ -172,3 +172,27 @@ fn requests_of_contacts_are_not_thinned_out_and_too_many_senders_end_it() {
     let asked = inbox.take().iter().filter(|envelope| envelope.own_presence().is_none()).count();
     assert_eq!(asked, 10);
 }
+
+#[test]
+fn headlines_and_copies_without_room_are_dropped_and_end_nobody() {
+    let metrics = Arc::new(Metrics::default());
+    let inbox = Inbox::new(Bound { items: 10, bytes: 1 << 20 }, Arc::new(IdSource::new(0, 0)))
+        .counted(metrics.clone(), Protocol::Xmpp);
+    let headline = || -> Envelope { Stanza::parse(b"<message to='b@x' type='headline'/>").unwrap().into() };
+    (0..50).for_each(|_| inbox.push_or_close(headline()));
+    (0..50).for_each(|n| inbox.push_or_close(said(&n.to_string()).as_copy()));
+    let dropped = || metrics.messages(Protocol::Xmpp, Outcome::Dropped).get();
+    assert_eq!((inbox.len(), inbox.closed(), dropped()), (10, None, 90));
+    // What says more finds room.
+    inbox.push_or_close(presence("a@x/1", 0));
+    inbox.push(said("a message")).unwrap();
+    assert_eq!((inbox.len(), inbox.closed(), dropped()), (2, None, 100));
+    // Whoever has no room for what cannot be dropped is cut off as ever.
+    (0..8).for_each(|n| inbox.push(said(&n.to_string())).unwrap());
+    inbox.push_or_close(headline());
+    assert_eq!((inbox.closed(), dropped()), (None, 101));
+    inbox.push_or_close(presence("a@x/2", 0));
+    assert_eq!((inbox.closed(), dropped()), (Some(Closed::Overflow), 101));
+    inbox.push_or_close(headline());
+    assert_eq!(dropped(), 101, "nobody is there");
+}

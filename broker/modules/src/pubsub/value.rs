@@ -11,6 +11,8 @@ use tavi_xmpp_proto::{
 
 /// The most levels that a value in XML may have to become part of a stanza.
 const MAX_DEPTH: usize = 48;
+/// The largest event with a value, in bytes: about what a client may send itself. Subscribers ask for a larger one.
+const MAX_EVENT: usize = 256 * 1024;
 /// The longest media type in bytes.
 const MAX_TYPE: usize = 255;
 /// No namespace: none can hold this character.
@@ -84,7 +86,16 @@ fn write_event(publication: &Publication) -> Vec<u8> {
         }
         (Change::Value, _) => {
             open_items(&mut out, "event", ns::PUBSUB_EVENT, &publication.topic);
-            item(&mut out, publication);
+            let start = out.len();
+            if publication.payload.len() <= MAX_EVENT {
+                item(&mut out, publication);
+            }
+            if out.len() == start || out.len() > MAX_EVENT {
+                // XEP-0060 §7.1.2.1: the item alone.
+                out.truncate(start);
+                announcement(&mut out, publication);
+                out.shrink_to_fit();
+            }
         }
     }
     out.extend_from_slice(b"</items></event>");
@@ -109,12 +120,21 @@ fn open_items(out: &mut Vec<u8>, name: &str, namespace: &str, node: &str) {
     out.push(b'>');
 }
 
-fn item(out: &mut Vec<u8>, publication: &Publication) {
+fn announcement(out: &mut Vec<u8>, publication: &Publication) {
+    open_item(out, publication);
+    out.extend_from_slice(b"/>");
+}
+
+fn open_item(out: &mut Vec<u8>, publication: &Publication) {
     out.extend_from_slice(b"<item");
     attr(out, "id", &publication.item_id());
     if let Some(publisher) = publication.from.jid() {
         attr(out, "publisher", publisher.as_str());
     }
+}
+
+fn item(out: &mut Vec<u8>, publication: &Publication) {
+    open_item(out, publication);
     out.push(b'>');
     value(out, publication);
     out.extend_from_slice(b"</item>");
@@ -315,6 +335,20 @@ mod tests {
              <item id='7' publisher='abc@things.localhost'>\
              <data xmlns='urn:tavi:data:0' type='text/plain' encoding='utf-8'>21.5</data></item></items></event>"
         );
+    }
+
+    #[test]
+    fn an_event_with_a_large_value_names_the_item_alone() {
+        let named = "<item id='7' publisher='abc@things.localhost'/></items></event>";
+        let (text, raw) = (vec![b'x'; MAX_EVENT - 1_000], vec![0xff; MAX_EVENT - 1_000]);
+        let small = event(&publication(&text, Some("text/plain")));
+        assert!(small.len() > text.len() && small.len() <= MAX_EVENT);
+        // As it stands, escaped, in base64, and too large before that.
+        for payload in [&vec![b'x'; MAX_EVENT][..], &vec![b'&'; MAX_EVENT / 4], &raw, &vec![b'x'; 16 << 20]] {
+            let event = event(&publication(payload, Some("text/plain")));
+            let event = std::str::from_utf8(&event).unwrap();
+            assert!(event.ends_with(named) && event.len() < 500, "{event}");
+        }
     }
 
     /// What a subscriber finds in the event, read as a client reads it.

@@ -10,6 +10,7 @@ use std::{
     future::Future,
     task::{Context, Poll, Waker},
 };
+use tavi_core::metrics::{Outcome, Protocol};
 use world::World;
 
 #[test]
@@ -197,14 +198,58 @@ async fn what_a_session_that_does_not_read_has_no_room_for_is_kept_and_comes_in_
 }
 
 #[tokio::test]
-async fn a_session_that_does_not_read_is_cut_off_by_what_is_not_kept() {
+async fn a_session_that_does_not_read_is_cut_off_by_what_is_neither_kept_nor_dropped() {
     let world = World::with_inboxes_of(3).await;
     let mut romeo = world.online("romeo/orchard").await;
     let juliet = world.online("juliet/balcony").await;
-    for _ in 1..=4 {
-        romeo.sends("<message to='juliet@localhost' type='headline'/>").await;
+    for n in 1..=4 {
+        let ping = "<ping xmlns='urn:xmpp:ping'/>";
+        romeo.sends(&format!("<iq to='juliet@localhost/balcony' type='get' id='{n}'>{ping}</iq>")).await;
     }
     assert_eq!(juliet.link.closed(), Some(tavi_core::Closed::Overflow));
+    romeo.sees_error("service-unavailable");
+}
+
+#[tokio::test]
+async fn a_session_that_does_not_read_goes_without_headlines_copies_and_events_and_is_not_ended() {
+    let world = World::with_inboxes_of(8).await;
+    let mut juliet = world.online("juliet/balcony").await;
+    let (mut romeo, mut garden) = (world.online("romeo/orchard").await, world.online("romeo/garden").await);
+    romeo.sends("<iq type='set' id='c'><enable xmlns='urn:xmpp:carbons:2'/></iq>").await;
+    let events = "http://jabber.org/protocol/pubsub";
+    world.grant("romeo@localhost", "subscribe,publish", "news/#").await;
+    let subscribe = "<subscribe node='news/today' jid='romeo@localhost'/>";
+    romeo
+        .sends(&format!(
+            "<iq type='set' to='pubsub.localhost' id='s'><pubsub xmlns='{events}'>{subscribe}</pubsub></iq>"
+        ))
+        .await;
+    for person in [&mut romeo, &mut garden, &mut juliet] {
+        person.skip();
+    }
+    for n in 0..30 {
+        juliet
+            .sends(&format!("<message to='romeo@localhost/orchard' type='headline'><body>{n}</body></message>"))
+            .await;
+        juliet.sends(&format!("<message to='romeo@localhost/garden' type='chat'><body>{n}</body></message>")).await;
+        let item = format!("<publish node='news/today'><item id='i'><a xmlns='urn:a'>{n}</a></item></publish>");
+        garden
+            .sends(&format!(
+                "<iq type='set' to='pubsub.localhost' id='p'><pubsub xmlns='{events}'>{item}</pubsub></iq>"
+            ))
+            .await;
+        assert_eq!(garden.reads_bodies(), [n.to_string()]);
+    }
+    assert_eq!(romeo.link.closed(), None);
+    let dropped = || world.node.parts.metrics.messages(Protocol::Xmpp, Outcome::Dropped).get();
+    assert_eq!(dropped(), 90 - 8);
+    // What is kept, and presence, finds its room.
+    juliet.sends("<presence to='romeo@localhost/orchard'/>").await;
+    juliet.sends("<message to='romeo@localhost/orchard' type='chat'><body>for you</body></message>").await;
+    romeo.sees("<presence from='juliet@localhost/balcony'/>");
+    romeo.sees("<message><body>for you</body></message>");
+    romeo.sees_nothing();
+    assert_eq!(dropped(), 90);
 }
 
 #[tokio::test]
