@@ -279,6 +279,11 @@ impl<T: Owed> Backlog<T> {
         }
     }
 
+    /// It was in flight when an earlier process ended; in the order of sending.
+    pub fn was_sent(&mut self, id: u64, item: T) {
+        self.flight.put(id, Box::new(Held { item, repeated: true }));
+    }
+
     /// A new link: from now on so much may be in flight.
     pub fn attach(&mut self, window: Bound) {
         self.window = window;

@@ -54,6 +54,8 @@ pub struct Meta {
     pub reach: Reach,
     /// The session that sent it; 0 if none did.
     pub sender: u64,
+    /// Its number on the sender's stream (XEP-0198 §4), if that is to outlive the process; else 0.
+    pub number: u32,
     /// Made in the turn of the very session that it is for, which waits for room.
     pub(crate) own: bool,
     /// It carries a delay that was added here.

@@ -82,7 +82,7 @@ impl Router {
             if state.kept.is_full() && inboxes(state, &chosen).all(Inbox::is_behind) {
                 return run.reply(env.refuse(&full()));
             }
-            run.ticket.wait_for(store(account, state, &mut env));
+            run.ticket.wait_for(self.store(account, state, &mut env));
         }
         let coming = !run.ticket.is_ready();
         state.ledger.owe(id, &chosen, env.meta.queued.map(|_| size), coming);
@@ -92,6 +92,7 @@ impl Router {
             });
             run.ticket.land(self.owed(account, env));
         } else {
+            self.parts.journal.landed(&env);
             self.give(&chosen, env, (account, state));
         }
     }
@@ -112,12 +113,22 @@ impl Router {
         }
     }
 
+    /// The commit of a message's row. It is counted from now on.
+    pub(crate) fn store(&self, account: &Account, state: &mut AccountState, env: &mut Envelope) -> Commit {
+        let id = env.meta.place;
+        env.meta.queued = Some(id);
+        state.kept.add(env.weight());
+        self.parts.journal.coming(env, &account.jid);
+        account.store().commit(&account.owner, vec![Op::QueuePush { id, value: env.seal() }])
+    }
+
     fn owed(&self, account: &Account, envelope: Envelope) -> crate::landing::Posted {
         self.posted(Landing::Owed { owner: account.jid.clone(), envelope })
     }
 
     /// Whoever it is owed to by now gets it. A stored one that is nobody's waits in the store.
     pub(crate) fn land_owed(self: &Arc<Self>, owner: &BareJid, env: Envelope) {
+        self.parts.journal.landed(&env);
         let Some(account) = self.parts.homes.known(owner) else { return };
         let mut state = account.lock();
         let holders = state.ledger.landed(env.meta.place);
@@ -150,7 +161,7 @@ impl Router {
         let (id, size) = (env.meta.place, env.weight());
         let open = inbox.closed().is_none();
         if open && !env.has(ns::HINTS, "no-store") && !state.kept.is_full() {
-            run.ticket.wait_for(store(account, state, &mut env));
+            run.ticket.wait_for(self.store(account, state, &mut env));
             state.ledger.store(id, size);
             inbox.coming(id);
             run.ticket.land(self.owed(account, env));
@@ -240,7 +251,7 @@ impl Router {
             env.meta.place = self.parts.ids.next(self.parts.clock.now_ms());
         }
         let size = env.weight();
-        run.ticket.wait_for(store(account, state, &mut env));
+        run.ticket.wait_for(self.store(account, state, &mut env));
         state.ledger.owe(env.meta.place, &[], Some(size), true);
         run.ticket.land(self.owed(account, env));
     }
@@ -329,6 +340,11 @@ impl Router {
         if !state.ledger.take_row(row.id, session, row.value.len() + 256) {
             return None;
         }
+        self.stored(&row).map(|env| (row.id, env))
+    }
+
+    /// A row as it goes out.
+    pub(crate) fn stored(&self, row: &QueueRow) -> Option<Envelope> {
         let Ok(stanza) = Stanza::parse(&row.value) else {
             tracing::error!(id = row.id, "a kept message is damaged");
             return None;
@@ -336,7 +352,7 @@ impl Router {
         let mut env: Envelope = stanza.into();
         (env.meta.place, env.meta.queued) = (row.id, Some(row.id));
         self.add_delay(&mut env);
-        Some((row.id, env))
+        Some(env)
     }
 
     /// XEP-0198 §4, XEP-0203: what does not come at once carries its time.
@@ -358,6 +374,7 @@ impl Router {
             // Nobody waits for this: if it is lost with the power, the message is delivered once more.
             let commit = self.parts.store.commit(&account.owner, ops);
             state.ledger.deleting(rows, commit);
+            account.journal().deleted(state.ledger.take_deleted());
         }
         drop(state);
         holders.iter().for_each(|(session, inbox)| self.feed_soon(account, *session, inbox));
@@ -445,20 +462,13 @@ impl Router {
     }
 }
 
-/// The commit of a message's row. It is counted from now on.
-fn store(account: &Account, state: &mut AccountState, env: &mut Envelope) -> Commit {
-    let id = env.meta.place;
-    env.meta.queued = Some(id);
-    state.kept.add(env.weight());
-    account.store().commit(&account.owner, vec![Op::QueuePush { id, value: env.seal() }])
-}
-
 /// The seat of a session that has room for a page, and behind which row the page begins.
 fn next_read(account: &Account, session: u64) -> Option<(Arc<Inbox>, u64)> {
     let mut state = account.lock();
     let inbox = state.session(session)?.inbox.clone();
     let after = inbox.wants()?;
     state.ledger.begin_read();
+    account.journal().deleted(state.ledger.take_deleted());
     Some((inbox, after))
 }
 

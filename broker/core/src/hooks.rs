@@ -102,6 +102,8 @@ pub trait StreamFeature: Send + Sync {
 pub enum SessionEvent {
     /// It sent its initial presence.
     Available,
+    /// Its client is back after the process was started anew: who came and went meanwhile was not told.
+    Returned,
     /// It ended, in whatever way; its entry is still in the account's state.
     Ended,
 }

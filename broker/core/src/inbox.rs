@@ -229,9 +229,14 @@ impl Inbox {
         }
     }
 
+    /// It was taken before the process was started anew.
+    pub(crate) fn was_sent(&self, id: u64, envelope: Envelope) {
+        self.state.lock().backlog.was_sent(id, envelope);
+    }
+
     /// What the receiver has to acknowledge, in the order in which it was taken.
-    pub fn sent(&self) -> Vec<Envelope> {
-        self.state.lock().backlog.sent().map(|(_, envelope)| envelope.clone()).collect()
+    pub fn sent(&self) -> Vec<(u64, Envelope)> {
+        self.state.lock().backlog.sent().map(|(place, envelope)| (place, envelope.clone())).collect()
     }
 
     /// The connection is gone: what its own session still makes waits for no room.

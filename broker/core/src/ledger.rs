@@ -29,6 +29,8 @@ pub(crate) struct Ledger {
     gone: HashSet<u64>,
     /// Pages that are being read.
     reads: usize,
+    /// Rows that are gone for good since it was asked.
+    deleted: Vec<u64>,
 }
 
 /// What was settled: whether there is a row to be deleted, of which size, and who had it.
@@ -106,11 +108,10 @@ impl Ledger {
         last
     }
 
-    /// A message is owed to one more session.
-    pub(crate) fn add_holder(&mut self, id: u64, session: u64) {
-        if let Some(entry) = self.owed.get_mut(&id) {
-            entry.holders.push(session);
-        }
+    /// A message is owed to one more session; false if it is not known.
+    pub(crate) fn add_holder(&mut self, id: u64, session: u64) -> bool {
+        let entry = self.owed.get_mut(&id);
+        entry.map(|entry| entry.holders.push(session)).is_some()
     }
 
     /// A session is gone: the messages that nobody has any more, and whether each has a row and is still coming.
@@ -141,6 +142,11 @@ impl Ledger {
         self.owed.is_empty() && self.reads == 0 && self.deleting.is_empty()
     }
 
+    /// Rows that are gone for good since this was asked.
+    pub(crate) fn take_deleted(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.deleted)
+    }
+
     /// A page is about to be read.
     pub(crate) fn begin_read(&mut self) {
         self.tidy();
@@ -160,9 +166,10 @@ impl Ledger {
             && let Poll::Ready(_) = Pin::new(commit).poll(&mut cx)
         {
             let Some((_, ids)) = self.deleting.pop_front() else { break };
-            for id in ids {
-                self.gone.remove(&id);
+            for id in &ids {
+                self.gone.remove(id);
             }
+            self.deleted.extend(ids);
         }
         if self.gone.is_empty() && self.deleting.is_empty() {
             (self.gone, self.deleting) = (HashSet::new(), VecDeque::new());

@@ -10,6 +10,7 @@ use crate::{
     homes::{Account, SeatId},
     hooks::BoxFuture,
     inbox::Inbox,
+    journal::Notes,
     mailbox::Closed,
     router::Router,
     ticket::Ticket,
@@ -116,6 +117,41 @@ impl Link {
         self.inbox.manage(window);
     }
 
+    /// Where the session's stream is noted, so that it can be resumed after the process was started anew; `None` if
+    /// nothing is noted, or its home is elsewhere.
+    pub fn notes(&self) -> Option<Notes> {
+        match &self.way {
+            Way::Near { router, .. } => router.parts.journal.stream(self.seat.number),
+            Way::Far(_) => None,
+        }
+    }
+
+    /// Notes how the session stands.
+    pub fn note(&self, notes: &Notes) {
+        if let Way::Near { account, .. } = &self.way {
+            notes.stands(&mut account.lock());
+        }
+    }
+
+    /// The client is back after the process was started anew: it and others may have missed who came and went.
+    pub fn returned(&self) -> BoxFuture<'static, Ticket> {
+        match &self.way {
+            Way::Near { router, .. } => {
+                let (router, seat, inbox) = (router.clone(), self.seat.clone(), self.inbox.clone());
+                Box::pin(async move { router.returned(&seat, inbox).await })
+            }
+            Way::Far(_) => Box::pin(async { Ticket::done() }),
+        }
+    }
+
+    /// The broker stops, and the session goes on with the next process.
+    pub fn suspend(&self) -> Ticket {
+        match &self.way {
+            Way::Near { account, router } => router.suspend(account, (self.seat.number, &self.inbox)),
+            Way::Far(_) => Ticket::done(),
+        }
+    }
+
     /// What the client asked for with its binding, of what modules offer there (XEP-0386 §4).
     pub fn begin(&self, requests: &[Element]) {
         match &self.way {
@@ -144,6 +180,13 @@ impl Link {
         polled
     }
 
+    /// What is taken is seen from now on.
+    pub(crate) fn flush_notes(&self) {
+        if let Way::Near { router, .. } = &self.way {
+            router.parts.journal.flush();
+        }
+    }
+
     fn taken(&self, taken: &[(u64, Envelope)]) {
         match &self.way {
             Way::Near { account, router } => router.feed_soon(account, self.seat.number, &self.inbox),
@@ -164,6 +207,7 @@ impl Link {
     pub async fn drain(&self, out: &mut Vec<Envelope>) -> Result<(), Closed> {
         let mut taken = Vec::new();
         poll_fn(|cx| self.poll_deliver(cx, usize::MAX, &mut taken)).await?;
+        self.flush_notes();
         out.extend(taken.into_iter().map(|(_, envelope)| envelope));
         Ok(())
     }
@@ -173,6 +217,7 @@ impl Link {
         let mut taken = Vec::new();
         // Nobody waits: there is nothing, or it is closed.
         let _ = self.poll_deliver(&mut Context::from_waker(Waker::noop()), usize::MAX, &mut taken);
+        self.flush_notes();
         taken.into_iter().map(|(_, envelope)| envelope).collect()
     }
 
@@ -203,8 +248,8 @@ impl Link {
         self.inbox.is_held_up()
     }
 
-    /// What the client has to acknowledge, in the order in which it was taken.
-    pub fn in_flight(&self) -> Vec<Envelope> {
+    /// What the client has to acknowledge, with its places, in the order in which it was taken.
+    pub fn in_flight(&self) -> Vec<(u64, Envelope)> {
         self.inbox.sent()
     }
 
@@ -249,8 +294,10 @@ impl Link {
     /// The word *attach*: there is a connection again.
     pub fn attach(&self) {
         self.inbox.attach();
-        if let Way::Far(far) = &self.way {
-            far.detach(false);
+        match &self.way {
+            // After a restart nothing was read for it yet.
+            Way::Near { account, router } => router.feed_soon(account, self.seat.number, &self.inbox),
+            Way::Far(far) => far.detach(false),
         }
     }
 

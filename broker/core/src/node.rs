@@ -7,6 +7,7 @@ use crate::{
     envelope::Envelope,
     homes::{Homes, SessionLimits},
     hooks::Registry,
+    journal::Journal,
     link::Link,
     login::Login,
     metrics::Metrics,
@@ -48,6 +49,9 @@ pub struct Parts {
     pub login: Arc<Login>,
     /// The counts.
     pub metrics: Arc<Metrics>,
+    /// What streams that can be resumed need to outlive the process; there is none until one is put here, before the
+    /// node is made.
+    pub journal: Arc<Journal>,
     /// Bare JIDs that were removed or revoked: each front end listens and drops their sessions at once.
     pub revoked: broadcast::Sender<BareJid>,
 }
@@ -95,6 +99,7 @@ impl Parts {
             login: Arc::new(Login::new(hosts.clone(), accounts.clone(), clock.clone(), metrics.clone())),
             topics: Arc::new(topics),
             revoked: broadcast::channel(REVOCATIONS).0,
+            journal: Arc::new(Journal::none()),
             hosts,
             clock,
             ids,

@@ -108,7 +108,7 @@ impl Run {
 impl Router {
     /// A router with everything that the modules registered.
     pub(crate) fn new(parts: Parts, mut registry: Registry, bus: Arc<dyn Bus>) -> Arc<Router> {
-        parts.homes.furnish(std::mem::take(&mut registry.parts));
+        parts.homes.furnish(std::mem::take(&mut registry.parts), parts.journal.clone());
         let router = Arc::new(Router { parts, registry, exchange: Arc::new(Exchange::new(bus)) });
         router.parts.homes.post().open(Arc::downgrade(&router));
         router
@@ -325,6 +325,9 @@ impl Router {
         if env.is_lasting() {
             return self.owe(env, chosen, (account, state), run);
         }
+        if env.stanza.kind() == Kind::Message {
+            self.parts.journal.landed(&env);
+        }
         for number in chosen {
             let Some(session) = state.session(number) else { continue };
             let (seat, inbox) = (session.seat(), session.inbox.clone());
@@ -441,6 +444,13 @@ impl Router {
         if let Err(env) = put(&inbox, env).or_else(|env| inbox.give_up(env)) {
             self.bounce(*env);
         }
+    }
+
+    /// A client is back after the process was started anew; what it is told waits for room.
+    pub(crate) async fn returned(self: &Arc<Self>, seat: &SeatId, inbox: Arc<Inbox>) -> Ticket {
+        let mut run = Run { origin: Some((seat.clone(), inbox)), ..Run::default() };
+        run.take(self.hear(seat, SessionEvent::Returned));
+        self.finish(run).await
     }
 
     /// Runs the session hooks for an event; their effects are in the ticket.

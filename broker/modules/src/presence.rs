@@ -62,7 +62,7 @@ fn came(ev: &mut Ev<'_>, id: u64) -> Flow {
     }
     broadcast(ev.env, ev.state, ev.fx);
     if first {
-        meet(ev, id);
+        meet(ev.state, ev.fx, id);
         let event = SessionEvent::Available;
         ev.fx.push(Effect::Event { seat: seat.clone(), event });
     }
@@ -73,19 +73,19 @@ fn came(ev: &mut Ev<'_>, id: u64) -> Flow {
 }
 
 /// What a session is told when it comes: RFC 6121 §4.2.2 its siblings, §4.3 its contacts, §3.1.3 open requests.
-fn meet(ev: &mut Ev<'_>, id: u64) {
-    let Some(me) = ev.state.sessions.iter().find(|session| session.id == id) else { return };
+fn meet(state: &AccountState, fx: &mut Effects, id: u64) {
+    let Some(me) = state.sessions.iter().find(|session| session.id == id) else { return };
     let jid = &me.jid;
-    for other in ev.state.available().filter(|other| other.id != id) {
-        ev.fx.deliver(me, shown(other, jid));
+    for other in state.available().filter(|other| other.id != id) {
+        fx.deliver(me, shown(other, jid));
     }
-    for (contact, _) in contacts(ev.state).iter().filter(|(_, contact)| contact.subscription.to) {
+    for (contact, _) in contacts(state).iter().filter(|(_, contact)| contact.subscription.to) {
         let probe = Head::presence(PresenceType::Probe).from(jid.clone()).to(contact);
-        ev.fx.route(Stanza::new(probe, None));
+        fx.route(Stanza::new(probe, None));
     }
-    let requests = contacts(ev.state).iter().filter_map(|(_, contact)| contact.request.as_ref());
+    let requests = contacts(state).iter().filter_map(|(_, contact)| contact.request.as_ref());
     for request in requests.filter_map(|bytes| Stanza::parse(bytes).ok()) {
-        ev.fx.deliver(me, request);
+        fx.deliver(me, request);
     }
 }
 
@@ -226,6 +226,7 @@ impl OnSession for Presence {
     fn on_session(&self, event: SessionEvent, id: u64, at: &mut Place<'_>) {
         match event {
             SessionEvent::Available => opened(id, at),
+            SessionEvent::Returned => returned(id, at),
             SessionEvent::Ended => ended(id, at),
         }
     }
@@ -236,6 +237,14 @@ fn opened(id: u64, at: &mut Place<'_>) {
     let Some(session) = at.state.session(id).filter(|session| session.presence.is_none()) else { return };
     let head = Head::presence(PresenceType::Available).from(session.jid.clone());
     broadcast(&Stanza::new(head, None).into(), at.state, at.fx);
+}
+
+/// As if it had come just now; to those who know it already nothing is new.
+fn returned(id: u64, at: &mut Place<'_>) {
+    let Some(session) = at.state.session(id).filter(|session| session.available) else { return };
+    let Some(presence) = session.presence.clone() else { return };
+    broadcast(&presence.into(), at.state, at.fx);
+    meet(at.state, at.fx, id);
 }
 
 /// RFC 6121 §4.5.2: the server speaks for a session that ended.

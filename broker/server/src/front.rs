@@ -8,7 +8,7 @@ use crate::{
 };
 use anyhow::Result;
 use std::{future::Future, sync::Arc};
-use tavi_core::{Node, metrics};
+use tavi_core::{Node, journal::Book, metrics};
 use tavi_store_kv::{CommitStats, Histogram, KvStore};
 use tavi_web::{
     Limits,
@@ -35,16 +35,19 @@ pub struct Fronts {
     bots: tavi_bots::Bots,
 }
 
-/// Starts everything that listens.
-pub async fn start(start: Start<'_>, open: Vec<(Key, Open)>) -> Result<Fronts> {
+/// Starts everything that listens; streams of an earlier process go on.
+pub async fn start(start: Start<'_>, streams: Book, open: Vec<(Key, Open)>) -> Result<Fronts> {
+    let xmpp = xmpp(&start);
+    xmpp.restore(start.node.restore(streams).await?);
+    start.node.parts.journal.open();
     let mqtt = tavi_mqtt::Hub::recall(start.node.clone(), start.config.limits.mqtt()).await?;
     start.office.set_mqtt(mqtt.clone());
     let bots = tavi_bots::Bots::start(start.node.clone(), start.config.bots.clone()).await?;
     if let Err(error) = bots.watch() {
         tracing::warn!(%error, "changes of bots are read on SIGHUP only");
     }
-    let (stop, xmpp) = (watch::Sender::new(false), xmpp(&start));
-    let mut fronts = Fronts { stop, tasks: JoinSet::new(), coap: Vec::new(), mqtt, xmpp, bots };
+    let mut fronts =
+        Fronts { stop: watch::Sender::new(false), tasks: JoinSet::new(), coap: Vec::new(), mqtt, xmpp, bots };
     fronts.tasks.spawn(fronts.mqtt.clone().run());
     for (key, sockets) in open {
         match sockets {

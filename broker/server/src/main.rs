@@ -17,6 +17,7 @@ mod serve;
 mod sessions;
 mod signals;
 mod stored;
+mod streams;
 mod tls;
 mod tokens;
 mod users;

@@ -8,12 +8,13 @@ use crate::{
     data, front, listen, logs, people,
     removal::Removals,
     signals::{Signals, Wish},
+    streams::Streams,
     tls::Tls,
     tokens, users,
 };
 use anyhow::{Result, anyhow};
 use std::{sync::Arc, time::Duration};
-use tavi_core::{Clock, Node, Parts, Registry, SystemClock, topics::Tidy};
+use tavi_core::{Clock, Journal, Node, Parts, Registry, SystemClock, journal::Book, topics::Tidy};
 use tavi_enrol::Secret;
 use tavi_store::{Expect, Op, Owner, Table};
 use tavi_store_kv::{KvStore, Options};
@@ -68,7 +69,8 @@ async fn serve(config: Config) -> Result<()> {
     let tls = Tls::load(&config, SystemClock.now_ms())?;
     let store = first_engine(&config).await?;
     data::note_served(&config.data, config.hosts.domain())?;
-    let node = node(&config, store.clone()).await?;
+    let (journal, streams) = streams(&config);
+    let node = node(&config, store.clone(), journal).await?;
     first_admin(&config, &node.parts).await?;
     warn_of_strangers(&node.parts).await?;
     node.router.registry().start().await?;
@@ -77,9 +79,8 @@ async fn serve(config: Config) -> Result<()> {
     let addresses = listeners.addresses.clone();
     let removals = Removals::new(node.clone());
     let office = Arc::new(Office::new(node.parts.clone(), removals.clone(), addresses.clone()));
-    let fronts =
-        front::start(front::Start { node: &node, tls: &tls, config: &config, store: &store, office }, listeners.open)
-            .await?;
+    let start = front::Start { node: &node, tls: &tls, config: &config, store: &store, office };
+    let fronts = front::start(start, streams, listeners.open).await?;
     removals.resume().await?;
     announce(&config, &addresses)?;
     let failed = tokio::select! {
@@ -94,6 +95,7 @@ async fn serve(config: Config) -> Result<()> {
     }
     fronts.stop().await;
     drain(&node).await;
+    node.parts.journal.flush();
     close(store).await;
     tracing::info!("stopped");
     match failed {
@@ -116,9 +118,18 @@ async fn first_engine(config: &Config) -> Result<Arc<KvStore>> {
     users::open_store(config)
 }
 
+/// Where streams are noted that can be resumed, and those that an earlier process left.
+fn streams(config: &Config) -> (Arc<Journal>, Book) {
+    let file = Streams::of(&config.data).filter(|_| !config.limits.xmpp().resume.is_zero());
+    let Some(file) = file else { return (Arc::new(Journal::none()), Book::default()) };
+    let book = file.read();
+    (Arc::new(Journal::over(Box::new(file))), book)
+}
+
 /// The parts and the modules, put together.
-pub async fn node(config: &Config, store: Arc<KvStore>) -> Result<Node> {
-    let parts = Parts::load(config.hosts.clone(), store, Arc::new(SystemClock), config.limits.sessions()).await?;
+pub async fn node(config: &Config, store: Arc<KvStore>, journal: Arc<Journal>) -> Result<Node> {
+    let mut parts = Parts::load(config.hosts.clone(), store, Arc::new(SystemClock), config.limits.sessions()).await?;
+    parts.journal = journal;
     parts.permit.set_quota(config.limits.grants_per_subject());
     parts.topics.set_quota(config.limits.retained());
     parts.login.set_tokens(tokens::Registry::new(parts.clone()));

@@ -102,7 +102,7 @@ impl Closed {
         F: Future<Output = Result<T, ApiError>>,
     {
         let store = open_store(&self.config)?;
-        let node = serve::node(&self.config, store.clone()).await?;
+        let node = serve::node(&self.config, store.clone(), Arc::new(tavi_core::Journal::none())).await?;
         let outcome = work(node).await;
         store.close();
         outcome.map_err(|error| anyhow!("{error}"))

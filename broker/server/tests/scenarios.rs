@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, reason = "the floods tell what they measured")]
 
 mod floods;
+mod resumption;
 mod sessions;
 
 use std::collections::BTreeSet;

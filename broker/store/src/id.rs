@@ -31,6 +31,12 @@ impl IdSource {
         *last
     }
 
+    /// Nothing up to `id` is drawn from now on.
+    pub fn raise(&self, id: u64) {
+        let mut last = self.last.lock();
+        *last = id.max(*last);
+    }
+
     /// The first id of this node at `now_ms`.
     fn at(&self, now_ms: u64) -> u64 {
         let ms = now_ms.saturating_sub(EPOCH_MS) & (u64::MAX >> (SEQUENCE_BITS + NODE_BITS));

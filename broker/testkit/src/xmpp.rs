@@ -104,6 +104,38 @@ impl XmppClient {
         self.take("stream management", |e| e.is(SM, "enabled").then_some(())).await
     }
 
+    /// Turns stream management on, for a stream that can be resumed; gives its name.
+    ///
+    /// # Errors
+    /// The server refuses it.
+    pub async fn manage_resumable(&self) -> anyhow::Result<String> {
+        self.counters.sent.store(0, Ordering::SeqCst);
+        self.send_bytes(format!("<enable xmlns='{SM}' resume='true'/>").into_bytes())?;
+        self.take("stream management", |e| e.is(SM, "enabled").then(|| e.get_attr("id").map(Into::into))?).await
+    }
+
+    /// Logs in and goes on with the stream `previous`, of which `handled` stanzas came (XEP-0198 §5); gives how many of
+    /// ours the server has handled. `self` is a fresh connection.
+    ///
+    /// # Errors
+    /// The server refuses; the error shows what it said.
+    pub async fn resume(&mut self, user: &str, password: &str, previous: &str, handled: u32) -> anyhow::Result<u32> {
+        self.features().await?;
+        self.authenticate(user, password).await?;
+        self.open()?;
+        self.features().await?;
+        self.counters.received.store(handled, Ordering::SeqCst);
+        self.send_bytes(format!("<resume xmlns='{SM}' previd='{previous}' h='{handled}'/>").into_bytes())?;
+        let answer = self.take("an answer to resume", |e| (e.ns() == SM && e.name() != "a").then(|| e.clone())).await?;
+        ensure!(answer.is(SM, "resumed"), "the server answers {}", answer.to_xml(CLIENT));
+        Ok(answer.get_attr("h").context("no h")?.parse()?)
+    }
+
+    /// How many stanzas came since stream management was turned on, over all connections of the stream.
+    pub fn handled(&self) -> u32 {
+        self.counters.received.load(Ordering::SeqCst)
+    }
+
     /// Waits until the server has acknowledged every stanza that was sent.
     ///
     /// # Errors

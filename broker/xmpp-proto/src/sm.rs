@@ -75,6 +75,13 @@ impl<T> StreamManagement<T> {
         StreamManagement { handled: 0, acknowledged: 0, unacknowledged: VecDeque::new(), asked: false }
     }
 
+    /// The state of a stream from before the process was started anew: what was handled and acknowledged, and what the
+    /// peer has not acknowledged, in order.
+    pub fn restored(handled: u32, acknowledged: u32, unacknowledged: impl IntoIterator<Item = T>) -> Self {
+        let unacknowledged = unacknowledged.into_iter().collect();
+        StreamManagement { handled, acknowledged, unacknowledged, asked: false }
+    }
+
     /// One more stanza of the peer is dealt with: what had to be durable is.
     pub fn count_handled(&mut self) {
         self.handled = self.handled.wrapping_add(1);
@@ -130,6 +137,11 @@ impl<T> StreamManagement<T> {
         self.asked = false;
         let h = self.handled.to_string();
         Element::new(ns::SM, "resumed").attr("previd", previous.to_owned()).attr("h", h)
+    }
+
+    /// Of what is not acknowledged only this is sent again.
+    pub fn retain(&mut self, still: impl FnMut(&T) -> bool) {
+        self.unacknowledged.retain(still);
     }
 
     /// How many stanzas wait for an acknowledgement.

@@ -95,6 +95,15 @@ impl Xmpp {
         self.shared.clone().accept(listener, Port::DirectTls).await;
     }
 
+    /// Sessions of an earlier process, each of which waits for a connection of its client as long as if its connection
+    /// had been cut just now.
+    pub fn restore(&self, sessions: Vec<tavi_core::restore::Restored>) {
+        for restored in sessions {
+            let session = Session::restored(Connection::new(self.shared.clone()), restored);
+            tokio::spawn(session.wait_and_run());
+        }
+    }
+
     /// Stops accepting, ends every stream with `<system-shutdown/>`, and waits until all connections and sessions are gone. Each
     /// has [`Config::farewell_deadline`] to read its last words.
     pub async fn stop(&self) {

@@ -114,7 +114,11 @@ impl Resumables {
         let mut secret = [0; 18];
         // Without randomness names could be guessed. getrandom fails only on broken systems.
         getrandom::fill(&mut secret).expect("the system has randomness since the broker started");
-        let name: Box<str> = secret.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into();
+        self.enter_as(secret.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into(), user)
+    }
+
+    /// A session of a user that had this name before the process was started anew.
+    pub fn enter_as(self: &Arc<Self>, name: Box<str>, user: BareJid) -> Resumption {
         let (handover, connections) = mpsc::channel(1);
         self.sessions.lock().insert(name.clone(), (user.clone(), handover));
         Resumption { name, user, connections, all: self.clone() }

@@ -3,7 +3,7 @@
 //! The loop polls by hand and holds no buffer while nothing happens: bytes are read into a buffer that the thread's
 //! connections share, output exists only until it is written, and whatever is rare is boxed.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
@@ -11,16 +11,18 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use tavi_core::journal::Notes;
 use tavi_core::link::Link;
 use tavi_core::metrics::{Metrics, Outcome, Protocol};
 use tavi_core::node::Attached;
+use tavi_core::restore::Restored;
 use tavi_core::{Bound, Closed, Envelope, Origin, Ticket, TicketQueue};
 use tavi_store::StoreError;
 use tavi_xmpp_proto::ingress::{Incoming, Ingress};
 use tavi_xmpp_proto::sm::{self, SmRequest, StreamManagement};
 use tavi_xmpp_proto::stream::{Framing, c2s};
 use tavi_xmpp_proto::{
-    Condition, Element, Jid, Kind, PresenceType, Stanza, StanzaType, StreamCondition, StreamError, ns,
+    Condition, Element, Jid, Kind, Limits, PresenceType, Stanza, StanzaType, StreamCondition, StreamError, ns,
 };
 use tokio::sync::oneshot;
 use tokio::time::Sleep;
@@ -76,6 +78,8 @@ struct Routing {
     due: Due,
     /// What comes of it is for the session itself, and waits for room.
     own: bool,
+    /// It may change how the session stands.
+    changes: bool,
 }
 
 /// The session of one connection.
@@ -106,10 +110,24 @@ pub(crate) struct Session {
     writing: Vec<u64>,
     /// The places of what the client has not acknowledged.
     management: Option<Box<StreamManagement<u64>>>,
+    /// The number of the last stanza of the client that was dealt with or is being (XEP-0198 §4).
+    number: u32,
     /// It outlives its connection.
     resumption: Option<Box<Resumption>>,
+    /// It outlives the process.
+    notes: Option<Notes>,
+    /// What it outlived the process with.
+    past: Option<Box<Past>>,
     /// Runs while the client has to acknowledge before it gets more.
     deadline: Option<Pin<Box<Sleep>>>,
+}
+
+/// What a session still has of an earlier process.
+struct Past {
+    /// Stanzas, by their numbers, that were handled there.
+    landed: BTreeSet<u32>,
+    /// Its client has come back.
+    over: bool,
 }
 
 /// What was read and is not dealt with.
@@ -225,7 +243,10 @@ impl Session {
             written: 0,
             writing: Vec::new(),
             management: None,
+            number: 0,
             resumption: None,
+            notes: None,
+            past: None,
             deadline: None,
         };
         if let Some(managed) = managed {
@@ -233,6 +254,46 @@ impl Session {
         }
         session.take_bytes(&rest);
         session
+    }
+
+    /// A session of an earlier process, which waits for a connection.
+    pub fn restored(connection: Connection, restored: Restored) -> Session {
+        let shared = connection.shared();
+        let Restored { name, link, attached, notes, handled, landed, acknowledged, sent } = restored;
+        let resumption = shared.resumable.enter_as(name, link.seat().owner.clone());
+        Session {
+            entered: Entered::new(shared.clone(), &link),
+            connection,
+            ingress: Ingress::new(Limits::BEFORE_LOGIN),
+            shared,
+            wire: Wire::Gone,
+            link,
+            _attached: attached,
+            lang: None,
+            tickets: TicketQueue::default(),
+            disk: tavi_store::Room::default(),
+            routing: None,
+            pending: Pending::default(),
+            ending: None,
+            hurried: false,
+            out: Vec::new(),
+            written: 0,
+            writing: Vec::new(),
+            management: Some(Box::new(StreamManagement::restored(handled, acknowledged, sent))),
+            number: handled,
+            resumption: Some(Box::new(resumption)),
+            notes: Some(notes),
+            past: Some(Box::new(Past { landed, over: false })),
+            deadline: None,
+        }
+    }
+
+    /// The same for a session that has no connection.
+    pub async fn wait_and_run(mut self) {
+        match Box::pin(self.outlive(End::Broken)).await {
+            Ok(()) => self.run().await,
+            Err(end) => Box::pin(self.end(end)).await,
+        }
     }
 
     /// Lives until the stream ends.
@@ -326,13 +387,32 @@ impl Session {
         // Who knows the name of the stream has read what was written before it.
         self.all_written();
         self.heed()?;
+        self.catch_up();
         let (Some(management), Some(resumption)) = (&mut self.management, &self.resumption) else { return Ok(()) };
         self.out.clear();
+        self.number = management.handled();
         greeting.write(management.resume(&resumption.name), &mut self.out);
-        self.link.in_flight().iter().for_each(|envelope| envelope.write(&mut self.out));
+        self.link.in_flight().iter().for_each(|(_, envelope)| envelope.write(&mut self.out));
         management.ask(&mut self.out);
+        if let Some(notes) = &self.notes {
+            notes.counted(self.number);
+        }
         self.take_bytes(&rest);
         Ok(())
+    }
+
+    /// The first connection after the process was started anew. What others have dealt with meanwhile does not come any
+    /// more, and who came and went was not told.
+    fn catch_up(&mut self) {
+        let Some(past) = self.past.as_mut().filter(|past| !past.over) else { return };
+        past.over = true;
+        let there: BTreeSet<u64> = self.link.in_flight().into_iter().map(|(place, _)| place).collect();
+        if let Some(management) = &mut self.management {
+            management.retain(|place| there.contains(place));
+        }
+        self.notes.iter().for_each(|notes| notes.remains(there.iter().copied().collect()));
+        self.routing =
+            Some(Routing { route: self.link.returned(), size: 0, due: Due::Nothing, own: true, changes: false });
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
@@ -433,10 +513,17 @@ impl Session {
             tracing::error!(%error, jid = %self.link.jid(), "a stanza could not be saved");
             return Err(StreamError::new(StreamCondition::InternalServerError).text("the store failed").into());
         }
-        match (due, &mut self.management) {
-            (Due::Count, Some(management)) => management.count_handled(),
-            (Due::Answer, Some(management)) => management.answer(&mut self.out),
-            _ => {}
+        let Some(management) = &mut self.management else { return Ok(()) };
+        match due {
+            Due::Nothing => return Ok(()),
+            Due::Count => management.count_handled(),
+            Due::Answer => management.answer(&mut self.out),
+        }
+        // What is not noted as handled is remembered one by one.
+        if let Some(notes) = &self.notes
+            && (due == Due::Answer || management.handled().is_multiple_of(32))
+        {
+            notes.counted(management.handled());
         }
         Ok(())
     }
@@ -446,6 +533,7 @@ impl Session {
         if self.out.is_empty() {
             return Ok(false);
         }
+        self.flush_notes();
         let before = self.written;
         match self.wire.poll_write_all(cx, &self.out, &mut self.written) {
             Poll::Ready(Ok(())) => {
@@ -462,6 +550,11 @@ impl Session {
                 Ok(stuck)
             }
         }
+    }
+
+    /// What is written is seen from now on.
+    fn flush_notes(&self) {
+        self.shared.node.parts.journal.flush();
     }
 
     /// semantics.md: a recipient without stream management has a message when it is written.
@@ -496,6 +589,9 @@ impl Session {
     }
 
     fn deliver(&mut self, taken: Vec<(u64, Envelope)>) {
+        if let Some(notes) = &self.notes {
+            notes.sent(&taken);
+        }
         let delivered = self.shared.node.parts.metrics.messages(Protocol::Xmpp, Outcome::Delivered);
         for (place, envelope) in taken {
             delivered.add(u64::from(envelope.stanza.kind() == Kind::Message));
@@ -555,8 +651,10 @@ impl Session {
     fn poll_routing(&mut self, cx: &mut Context<'_>) -> bool {
         let Some(routing) = &mut self.routing else { return false };
         let Poll::Ready(ticket) = routing.route.as_mut().poll(cx) else { return false };
-        let (due, size) = (routing.due, routing.size);
-        self.routing = None;
+        let Some(Routing { due, size, changes, .. }) = self.routing.take() else { return false };
+        if let Some(notes) = self.notes.as_ref().filter(|_| changes) {
+            self.link.note(notes);
+        }
         self.tickets.push(ticket, due, size);
         true
     }
@@ -610,25 +708,40 @@ impl Session {
             self.answer(Some(reply));
             return Ok(());
         }
-        let parts = &self.shared.node.parts;
         if stanza.kind() == Kind::Message {
-            parts.metrics.messages(Protocol::Xmpp, Outcome::Received).add(1);
+            self.shared.node.parts.metrics.messages(Protocol::Xmpp, Outcome::Received).add(1);
         }
         let origin = if self.management.is_some() { Origin::Managed } else { Origin::Plain };
         let (size, due, own) = (stanza.raw().len() + 128, self.due(), !is_for_others(&stanza, self.link.jid()));
-        let envelope = Envelope::received(stanza, origin, parts.clock.now_ms());
-        self.routing = Some(Routing { route: self.link.sent(envelope), size, due, own });
+        if let Some(past) = &mut self.past
+            && past.landed.remove(&self.number)
+        {
+            // It was handled before the process was started anew.
+            self.tickets.push(Ticket::done(), due, 0);
+            return Ok(());
+        }
+        let changes = stanza.kind() != Kind::Message;
+        let mut envelope = Envelope::received(stanza, origin, self.shared.node.parts.clock.now_ms());
+        if self.notes.is_some() {
+            envelope.meta.number = self.number;
+        }
+        self.routing = Some(Routing { route: self.link.sent(envelope), size, due, own, changes });
         Ok(())
     }
 
-    /// What a stanza is owed.
-    fn due(&self) -> Due {
-        if self.management.is_some() { Due::Count } else { Due::Nothing }
+    /// What the next stanza is owed.
+    fn due(&mut self) -> Due {
+        if self.management.is_none() {
+            return Due::Nothing;
+        }
+        self.number = self.number.wrapping_add(1);
+        Due::Count
     }
 
     /// An answer that the session itself gives, to a stanza that is dealt with by that.
     fn answer(&mut self, reply: Option<Stanza>) {
-        self.tickets.push(Ticket::done(), self.due(), 0);
+        let due = self.due();
+        self.tickets.push(Ticket::done(), due, 0);
         if let Some(mut reply) = reply {
             reply.head.to = Some(self.link.jid().clone());
             self.link.answer(reply.into());
@@ -669,6 +782,12 @@ impl Session {
         self.link.manage(window);
         self.management = Some(Box::default());
         self.resumption = managed.resumption;
+        self.notes = self.resumption.as_ref().and_then(|resumption| {
+            let notes = self.link.notes()?;
+            notes.begin_new(&resumption.name, self.link.jid(), window);
+            self.link.note(&notes);
+            Some(notes)
+        });
     }
 
     /// Heeds the client's last acknowledgement, wherever it stands in what was read; true if there was one.
@@ -678,6 +797,9 @@ impl Session {
         let places: Vec<u64> = management.acknowledge(h)?.collect();
         if !places.is_empty() {
             self.deadline = None;
+        }
+        if let Some(notes) = &self.notes {
+            notes.acknowledged(places.len());
         }
         self.link.acked(&places);
         // While the client does not read, it is not asked again and again.
@@ -692,6 +814,11 @@ impl Session {
         note(&end, &self.link, &self.shared);
         let deadline = self.shared.config.farewell_deadline;
         let concluding = self.resumption.take().map(|resumption| resumption.conclude(2 * deadline));
+        // The next process goes on with it (XEP-0198 §5).
+        let stops = self.link.closed() == Some(Closed::Shutdown) && !matches!(end, End::Closed);
+        if let Some(notes) = self.notes.as_ref().filter(|_| !stops) {
+            notes.end();
+        }
         // What is still being routed waits for no room from here on.
         self.link.close(Closed::Gone);
         // Without stream management nobody hears what was not heeded.
@@ -704,9 +831,13 @@ impl Session {
             self.all_written();
         }
         let handled = self.management.as_ref().map_or(0, |management| management.handled());
-        let Session { shared, mut wire, link, entered, tickets, routing, .. } = self;
+        let Session { shared, mut wire, link, entered, tickets, routing, notes, .. } = self;
         drain((tickets, routing), (handled, concluding), shared.node.parts.metrics.clone());
-        if let Err(error) = link.end(Vec::new()).await.complete().await {
+        let left = match notes.filter(|_| stops) {
+            Some(_) => link.suspend(),
+            None => link.end(Vec::new()).await,
+        };
+        if let Err(error) = left.complete().await {
             tracing::error!(%error, jid = %link.jid(), "what a session left could not be kept");
         }
         drop(entered);
@@ -734,7 +865,9 @@ impl Session {
         poll_fn(|cx| self.poll_settled(cx)).await;
         if let Some(management) = &self.management {
             management.answer(&mut self.out);
+            self.notes.iter().for_each(|notes| notes.counted(management.handled()));
         }
+        self.flush_notes();
         match end {
             End::Broken | End::Resumed(_) => {}
             End::Closed => self.ingress.framing().write_close(&mut self.out),

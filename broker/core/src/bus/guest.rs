@@ -129,6 +129,7 @@ impl Node {
             if let Err(why) = poll_fn(|cx| link.poll_deliver(cx, AT_ONCE, &mut taken)).await {
                 return self.say(node, Word::Close { link: number, why });
             }
+            link.flush_notes();
             for (place, envelope) in taken.drain(..) {
                 self.say(node, Word::Deliver { link: number, place, envelope });
             }

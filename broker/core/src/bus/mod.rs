@@ -15,7 +15,7 @@ mod bad_way;
 mod channel;
 mod exchange;
 mod guest;
-mod word;
+pub(crate) mod word;
 
 pub use bad_way::{BadWay, Dice};
 pub use channel::{Channel, Piece};

@@ -167,7 +167,7 @@ impl Word {
 /// New ones come at the end.
 const REASONS: [Closed; 5] = [Closed::Gone, Closed::Overflow, Closed::Replaced, Closed::Shutdown, Closed::Revoked];
 
-fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+pub(crate) fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     out.put_u32(bytes.len() as u32);
     out.put_slice(bytes);
 }
@@ -185,15 +185,15 @@ fn put_envelope(out: &mut Vec<u8>, envelope: &Envelope) {
     put_bytes(out, &envelope.to_bytes());
 }
 
-fn byte(input: &mut Bytes) -> Result<u8, Damaged> {
+pub(crate) fn byte(input: &mut Bytes) -> Result<u8, Damaged> {
     input.try_get_u8().map_err(|_| Damaged)
 }
 
-fn number(input: &mut Bytes) -> Result<u64, Damaged> {
+pub(crate) fn number(input: &mut Bytes) -> Result<u64, Damaged> {
     input.try_get_u64().map_err(|_| Damaged)
 }
 
-fn read_bytes(input: &mut Bytes) -> Result<Bytes, Damaged> {
+pub(crate) fn read_bytes(input: &mut Bytes) -> Result<Bytes, Damaged> {
     let len = input.try_get_u32().map_err(|_| Damaged)? as usize;
     if len > MAX || len > input.len() {
         return Err(Damaged);
@@ -201,7 +201,7 @@ fn read_bytes(input: &mut Bytes) -> Result<Bytes, Damaged> {
     Ok(input.split_to(len))
 }
 
-fn read_jid(input: &mut Bytes) -> Result<Jid, Damaged> {
+pub(crate) fn read_jid(input: &mut Bytes) -> Result<Jid, Damaged> {
     let text = read_bytes(input)?;
     std::str::from_utf8(&text).ok().and_then(|text| text.parse().ok()).ok_or(Damaged)
 }

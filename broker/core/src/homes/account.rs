@@ -4,7 +4,7 @@ use super::{
     SessionLimits,
     part::{AccountPart, PartsOf},
 };
-use crate::{inbox::Inbox, landing::Post, ledger::Ledger, principal::Principal};
+use crate::{inbox::Inbox, journal::Journal, landing::Post, ledger::Ledger, principal::Principal};
 use parking_lot::{Mutex, MutexGuard};
 use std::{
     fmt,
@@ -183,6 +183,7 @@ pub struct Account {
     pub(super) seen_ms: AtomicU64,
     pub(super) store: SharedStore,
     pub(super) post: Arc<Post>,
+    pub(super) journal: Arc<Journal>,
 }
 
 /// An account stays in memory this long after the hand found it used: all its saves have landed by then.
@@ -191,6 +192,10 @@ const IDLE_MS: u64 = 60_000;
 impl Account {
     pub(crate) fn store(&self) -> &SharedStore {
         &self.store
+    }
+
+    pub(crate) fn journal(&self) -> &Arc<Journal> {
+        &self.journal
     }
 
     pub(crate) fn post(&self) -> &Arc<Post> {
@@ -213,6 +218,12 @@ impl Account {
         self.lock().sessions.len()
     }
 
+    fn is_idle(&self, state: &mut AccountState) -> bool {
+        let idle = state.is_idle();
+        self.journal.deleted(state.ledger.take_deleted());
+        idle
+    }
+
     pub(super) fn touch(&self) {
         self.used.store(true, Ordering::Relaxed);
     }
@@ -224,6 +235,8 @@ impl Account {
         }
         let rested = now_ms.saturating_sub(self.seen_ms.load(Ordering::Relaxed)) > IDLE_MS;
         // Somebody else may hold its lock, but then he also holds a reference.
-        rested && Arc::strong_count(self) == 1 && self.state.try_lock().is_some_and(|mut state| state.is_idle())
+        rested
+            && Arc::strong_count(self) == 1
+            && self.state.try_lock().is_some_and(|mut state| self.is_idle(&mut state))
     }
 }

@@ -17,6 +17,7 @@ use crate::{
     clock::Clock,
     envelope::Envelope,
     inbox::Inbox,
+    journal::Journal,
     landing::Post,
     mailbox::Closed,
     metrics::{Metrics, Protocol},
@@ -83,6 +84,7 @@ pub struct Homes {
     limits: SessionLimits,
     metrics: Arc<Metrics>,
     loaders: OnceLock<Vec<Loader>>,
+    journal: OnceLock<Arc<Journal>>,
     post: Arc<Post>,
 }
 
@@ -105,13 +107,14 @@ impl Homes {
             limits,
             metrics,
             loaders: OnceLock::new(),
+            journal: OnceLock::new(),
             post: Arc::default(),
         }
     }
 
-    /// What modules registered, before anybody comes home.
-    pub(crate) fn furnish(&self, loaders: Vec<Loader>) {
-        if self.loaders.set(loaders).is_err() {
+    /// What modules registered and where streams are noted, before anybody comes home.
+    pub(crate) fn furnish(&self, loaders: Vec<Loader>, journal: Arc<Journal>) {
+        if self.loaders.set(loaders).is_err() || self.journal.set(journal).is_err() {
             tracing::error!("a second node over the same homes");
         }
     }
@@ -163,7 +166,8 @@ impl Homes {
         let state = Mutex::new(AccountState { kept, parts, ..AccountState::default() });
         let (used, seen_ms) = (AtomicBool::new(true), AtomicU64::new(self.clock.now_ms()));
         let (store, post) = (self.store.clone(), self.post.clone());
-        let fresh = Account { jid: jid.clone(), principal, owner, state, used, seen_ms, store, post };
+        let journal = self.journal.get().cloned().unwrap_or_else(|| Arc::new(Journal::none()));
+        let fresh = Account { jid: jid.clone(), principal, owner, state, used, seen_ms, store, post, journal };
         Ok(Some(self.admit(fresh)))
     }
 

@@ -61,7 +61,7 @@ impl World {
             Step::Resume => {
                 self.wire.clear();
                 self.acknowledge();
-                self.wire.extend(self.inbox.sent());
+                self.wire.extend(self.inbox.sent().into_iter().map(|(_, envelope)| envelope));
             }
         }
         assert!(self.inbox.sent().len() <= 4, "the window holds");

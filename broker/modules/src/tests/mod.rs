@@ -1,6 +1,7 @@
 //! Dialogues over several modules: the proof that the hook model holds.
 
 mod owed;
+mod restart;
 mod resumption;
 pub(crate) mod world;
 mod worlds;

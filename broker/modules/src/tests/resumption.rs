@@ -275,7 +275,7 @@ impl Play {
         let client = &mut self.clients[who];
         let Some(link) = &mut client.link else { return };
         assert_eq!(link.seat.in_flight().len(), link.management.waiting());
-        link.down = link.seat.in_flight().into();
+        link.down = link.seat.in_flight().into_iter().map(|(_, envelope)| envelope).collect();
         link.up = client.said.clone();
     }
 

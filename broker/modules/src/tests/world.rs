@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use tavi_core::{
-    Envelope, FakeClock, Node, Origin, Parts, Principal, Registry, Ticket, homes::SessionLimits, link::Link,
+    Envelope, FakeClock, Journal, Node, Origin, Parts, Principal, Registry, Ticket, homes::SessionLimits, link::Link,
     permit::Grant, principal::Hosts,
 };
 use tavi_store::{Expect, MemoryStore, Op, Owner, SharedStore, Store, Table};
@@ -50,8 +50,19 @@ impl World {
     }
 
     pub(crate) async fn over(store: SharedStore, clock: Arc<FakeClock>, limits: SessionLimits) -> World {
+        World::noted(store, clock, limits, Arc::new(Journal::none())).await
+    }
+
+    /// A world whose streams are noted.
+    pub(crate) async fn noted(
+        store: SharedStore,
+        clock: Arc<FakeClock>,
+        limits: SessionLimits,
+        journal: Arc<Journal>,
+    ) -> World {
         let hosts = Hosts::new("localhost").unwrap();
-        let parts = Parts::load(hosts, store.clone(), clock.clone(), limits).await.unwrap();
+        let mut parts = Parts::load(hosts, store.clone(), clock.clone(), limits).await.unwrap();
+        parts.journal = journal;
         let mut registry = Registry::default();
         crate::register(&mut registry, &parts).unwrap();
         let node = Node::new(parts, registry);
@@ -75,7 +86,11 @@ impl World {
             self.account(local).await;
         }
         let account = self.node.parts.homes.account(&jid).await.unwrap().unwrap();
-        let link = self.node.router.bind(&account, jid.with_resource(resource).unwrap()).unwrap();
+        self.person(self.node.router.bind(&account, jid.with_resource(resource).unwrap()).unwrap())
+    }
+
+    /// Whoever has this seat.
+    pub(crate) fn person(&self, link: Link) -> Person {
         Person {
             node: self.node.clone(),
             link,
