@@ -3,6 +3,7 @@
 use crate::{
     accounts::{Accounts, ITERATIONS, ITERATIONS_GENERATED},
     clock::Clock,
+    lines::{Lines, shown},
     metrics::Metrics,
     principal::{Host, Hosts, Principal},
     throttle::{PATIENCE, Throttle, Turn},
@@ -20,6 +21,9 @@ use tavi_xmpp_proto::{
 };
 use tokio::sync::{OnceCell, Semaphore};
 use zeroize::Zeroizing;
+
+static FAILED: Lines = Lines::new();
+static REFUSED: Lines = Lines::new();
 
 /// Why a login was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -194,7 +198,7 @@ impl Login {
             return Ok(principal);
         }
         self.metrics.login_failures.add(1);
-        tracing::info!(user = %attempt.user, peer = %attempt.peer.address, "login failed");
+        FAILED.write(|| tracing::info!(user = shown(attempt.user), peer = %attempt.peer.address, "login failed"));
         let delay = self.throttle.lock().failed(&turn, self.clock.now_ms());
         // A wrong guess keeps its place until it is answered, also when the guesser does not wait for that.
         tokio::spawn(async move {
@@ -213,7 +217,8 @@ impl Login {
         let named = |who: &Principal| attempt.user.is_empty() || self.resolve(attempt.user).as_ref() == who.jid();
         known.filter(|who| matches!(who, Principal::Device(_)) && named(who)).ok_or_else(|| {
             self.metrics.login_failures.add(1);
-            tracing::info!(user = %attempt.user, peer = %attempt.peer.address, "a certificate was refused");
+            let (user, peer) = (shown(attempt.user), attempt.peer.address);
+            REFUSED.write(|| tracing::info!(user, %peer, "a certificate was refused"));
             Denied::Wrong { delay: Duration::ZERO }
         })
     }

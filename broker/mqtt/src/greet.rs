@@ -4,9 +4,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::task::Poll;
 
-use tavi_core::Principal;
 use tavi_core::login::{self, Attempt, Credential, Denied};
 use tavi_core::permit::Action;
+use tavi_core::{Lines, Principal};
 use tavi_wire::topic::check_topic;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use zeroize::Zeroizing;
@@ -19,6 +19,8 @@ use crate::hub::{Entered, Hub, Parting};
 use crate::packet::{Connect, Packet, Reason, Version};
 use crate::reply::{self, Welcome};
 use crate::session::Session;
+
+static IN_CLEAR: Lines = Lines::new();
 
 /// Who is at the other end, and how.
 #[derive(Clone, Debug)]
@@ -209,10 +211,12 @@ async fn log_in(hub: &Hub, connect: &mut Connect, peer: &Peer) -> Result<Princip
         _ => return Err(Reason::NOT_AUTHORIZED),
     };
     if peer.link == Link::Clear && !peer.who.address.is_loopback() {
-        tracing::warn!(
-            peer = %peer.who.address,
-            "MQTT login refused: a password in clear is taken from this machine only; use the mqtts listener"
-        );
+        IN_CLEAR.write(|| {
+            tracing::warn!(
+                peer = %peer.who.address,
+                "MQTT login refused: a password in clear is taken from this machine only; use the mqtts listener"
+            )
+        });
         // 3.1.1 tells "not authorised" from "bad password" (3.1.1 §3.2.2.3).
         return Err(if connect.version == Version::V4 { Reason::NOT_AUTHORIZED } else { Reason::BAD_CREDENTIALS });
     }

@@ -10,7 +10,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tavi_core::metrics::{Outcome, Protocol};
 use tavi_core::permit::Action;
 use tavi_core::topics::Subscriber;
-use tavi_core::{Closed, Mailbox, Node, Principal, Ticket};
+use tavi_core::{Closed, Lines, Mailbox, Node, Principal, Ticket};
 use tavi_store::{Op, Owner, PageBound, QueuePage, StoreError};
 use tokio::sync::{Notify, oneshot, watch};
 
@@ -25,6 +25,8 @@ use crate::seat::{LiveSeat, Parcel};
 
 pub use crate::entry::Parting;
 pub use crate::place::{Place, Seat};
+
+static TOO_MANY: Lines = Lines::new();
 
 /// How long [`Hub::stopped`] waits.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -268,7 +270,7 @@ impl Hub {
         if sessions.entries.durable_of(subject) < self.config.max_durable_sessions {
             return Ok(());
         }
-        tracing::warn!(subject, "MQTT session refused: the principal has too many durable sessions");
+        TOO_MANY.write(|| tracing::warn!(subject, "MQTT session refused: the principal has too many durable sessions"));
         Err(Reason::QUOTA)
     }
 

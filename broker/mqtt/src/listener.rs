@@ -7,13 +7,15 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use rustls::{ProtocolVersion, ServerConfig, ServerConnection};
 use socket2::{SockRef, TcpKeepalive};
-use tavi_core::login;
 use tavi_core::metrics::Protocol;
+use tavi_core::{Lines, login};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
 use crate::greet::{Link, Peer, serve};
 use crate::hub::Hub;
+
+static FULL: Lines = Lines::new();
 
 /// Time between the system's questions to a silent peer.
 const PROBE_INTERVAL: Duration = Duration::from_secs(20);
@@ -64,7 +66,9 @@ impl Hub {
                     self.keep_alive(&stream);
                     return Some((stream, peer));
                 }
-                Ok((_, peer)) => tracing::warn!(%peer, "MQTT connection refused: the configured number is reached"),
+                Ok((_, peer)) => {
+                    FULL.write(|| tracing::warn!(%peer, "MQTT connection refused: the configured number is reached"))
+                }
                 Err(error) => {
                     // Out of file descriptors: trying again at once would only burn the processor.
                     tracing::warn!(%error, "an MQTT connection could not be accepted");

@@ -10,7 +10,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tavi_core::hooks::Stage;
 use tavi_core::link::{Closer, Link};
 use tavi_core::metrics::Protocol;
-use tavi_core::{Closed, Node};
+use tavi_core::{Closed, Lines, Node};
 use tavi_xmpp_proto::{Element, ns};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -21,6 +21,8 @@ use crate::resume::Resumables;
 use crate::session::Session;
 use crate::tls::Tls;
 use crate::wire::Wire;
+
+static FULL: Lines = Lines::new();
 
 /// The XMPP front end of a node.
 pub struct Xmpp {
@@ -146,7 +148,9 @@ impl Shared {
                 Ok(found) if self.connections.load(Ordering::Acquire) < self.config.max_connections => {
                     return Some(found);
                 }
-                Ok((_, peer)) => tracing::warn!(%peer, "XMPP connection refused: the configured number is reached"),
+                Ok((_, peer)) => {
+                    FULL.write(|| tracing::warn!(%peer, "XMPP connection refused: the configured number is reached"))
+                }
                 Err(error) => {
                     // Out of file descriptors: trying again at once would only burn the processor.
                     tracing::warn!(%error, "an XMPP connection could not be accepted");

@@ -6,7 +6,10 @@ mod rules;
 pub use grant::{EVERYONE, Grant, GrantError, normal_subject};
 pub use tavi_wire::grant::{Action, Actions, Rights};
 
-use crate::principal::Principal;
+use crate::{
+    lines::{Lines, shown},
+    principal::Principal,
+};
 use arc_swap::ArcSwap;
 use parking_lot::{Mutex, RwLock};
 use rules::{Question, Rules};
@@ -19,6 +22,8 @@ use std::{
     },
 };
 use tavi_store::{Commit, Expect, Op, Owner, SharedStore, StoreError, Table, limits::MAX_PAGE};
+
+static REFUSALS: Lines = Lines::new();
 
 /// How many grants one subject may have, unless the configuration says something else.
 pub const DEFAULT_QUOTA: usize = 1_000;
@@ -222,17 +227,9 @@ impl Permit {
         (removed.iter().map(|grant| (**grant).clone()).collect(), commit)
     }
 
-    /// Logs a refusal with the grant that would have allowed it.
+    /// Logs a refusal with the grant that would have allowed it, unless there are too many.
     pub fn log_refusal(&self, who: &Principal, action: Action, filter: &str) {
-        if writes(action) && is_brokers(filter) {
-            tracing::info!(%who, action = action.name(), topic = filter, "refused: only the broker writes this topic");
-        } else {
-            tracing::info!(
-                "refused: {who} may not {} {filter:?}; if no deny rule stands against it, this would allow it: tavi-fleet grant add {who} {} '{filter}'",
-                action.name(),
-                action.name()
-            );
-        }
+        REFUSALS.write(|| tracing::info!("{}", refusal(who, action, shown(filter))));
     }
 
     fn ask(&self, who: &Principal, name: &str, answer: impl FnOnce(Question<'_>) -> bool) -> bool {
@@ -273,6 +270,21 @@ impl Permit {
 
     fn shard(&self, subject: &str) -> &RwLock<HashMap<Box<str>, Arc<Rules>>> {
         &self.shards[self.hasher.hash_one(subject) as usize % SHARDS]
+    }
+}
+
+/// What the log says of a refusal. The name is the asker's choice: it must neither begin a line of the log nor end a word
+/// in the operator's shell.
+fn refusal(who: &Principal, action: Action, filter: &str) -> String {
+    let name = action.name();
+    let refused = format!("refused: {who} may not {name} {filter:?}");
+    if writes(action) && is_brokers(filter) {
+        refused + ", only the broker writes it"
+    } else if filter.contains(|c: char| c == '\'' || c.is_control()) {
+        refused
+    } else {
+        let would = "if no deny rule stands against it, this would allow it";
+        format!("{refused}; {would}: tavi-fleet grant add {who} {name} '{filter}'")
     }
 }
 

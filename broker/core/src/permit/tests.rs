@@ -128,3 +128,13 @@ fn ones_own_topics_are_told_from_those_that_look_alike() {
     assert!(!own("u/a+%b/x") && !own("u/a%2B%25bc/x") && !own("u/+/x") && !own("u/#") && !own("d/a%2B%25b/x"));
     assert_eq!(escape_level("a+%b"), "a%2B%25b");
 }
+
+#[test]
+fn a_refusal_names_the_grant_unless_the_name_is_made_for_a_shell() {
+    let romeo = Principal::Account("romeo@localhost".parse().unwrap());
+    let said = |filter| refusal(&romeo, Action::Subscribe, filter);
+    assert!(said("home/#").ends_with("tavi-fleet grant add romeo@localhost subscribe 'home/#'"));
+    assert_eq!(said("x';reboot;'"), r#"refused: romeo@localhost may not subscribe "x';reboot;'""#);
+    assert_eq!(said("x\nINFO y"), r#"refused: romeo@localhost may not subscribe "x\nINFO y""#);
+    assert!(refusal(&romeo, Action::Publish, "d/1/state").ends_with("only the broker writes it"));
+}

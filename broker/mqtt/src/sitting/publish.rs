@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use tavi_core::Ticket;
 use tavi_core::metrics::Outcome;
 use tavi_core::permit::Action;
 use tavi_core::topics::{Draft, Refusal, Subscriber};
+use tavi_core::{Lines, Ticket};
 use tavi_store::Op;
 
 use super::{Pending, Sitting};
@@ -17,6 +17,8 @@ use crate::packet::{Body, Publish, Qos, Reason, Version};
 use crate::record::{self, Inbound};
 use crate::render;
 use crate::session::Answer;
+
+static ILLEGAL: Lines = Lines::new();
 
 impl Sitting {
     pub(super) fn publish(&mut self, publish: Publish, size: usize, line: &mut dyn Line) -> Result<(), Fault> {
@@ -85,7 +87,8 @@ impl Sitting {
     fn refused(&self, refusal: Refusal, qos: Qos) -> Result<Reason, Fault> {
         let answerable = self.version == Version::V5 && qos != Qos::AtMostOnce;
         if let Refusal::IllegalTopic(error) = &refusal {
-            tracing::warn!(who = %self.place.seat.principal(), %error, "MQTT publish refused");
+            let who = self.place.seat.principal();
+            ILLEGAL.write(|| tracing::warn!(%who, %error, "MQTT publish refused"));
         }
         match refusal {
             Refusal::IllegalTopic(error) if !answerable => Err(Fault::Topic(error)),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Waker};
 
 use tavi_core::Publication;
+use tavi_core::lines::{Lines, shown};
 use tavi_core::topics::SubOptions;
 use tavi_store::Op;
 use tavi_wire::topic::check_filter;
@@ -16,6 +17,9 @@ use crate::hub::Seat;
 use crate::link::{Line, Said};
 use crate::packet::{Options, Qos, Reason, RetainHandling, Subscribe, Unsubscribe, Version, Wish};
 use crate::seat::Parcel;
+
+static ILLEGAL: Lines = Lines::new();
+static TOO_MANY: Lines = Lines::new();
 
 #[derive(Default)]
 pub(super) struct Subscribed {
@@ -68,11 +72,13 @@ impl Sitting {
         ops: &mut Vec<Op>,
     ) -> Result<Result<Qos, Reason>, Fault> {
         if let Err(error) = check_filter(&wish.filter) {
-            tracing::warn!(who = %self.place.seat.principal(), filter = wish.filter, %error, "MQTT subscription refused");
+            let (who, filter) = (self.place.seat.principal(), shown(&wish.filter));
+            ILLEGAL.write(|| tracing::warn!(%who, filter, %error, "MQTT subscription refused"));
             return Ok(Err(Reason::FILTER_INVALID));
         }
         if !self.place.has_filter(&wish.filter) && self.is_over_quota(done) {
-            tracing::warn!(who = %self.place.seat.principal(), "MQTT subscription refused: the session has too many");
+            let who = self.place.seat.principal();
+            TOO_MANY.write(|| tracing::warn!(%who, "MQTT subscription refused: the session has too many"));
             return Ok(Err(Reason::QUOTA));
         }
         let options = core_options(wish.options);
