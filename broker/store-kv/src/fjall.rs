@@ -2,10 +2,9 @@
 
 use crate::{
     StoreError,
-    kv::{Family, Key, Kv, Rows, Span, Visit},
-    young::{self, Young},
+    kv::{Family, Key, Kv, Plain, Rows, Span, Visit},
+    young::{self, Value, Young},
 };
-use bytes::Bytes;
 use fjall::{Database, Error, Keyspace, KeyspaceCreateOptions, PersistMode};
 use std::{
     cmp::Ordering,
@@ -69,7 +68,7 @@ impl Fjall {
     }
 
     /// Young rows are looked at before the others: those that get old meanwhile are then found twice, never not at all.
-    fn young(&self, family: Family, span: Span<'_>) -> Vec<(Key, Bytes)> {
+    fn young(&self, family: Family, span: Span<'_>) -> Vec<(Key, Vec<u8>)> {
         if family == Family::Queue { self.young.range(span) } else { Vec::new() }
     }
 }
@@ -79,7 +78,7 @@ impl Kv for Fjall {
         if family == Family::Queue
             && let Some(row) = self.young.get(key)
         {
-            return Ok(Some(row.to_vec()));
+            return Ok(Some(row));
         }
         self.keyspace(family).get(key).map(|row| row.map(|row| row.to_vec())).map_err(fault)
     }
@@ -98,15 +97,21 @@ impl Kv for Fjall {
         let mut batch = self.db.batch();
         let mut change = self.young.change(rows.last);
         let queue = self.keyspace(Family::Queue);
+        let Plain { new, gone } = rows.take_plain();
+        new.into_iter().for_each(|(place, value)| change.put(place, Value::Plain(value)));
+        // A row and its deletion go as one: neither is ever written to a table.
+        for place in gone.into_iter().filter(|place| !change.take(*place)) {
+            batch.remove_weak(queue, place.to_be_bytes());
+        }
         let once = rows.take_once();
         for (key, value) in rows.take(Family::Queue) {
-            let (is_new, was_young) = (change.is_new(&key), change.take(&key));
+            let place = young::place(&key)?;
+            let (is_new, was_young) = (change.is_new(place), change.take(place));
             match value {
-                Some(value) if is_new => change.put(&key, value),
+                Some(value) if is_new => change.put(place, Value::Whole(value.into())),
                 Some(value) => batch.insert(queue, key, value),
                 // What came with this very batch is nowhere.
                 None if is_new || was_young => {}
-                // It and its deletion go as one: neither is ever written to a table.
                 None if once.contains(&key) => batch.remove_weak(queue, key),
                 None => batch.remove(queue, key),
             }

@@ -4,7 +4,7 @@ use crate::{
     StoreError,
     cache::Cache,
     keys::{self, Kind, Number},
-    kv::{Family, Key, Kv, Replaced, Rows},
+    kv::{Family, Key, Kv, Rows, Undo},
     names,
     value::{self, Body, CHUNK, Cell, InboxCell, Share},
 };
@@ -63,7 +63,9 @@ pub(crate) struct Group<'a> {
     marks: &'a mut Marks,
     rows: Rows,
     /// How to take the commit in progress back.
-    undo: Vec<(Family, Key, Replaced)>,
+    undo: Undo,
+    /// Where the plain rows of the commit in progress begin.
+    began: (usize, usize),
     /// The conversations that the commit in progress has changed.
     talked: Vec<(Number, Number)>,
     /// The owners whose queues the commit in progress has changed.
@@ -88,12 +90,14 @@ impl<'a> Group<'a> {
         let (next, last) = (marks.next, marks.last);
         let (undo, talked, queued, purged) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let rows = Rows::above(last);
-        Group { kv, marks, rows, undo, talked, queued, touched: Vec::new(), next, last, purged }
+        let began = (0, 0);
+        Group { kv, marks, rows, undo, began, talked, queued, touched: Vec::new(), next, last, purged }
     }
 
     /// Takes in one commit: all of it, or nothing and the reason.
     pub fn commit(&mut self, owner: &Owner, ops: &[Op]) -> Result<(), StoreError> {
         self.undo.clear();
+        self.began = self.rows.mark();
         self.talked.clear();
         self.queued.clear();
         self.touched.clear();
@@ -121,6 +125,7 @@ impl<'a> Group<'a> {
     }
 
     fn take_back(&mut self, owner: &Owner, ops: &[Op], purged: usize) {
+        self.rows.reset(self.began);
         while let Some((family, key, before)) = self.undo.pop() {
             self.rows.unset(family, key, before);
         }
@@ -147,6 +152,11 @@ impl<'a> Group<'a> {
     fn set(&mut self, family: Family, key: Key, value: Option<Vec<u8>>) {
         let before = self.rows.set(family, key.clone(), value);
         self.undo.push((family, key, before));
+    }
+
+    /// Before rows of queues are looked at.
+    fn settle(&mut self) {
+        self.rows.settle(std::mem::take(&mut self.began), &mut self.undo);
     }
 
     fn draw(&mut self) -> Number {
@@ -260,6 +270,26 @@ impl<'a> Group<'a> {
         cell.share.map_or(Ok(()), |share| self.release(share))
     }
 
+    /// The usual case of a new row: nothing is there, and all that it is fits into it. False if it is another case.
+    fn push_new(&mut self, owner: Number, id: u64, value: &Bytes) -> Result<bool, StoreError> {
+        if !self.rows.is_above(id) || !Cell::head(0).fits(Family::Queue, value.len()) {
+            return Ok(false);
+        }
+        let before = self.queue_size(owner)?;
+        let len = value.len() as u64;
+        self.rows.push_new(keys::place(owner, id), value.clone());
+        self.note_row((owner, id), Some(len));
+        self.resize(owner, before, (None, Some(len)));
+        Ok(true)
+    }
+
+    /// The usual case of a row that goes: a plain one that an earlier batch wrote lately; gives its length.
+    fn lose_plain(&mut self, owner: Number, id: u64) -> Option<u64> {
+        let len = self.marks.pushed.get(&(owner, id)).filter(|_| id <= self.rows.last)?;
+        self.rows.lose(keys::place(owner, id));
+        Some(len)
+    }
+
     /// Notes that a row of a queue has all that it is in itself, and how long it is; or that nothing is known of it.
     fn note_row(&mut self, row: (Number, u64), len: Option<u64>) {
         match len {
@@ -293,7 +323,8 @@ impl<'a> Group<'a> {
     }
 
     /// Counts a short queue, row by row, as this batch leaves it.
-    fn count_queue(&self, owner: Number) -> Result<QueueSize, StoreError> {
+    fn count_queue(&mut self, owner: Number) -> Result<QueueSize, StoreError> {
+        self.settle();
         let prefix = keys::owner(owner);
         let end = keys::end_of(&prefix);
         let span = keys::span(&prefix, end.as_deref());
@@ -387,7 +418,8 @@ impl<'a> Group<'a> {
         Ok(())
     }
 
-    fn has_rows(&self, owner: Number) -> Result<bool, StoreError> {
+    fn has_rows(&mut self, owner: Number) -> Result<bool, StoreError> {
+        self.settle();
         let mut any = false;
         for (family, prefix, _) in ranges(owner).into_iter().filter(|(family, ..)| *family != Family::Outbox) {
             let end = keys::end_of(&prefix);
@@ -576,6 +608,11 @@ impl Part<'_, '_> {
 
     fn push(&mut self, id: u64, value: &Bytes, share: Option<Share>) -> Result<(), StoreError> {
         let owner = self.made()?;
+        if share.is_none() && self.group.push_new(owner, id, value)? {
+            return Ok(());
+        }
+        self.group.settle();
+        self.group.rows.saw(id);
         let key = keys::dated(owner, id);
         let before = self.group.queue_size(owner)?;
         let never = id > self.group.marks.last && !self.group.rows.of(Family::Queue).contains_key(&key);
@@ -592,15 +629,12 @@ impl Part<'_, '_> {
 
     fn queue_delete(&mut self, id: u64) -> Result<(), StoreError> {
         self.if_known(|group, owner| {
-            let key = keys::dated(owner, id);
             let before = group.queue_size(owner)?;
-            let gone = match group.marks.pushed.get(&(owner, id)) {
-                Some(len) => {
-                    group.set(Family::Queue, key.clone(), None);
-                    group.rows.once(key);
-                    len
-                }
+            let gone = match group.lose_plain(owner, id) {
+                Some(len) => len,
                 None => {
+                    group.settle();
+                    let key = keys::dated(owner, id);
                     let Some(old) = group.dated_cell(Family::Queue, &key, id)? else { return Ok(()) };
                     group.unqueue(&old)?;
                     group.set(Family::Queue, key, None);
@@ -615,6 +649,7 @@ impl Part<'_, '_> {
 
     fn queue_ack(&mut self, upto: u64) -> Result<(), StoreError> {
         self.if_known(|group, owner| {
+            group.settle();
             let (first, end) = (keys::dated(owner, 0), keys::end_of(&keys::dated(owner, upto)));
             let span = keys::span(&first, end.as_deref());
             let mut ids: BTreeSet<Key> = BTreeSet::new();

@@ -69,6 +69,13 @@ pub(crate) fn dated(owner: Number, id: u64) -> Key {
     pair(owner, id)
 }
 
+/// The key of a queue's row as a number, which sorts as the key does.
+pub(crate) type Place = u128;
+
+pub(crate) fn place(owner: Number, id: u64) -> Place {
+    Place::from(owner) << 64 | Place::from(id)
+}
+
 pub(crate) fn archive_with(owner: Number, with: Number, id: u64) -> Key {
     triple(owner, with, id)
 }

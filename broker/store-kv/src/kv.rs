@@ -1,6 +1,7 @@
 //! The small seam between the store's rows and an embedded engine.
 
-use crate::StoreError;
+use crate::{StoreError, keys::Place, value::PLAIN};
+use bytes::Bytes;
 use std::{
     collections::{BTreeMap, HashSet, btree_map::Entry},
     ops::{Bound, ControlFlow},
@@ -95,11 +96,31 @@ pub(crate) struct Rows {
     once: HashSet<Key>,
     /// No row of a queue with a greater id was ever written before this batch.
     pub last: u64,
+    /// The greatest id under which this batch writes a row of a queue.
+    greatest: u64,
+    /// What most batches have most of waits here unsorted, and is put among the others only if somebody has to see it.
+    plain: Plain,
 }
+
+/// Plain rows of queues: new ones, each with its value, and deleted ones that were written once, ever.
+#[derive(Default)]
+pub(crate) struct Plain {
+    pub new: Vec<(Place, Bytes)>,
+    pub gone: Vec<Place>,
+}
+
+/// How to take changes back: the rows and what was there before.
+pub(crate) type Undo = Vec<(Family, Key, Replaced)>;
 
 impl Default for Rows {
     fn default() -> Rows {
-        Rows { families: Default::default(), once: HashSet::new(), last: u64::MAX }
+        Rows {
+            families: Default::default(),
+            once: HashSet::new(),
+            last: u64::MAX,
+            greatest: 0,
+            plain: Plain::default(),
+        }
     }
 }
 
@@ -111,12 +132,80 @@ impl Rows {
 
     /// The rows of one family, in key order.
     pub fn of(&self, family: Family) -> &BTreeMap<Key, Option<Vec<u8>>> {
+        debug_assert!(family != Family::Queue || self.plain.is_empty(), "queues are settled before they are looked at");
         &self.families[family as usize]
     }
 
     /// Takes the rows of one family out.
     pub fn take(&mut self, family: Family) -> BTreeMap<Key, Option<Vec<u8>>> {
+        if family == Family::Queue {
+            self.settle(self.mark(), &mut Vec::new());
+        }
         std::mem::take(&mut self.families[family as usize])
+    }
+
+    /// A plain row of a queue, under an id above all that this batch or an earlier one has written there.
+    pub fn push_new(&mut self, place: Place, value: Bytes) {
+        self.saw(place as u64);
+        self.plain.new.push((place, value));
+    }
+
+    /// Notes that a row of a queue is written under this id.
+    pub fn saw(&mut self, id: u64) {
+        self.greatest = self.greatest.max(id);
+    }
+
+    /// Whether [`Rows::push_new`] may be told of an id.
+    pub fn is_above(&self, id: u64) -> bool {
+        id > self.last && id > self.greatest
+    }
+
+    /// A plain row of a queue that an earlier batch has written goes; see [`Rows::once`].
+    pub fn lose(&mut self, place: Place) {
+        self.plain.gone.push(place);
+    }
+
+    /// How many plain rows came and went so far.
+    pub fn mark(&self) -> (usize, usize) {
+        (self.plain.new.len(), self.plain.gone.len())
+    }
+
+    /// Forgets the plain rows that came and went since a mark.
+    pub fn reset(&mut self, (new, gone): (usize, usize)) {
+        self.plain.new.truncate(new);
+        self.plain.gone.truncate(gone);
+    }
+
+    /// Puts the plain rows among the others; those since `mark` are noted for being taken back.
+    pub fn settle(&mut self, (new, gone): (usize, usize), undo: &mut Undo) {
+        let plain = self.take_plain();
+        let new = plain
+            .new
+            .into_iter()
+            .enumerate()
+            .map(|(at, (place, value))| (at >= new, place, Some([&[PLAIN], &value[..]].concat())));
+        let gone = plain.gone.into_iter().enumerate().map(|(at, place)| (at >= gone, place, None));
+        for (is_undone, place, row) in new.chain(gone) {
+            let key = place.to_be_bytes().to_vec();
+            if row.is_none() {
+                self.once(key.clone());
+            }
+            let before = self.set(Family::Queue, key.clone(), row);
+            if is_undone {
+                undo.push((Family::Queue, key, before));
+            }
+        }
+    }
+
+    /// All rows in their families, for an engine to which plain ones are as the others.
+    pub fn settled(mut self) -> Rows {
+        self.settle(self.mark(), &mut Vec::new());
+        self
+    }
+
+    /// Takes the plain rows out.
+    pub fn take_plain(&mut self) -> Plain {
+        std::mem::take(&mut self.plain)
     }
 
     /// Sets a row; gives what the batch held for it before.
@@ -154,7 +243,13 @@ impl Rows {
 
     /// How many rows are written or deleted.
     pub fn len(&self) -> usize {
-        self.families.iter().map(BTreeMap::len).sum()
+        self.families.iter().map(BTreeMap::len).sum::<usize>() + self.plain.new.len() + self.plain.gone.len()
+    }
+}
+
+impl Plain {
+    fn is_empty(&self) -> bool {
+        self.new.is_empty() && self.gone.is_empty()
     }
 }
 

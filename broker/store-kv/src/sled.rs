@@ -77,6 +77,7 @@ impl Kv for Sled {
     }
 
     fn write(&self, rows: Rows) -> Result<(), StoreError> {
+        let rows = rows.settled();
         let touched = Family::ALL.iter().filter(|family| !rows.of(**family).is_empty());
         let touched: Vec<Family> = touched.copied().collect();
         let trees: Vec<&Tree> = touched.iter().map(|family| self.tree(*family)).collect();

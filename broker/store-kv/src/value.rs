@@ -12,6 +12,9 @@ const RETRACTED: u8 = 2;
 const SHARED: u8 = 4;
 const DELETED: u8 = 8;
 
+/// The whole head of a queued row that holds its value inside, and nothing else.
+pub(crate) const PLAIN: u8 = 0;
+
 /// Bytes in one chunk.
 pub(crate) const CHUNK: usize = MAX_ROW;
 
