@@ -141,7 +141,7 @@ impl Book {
     }
 
     /// All of it as notes.
-    pub(super) fn encode(&self) -> Vec<u8> {
+    pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         self.streams.iter().for_each(|(stream, noted)| noted.notes(*stream, &mut out));
         // Each as its own: only that it is settled matters, not whose stream had it.
