@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 
 use crate::Target;
 use crate::chat;
+use crate::chat::Management;
 use crate::churn::part;
 use crate::compare::program;
 use crate::meter::Cost;
@@ -152,7 +153,7 @@ fn talk_apart(target: &Target, messages: u32) -> anyhow::Result<Cost> {
 
 /// One message at a time, both sides with stream management: how long each takes from the one to the other.
 async fn talk(target: &Target, messages: u32) -> anyhow::Result<Cost> {
-    let wire = async |user| -> anyhow::Result<Pin<Box<dyn Wire>>> { chat::client(target, true, user).await };
+    let wire = async |user| -> anyhow::Result<Pin<Box<dyn Wire>>> { chat::client(target, Management::On, user).await };
     let (receiver, answers) = tokio::io::split(wire(CHATTERS[1]).await?);
     let (read, mut write) = tokio::io::split(wire(CHATTERS[0]).await?);
     let window = Window::new(1, 1);

@@ -33,6 +33,30 @@ pub struct Plan {
     /// Both sides use stream management (XEP-0198), so that a message is durable before it is acknowledged.
     #[arg(long)]
     pub managed: bool,
+    /// The same, on streams that can be resumed, as most clients use it.
+    #[arg(long)]
+    pub resumable: bool,
+}
+
+/// What both sides of a chat use of XEP-0198.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Management {
+    /// Nothing.
+    Off,
+    /// Acknowledgements.
+    On,
+    /// Acknowledgements, on streams that can be resumed.
+    Resumable,
+}
+
+impl Plan {
+    fn management(&self) -> Management {
+        match (self.resumable, self.managed) {
+            (true, _) => Management::Resumable,
+            (false, true) => Management::On,
+            (false, false) => Management::Off,
+        }
+    }
 }
 
 /// Accounts that a chat needs.
@@ -68,8 +92,8 @@ type Ends = (WriteHalf<Pin<Box<dyn Wire>>>, JoinSet<()>);
 impl Pair {
     async fn connect(target: &Target, plan: &Plan, n: u32) -> anyhow::Result<Self> {
         let (a, b) = (format!("load{}", 2 * n), format!("load{}", 2 * n + 1));
-        let receiver = client(target, plan.managed, &b).await?;
-        let sender = client(target, plan.managed, &a).await?;
+        let receiver = client(target, plan.management(), &b).await?;
+        let sender = client(target, plan.management(), &a).await?;
         Ok(Self { sender, receiver, to: format!("{b}@{}", target.host) })
     }
 
@@ -86,7 +110,7 @@ impl Pair {
             let room = window.room(sent).await?.min(plan.messages - sent);
             batch.clear();
             (sent..sent + room).for_each(|n| message.write(n, &mut batch));
-            if plan.managed {
+            if plan.management() != Management::Off {
                 batch.extend_from_slice(b"<r xmlns='urn:xmpp:sm:3'/>");
             }
             write.write_all(&batch).await?;
@@ -98,11 +122,11 @@ impl Pair {
 }
 
 /// Logs an account in, with stream management if wanted.
-pub async fn client(target: &Target, managed: bool, user: &str) -> anyhow::Result<Pin<Box<dyn Wire>>> {
+pub async fn client(target: &Target, management: Management, user: &str) -> anyhow::Result<Pin<Box<dyn Wire>>> {
     let mut client = XmppClient::connect(target.address, &target.host).await?;
     client.log_in(Login { user, password: &target.password, resource: "load" }).await?;
-    if managed {
-        client.manage().await?;
+    if management != Management::Off {
+        client.manage(management).await?;
     }
     Ok(client.into_wire())
 }

@@ -41,6 +41,7 @@ pub struct Plan {
 enum Load {
     Chat,
     ChatManaged,
+    ChatResumable,
     MqttIn0,
     MqttIn1,
     MqttOut0,
@@ -72,6 +73,7 @@ impl Load {
         let (title, bar, peer) = match self {
             Self::Chat => ("chat", 0.25, Some(Peer::Ejabberd)),
             Self::ChatManaged => ("chat, stream management", 0.10, Some(Peer::Ejabberd)),
+            Self::ChatResumable => ("chat, streams that can be resumed", 0.10, Some(Peer::Ejabberd)),
             Self::MqttIn0 => ("MQTT fan-in, QoS 0", 1.0, Some(Peer::Mosquitto)),
             Self::MqttIn1 => ("MQTT fan-in, QoS 1", 1.0, Some(Peer::Mosquitto)),
             Self::MqttOut0 => ("MQTT fan-out, QoS 0", 1.0, Some(Peer::Mosquitto)),
@@ -88,15 +90,15 @@ impl Load {
 
     fn accounts(self) -> Vec<String> {
         match self {
-            Self::Chat | Self::ChatManaged => chat::accounts(&self.chat(1)),
+            Self::Chat | Self::ChatManaged | Self::ChatResumable => chat::accounts(&self.chat(1)),
             Self::IdleXmpp | Self::IdleXmpps => idle::accounts(&self.idle()),
             _ => mqtt::accounts(&self.mqtt(1)),
         }
     }
 
     fn chat(self, in_flight: u64) -> chat::Plan {
-        let managed = self == Self::ChatManaged;
-        chat::Plan { pairs: 50, messages: 2000, in_flight, body: 64, managed }
+        let (managed, resumable) = (self == Self::ChatManaged, self == Self::ChatResumable);
+        chat::Plan { pairs: 50, messages: 2000, in_flight, body: 64, managed, resumable }
     }
 
     fn mqtt(self, in_flight: u64) -> mqtt::Plan {
@@ -119,7 +121,9 @@ impl Load {
 
     async fn run(self, server: &Server, in_flight: u64) -> anyhow::Result<Cost> {
         match self {
-            Self::Chat | Self::ChatManaged => chat::run(&server.target("xmpp")?, &self.chat(in_flight)).await,
+            Self::Chat | Self::ChatManaged | Self::ChatResumable => {
+                chat::run(&server.target("xmpp")?, &self.chat(in_flight)).await
+            }
             Self::MqttIn0 | Self::MqttIn1 => mqtt::fan_in(&server.target("mqtt")?, &self.mqtt(in_flight)).await,
             Self::MqttOut0 | Self::MqttOut1 | Self::MqttDurable => {
                 mqtt::fan_out(&server.target("mqtt")?, &self.mqtt(in_flight)).await

@@ -15,6 +15,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use crate::chat::Management;
+
 /// A connection in the clear or over TLS.
 pub trait Wire: AsyncRead + AsyncWrite + Send {}
 impl<T: AsyncRead + AsyncWrite + Send> Wire for T {}
@@ -106,11 +108,14 @@ impl XmppClient {
         Ok(())
     }
 
-    /// Turns stream management on (XEP-0198).
-    pub async fn manage(&mut self) -> anyhow::Result<()> {
-        self.send(b"<enable xmlns='urn:xmpp:sm:3'/>").await?;
+    /// Turns stream management on (XEP-0198), for a stream that can be resumed if it is wanted so.
+    pub async fn manage(&mut self, management: Management) -> anyhow::Result<()> {
+        let resumable = management == Management::Resumable;
+        let resume = if resumable { " resume='true'" } else { "" };
+        self.send(format!("<enable xmlns='urn:xmpp:sm:3'{resume}/>").as_bytes()).await?;
         let answer = self.until(&["<enabled", "<failed"]).await?;
         ensure!(answer.contains("<enabled"), "no stream management: {answer}");
+        ensure!(answer.contains("resume=") == resumable, "another stream than was asked for: {answer}");
         self.unread.clear();
         Ok(())
     }
