@@ -1,7 +1,9 @@
 """Step 6: kill -9 in the middle of it; nothing that was acknowledged is gone."""
 
-from harness import Broker, Lines, check, expect, mosquitto, run
-from people import Person, befriend
+import asyncio
+
+from harness import Broker, Lines, Network, check, eventually, expect, mosquitto, run
+from people import Person, Steady, befriend
 
 
 @check("after kill -9 slixmpp finds accounts, roster and undelivered messages", "slixmpp")
@@ -52,3 +54,80 @@ async def orderly(broker: Broker):
     romeo = await Person(broker, "romeo", await broker.add_user("romeo")).come()
     await broker.stop()
     romeo.abort()
+
+
+async def steady_pair(broker: Broker):
+    romeo = await Steady(broker, "romeo", await broker.add_user("romeo")).come()
+    juliet = await Steady(broker, "juliet", await broker.add_user("juliet")).come()
+    await befriend(romeo, juliet)
+    return romeo, juliet
+
+
+async def chat(pair, numbers):
+    """Both write to each other at once; what was written last has no answer yet when this returns."""
+    romeo, juliet = pair
+    for n in numbers:
+        romeo.write("juliet@localhost", f"number {n}")
+        juliet.write("romeo@localhost", f"number {n}")
+        # Lets them read and write in between.
+        await asyncio.sleep(0)
+
+
+async def goes_on(pair, written):
+    """Both have resumed. Everything comes, once and in order, and so does what is written from now on."""
+    for person in pair:
+        await person.has_resumed()
+    await chat(pair, range(written, written + 50))
+    expected = [f"number {n}" for n in range(written + 50)]
+    for person in pair:
+        async def has_all(person=person):
+            return expected[-1] in person.heard
+        await eventually(f"{person.boundjid} has {expected[-1]}, but {person.heard[-5:]}", has_all)
+    for person in pair:
+        # What came twice would stand before the answer.
+        await person["xep_0199"].ping("localhost")
+        expect(person.heard == expected, f"{person.boundjid} heard {person.heard}")
+
+
+async def says_goodbye(pair):
+    """The presence of before is still there: who goes is seen going."""
+    romeo, juliet = pair
+    await juliet.go()
+    await romeo.wait("presence_unavailable", lambda presence: presence["from"].bare == "juliet@localhost")
+    await romeo.go()
+
+
+@check("slixmpp resumes its stream after kill -9; what was under way comes once and in order", "slixmpp")
+async def resumed_after_kill(broker: Broker):
+    pair = await steady_pair(broker)
+    await chat(pair, range(150))
+    expect(all(person.unanswered() for person in pair), "nothing is under way")
+    await broker.kill9()
+    await broker.start()
+    await goes_on(pair, 150)
+    await says_goodbye(pair)
+
+
+@check("slixmpp resumes its stream after SIGTERM; what was under way comes once and in order", "slixmpp")
+async def resumed_after_stop(broker: Broker):
+    pair = await steady_pair(broker)
+    await chat(pair, range(150))
+    await broker.stop()
+    await broker.start()
+    await goes_on(pair, 150)
+    await says_goodbye(pair)
+
+
+@check("slixmpp resumes its stream when the network fails, whether the broker notices or not", "slixmpp")
+async def resumed_after_cut(broker: Broker):
+    async with Network(broker) as network:
+        romeo = Steady(broker, "romeo", await broker.add_user("romeo"))
+        juliet = Steady(broker, "juliet", await broker.add_user("juliet"))
+        juliet.port = network.port
+        pair = await romeo.come(), await juliet.come()
+        await befriend(*pair)
+        await chat(pair, range(100))
+        romeo.transport.abort()
+        network.fail()
+        await goes_on(pair, 100)
+        await says_goodbye(pair)

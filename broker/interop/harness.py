@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Awaitable, Callable
@@ -58,6 +59,7 @@ class Broker:
         self.data.mkdir()
         self.child = None
         self.ports: dict[str, int] = {}
+        self.up = asyncio.Event()
 
     async def start(self):
         listen = [word for key in LISTENERS for word in ("--listen", f"{key}=127.0.0.1:{self.ports.get(key, 0)}")]
@@ -77,13 +79,16 @@ class Broker:
                 if answer.get("ready"):
                     # The ports stay the same over a restart, as an operator's do: clients find the way back.
                     self.ports = {key: int(at.rsplit(":", 1)[1]) for key, at in answer["listeners"].items()}
+                    self.up.set()
                     return
 
     async def kill9(self):
+        self.up.clear()
         self.child.send_signal(signal.SIGKILL)
         await self.child.wait()
 
     async def stop(self):
+        self.up.clear()
         self.child.terminate()
         async with asyncio.timeout(5):
             if await self.child.wait() != 0:
@@ -128,6 +133,44 @@ class Broker:
         draft = self.folder / "draft.rhai"
         draft.write_text(script)
         draft.rename(folder / f"{name}.rhai")
+
+
+class Network:
+    """Lies between clients and a port of the broker, and can fail without the broker's notice."""
+
+    def __init__(self, broker: Broker):
+        self.target = broker.ports["xmpp"]
+        self.clients: list[asyncio.StreamWriter] = []
+        self.tasks: set[asyncio.Task] = set()
+
+    async def __aenter__(self):
+        self.server = await asyncio.start_server(self.carry, "127.0.0.1", 0)
+        self.port = self.server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_):
+        self.server.close()
+        for task in self.tasks:
+            task.cancel()
+
+    async def carry(self, reader, writer):
+        there, back = await asyncio.open_connection("127.0.0.1", self.target)
+        self.clients.append(writer)
+        for source, drain in [(reader, back), (there, writer)]:
+            self.tasks.add(asyncio.create_task(self.pump(source, drain)))
+
+    async def pump(self, source, drain):
+        with suppress(OSError):
+            while data := await source.read(65536):
+                drain.write(data)
+                await drain.drain()
+        # The other side hears nothing of this end.
+
+    def fail(self):
+        """The clients' side of all connections is gone; the broker's side stays open, and nothing comes any more."""
+        for client in self.clients:
+            client.transport.abort()
+        self.clients.clear()
 
 
 async def run(command, give="", expect=0, folder=None):

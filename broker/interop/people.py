@@ -24,6 +24,7 @@ class Person(slixmpp.ClientXMPP):
     def __init__(self, broker: Broker, name: str, password: str):
         super().__init__(f"{name}@localhost", password)
         self.broker = broker
+        self.port = broker.ports["xmpp"]
         self.seen = []
         self.enable_direct_tls = False
         self.ca_certs = broker.ca
@@ -55,7 +56,7 @@ class Person(slixmpp.ClientXMPP):
         """Connects, logs in, fetches the roster, becomes available."""
         session = asyncio.Event()
         self.add_event_handler("session_start", lambda _: session.set(), disposable=True)
-        self.connect("127.0.0.1", self.broker.ports["xmpp"])
+        self.connect("127.0.0.1", self.port)
         try:
             async with asyncio.timeout(PATIENCE):
                 while not session.is_set():
@@ -108,6 +109,45 @@ class Person(slixmpp.ClientXMPP):
     async def last_item(self, topic):
         answer = await self["xep_0060"].get_items(PUBSUB, topic, max_items=1)
         return payload_of(answer["pubsub"]["items"].xml)
+
+
+class Steady(Person):
+    """One who goes on with the same stream over other connections (XEP-0198 §5), as soon as the broker is there."""
+
+    def __init__(self, broker: Broker, name: str, password: str):
+        super().__init__(broker, name, password)
+        self.register_plugin("xep_0198")
+        self.heard = []
+        self.add_event_handler("message", lambda message: message["body"] and self.heard.append(message["body"]))
+        for event in ["sm_enabled", "session_start", "session_resumed", "sm_failed"]:
+            self.add_event_handler(event, lambda stanza, event=event: self.note(event, stanza))
+        self.add_event_handler("disconnected", self.come_back)
+
+    async def come_back(self, _):
+        await self.broker.up.wait()
+        self.connect("127.0.0.1", self.port)
+
+    async def come(self):
+        await super().come()
+        enabled = await self.wait("sm_enabled")
+        if not enabled["resume"] or not enabled["id"]:
+            raise Failure(f"the stream cannot be resumed: {enabled}")
+        await self.wait("session_start")
+        return self
+
+    async def has_resumed(self):
+        """Waits until the stream goes on: nothing was bound and nothing failed."""
+        await self.wait("session_resumed")
+        if new := [kind for kind, _ in self.seen if kind in ("session_start", "sm_failed")]:
+            raise Failure(f"{self.boundjid} did not only resume: {new}")
+
+    def unanswered(self):
+        """How many stanzas it sent that the broker has not acknowledged."""
+        return len(self["xep_0198"].unacked_queue)
+
+    async def go(self):
+        self.del_event_handler("disconnected", self.come_back)
+        await super().go()
 
 
 def payload_of(xml):
