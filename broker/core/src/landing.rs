@@ -33,6 +33,11 @@ impl Post {
         }
     }
 
+    /// A headline for somebody who is not home here.
+    pub(crate) fn notify(&self, to: &BareJid, envelope: &Envelope) {
+        self.router().iter().for_each(|router| router.exchange.notify(to, envelope));
+    }
+
     fn router(&self) -> Option<Arc<Router>> {
         self.0.get()?.upgrade()
     }

@@ -284,19 +284,20 @@ impl Hub {
     }
 
     fn new_seat(&self, principal: &Principal, owner: &Owner, expiry: u32) -> Seat {
-        let id = self.node.parts.topics.next_subscriber();
         if expiry == 0 {
+            let id = self.node.parts.topics.next_subscriber();
             let (mailbox, metrics) = (self.config.room().mailbox(), self.node.parts.metrics.clone());
             return Seat::Live(Arc::new(LiveSeat { id, principal: principal.clone(), mailbox, metrics }));
         }
-        Seat::Kept(Arc::new(self.kept_seat((id, principal), owner, Recalled::default())))
+        Seat::Kept(self.kept_seat(principal, owner, Recalled::default()))
     }
 
     /// The seat of a durable session.
-    pub(crate) fn kept_seat(&self, who: (u64, &Principal), owner: &Owner, recalled: Recalled) -> KeptSeat {
+    pub(crate) fn kept_seat(&self, who: &Principal, owner: &Owner, recalled: Recalled) -> Arc<KeptSeat> {
         let parts = &self.node.parts;
         let room = (self.config.room(), parts.metrics.clone());
-        KeptSeat::new(who, (owner.clone(), parts.store.clone()), room, recalled)
+        let make = |seating| KeptSeat::new(seating, (owner.clone(), parts.store.clone()), room, recalled);
+        parts.topics.seat(who, make)
     }
 
     /// A durable session ends: nothing is kept for it any more, and nothing that it began is noted any more.

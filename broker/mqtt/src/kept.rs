@@ -15,7 +15,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tavi_core::backlog::{Bound, Owed};
 use tavi_core::metrics::{Outcome, Protocol};
-use tavi_core::topics::{Rows, SubOptions, Subscriber};
+use tavi_core::topics::{Rows, Seating, SubOptions, Subscriber};
 use tavi_core::{Mailbox, Metrics, Principal, Publication, Weigh};
 use tavi_store::{Commit, Op, Owner, QueuePage, QueueRow, QueueSize, SharedStore};
 
@@ -91,8 +91,7 @@ pub enum Next {
 
 /// The seat of a durable session.
 pub struct KeptSeat {
-    id: u64,
-    principal: Principal,
+    seating: Seating,
     owner: Owner,
     room: Room,
     metrics: Arc<Metrics>,
@@ -116,13 +115,18 @@ pub struct Recalled {
 impl KeptSeat {
     /// A durable session with what an earlier process left of it.
     pub fn new(
-        (id, principal): (u64, &Principal),
+        seating: Seating,
         (owner, store): (Owner, SharedStore),
         (room, metrics): (Room, Arc<Metrics>),
         recalled: Recalled,
     ) -> Self {
         let kept = Mutex::new(Kept::new(room, recalled));
-        Self { id, principal: principal.clone(), owner, room, metrics, store, kept }
+        Self { seating, owner, room, metrics, store, kept }
+    }
+
+    /// What the topics know of it.
+    pub fn name(&self) -> Arc<dyn Subscriber> {
+        self.seating.name()
     }
 
     /// The partition of its rows.
@@ -455,11 +459,11 @@ const ABANDONED: usize = 4096;
 
 impl Subscriber for KeptSeat {
     fn id(&self) -> u64 {
-        self.id
+        self.seating.number()
     }
 
     fn principal(&self) -> &Principal {
-        &self.principal
+        self.seating.principal()
     }
 
     fn store(&self, publication: &Arc<Publication>, options: &[SubOptions]) -> Option<Rows> {
@@ -470,7 +474,11 @@ impl Subscriber for KeptSeat {
         self.keep(publication, (qos, retain)).map(|ops| (self.owner.clone(), ops))
     }
 
-    fn save(&self, store: &SharedStore, (owner, ops): Rows) -> Commit {
+    fn partition(&self) -> Option<&Owner> {
+        Some(&self.owner)
+    }
+
+    fn save(&self, store: &SharedStore, _: u64, (owner, ops): Rows) -> Commit {
         KeptSeat::save(self, || store.commit(&owner, ops))
     }
 

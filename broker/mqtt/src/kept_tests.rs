@@ -9,6 +9,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 use tavi_core::publication::{Change, Properties, Rendered};
+use tavi_core::topics::Seats;
 use tavi_store::{MemoryStore, PageBound, Store, StoreError};
 
 const WINDOW: usize = 3;
@@ -55,7 +56,7 @@ struct Link {
 
 struct World {
     store: Arc<MemoryStore>,
-    seat: KeptSeat,
+    seat: Arc<KeptSeat>,
     saving: VecDeque<(Commit, Saving)>,
     reader: Reader,
     link: Option<Link>,
@@ -77,10 +78,11 @@ struct World {
     dropped: BTreeSet<u64>,
 }
 
-fn seat(store: &Arc<MemoryStore>, recalled: Recalled) -> KeptSeat {
+fn seat(store: &Arc<MemoryStore>, recalled: Recalled) -> Arc<KeptSeat> {
     let who = Principal::Account("reader@localhost".parse().unwrap());
     let owner = Owner::mqtt("reader@localhost", "reader");
-    KeptSeat::new((7, &who), (owner, store.clone()), (ROOM, Arc::default()), recalled)
+    let make = |seating| KeptSeat::new(seating, (owner, store.clone()), (ROOM, Arc::default()), recalled);
+    Arc::<Seats>::default().make((7, &who), make)
 }
 
 impl World {

@@ -97,10 +97,9 @@ impl Hub {
         saves: &mut Saves,
     ) -> Result<u64, StoreError> {
         let parts = &self.node().parts;
-        let id = parts.topics.next_subscriber();
         let recalled = self.recalled(owner, record).await?;
-        let seat = Arc::new(self.kept_seat((id, principal), owner, recalled));
-        let subscriber: Arc<dyn Subscriber> = seat.clone();
+        let seat = self.kept_seat(principal, owner, recalled);
+        let (id, subscriber) = (Subscriber::id(&*seat), seat.name());
         for (filter, options) in &found.filters {
             parts.topics.restore(&subscriber, filter, *options);
             seat.add_filter(filter, *options);

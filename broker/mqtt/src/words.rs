@@ -1,6 +1,9 @@
 //! The words of links and seats on two nodes, as bytes: what a node says for its links, and what a home answers.
 //!
 //! Each word begins with its kind; one that is damaged, or of a newer release, is refused and takes nobody down.
+//!
+//! They are not the core's `bus::Word`: only attach and detach would be alike, and every delivery and acknowledgement would be
+//! decoded twice, out of bytes that the core may not read. What no front end owns, publications for seats, is the core's.
 
 use std::sync::Arc;
 

@@ -13,7 +13,7 @@ use std::sync::{
 use tavi_store::{Commit, CommitSlot, IdSource, StoreError};
 use tavi_xmpp_proto::{
     element::Element,
-    jid::Jid,
+    jid::{BareJid, Jid},
     ns,
     stanza::{
         PresenceType::{Available, Error, Probe, Unavailable},
@@ -26,13 +26,14 @@ use tokio::sync::oneshot;
 pub(crate) struct Exchange {
     pub(super) bus: Arc<dyn Bus>,
     numbers: AtomicU64,
-    answers: Mutex<HashMap<u64, CommitSlot>>,
+    answers: Mutex<HashMap<u64, (NodeId, CommitSlot)>>,
     mirrors: Mutex<HashMap<u64, Mirror>>,
     pub(super) home: super::guest::Reception,
 }
 
 /// What a seat elsewhere owes to its link here.
 struct Mirror {
+    node: NodeId,
     inbox: Arc<Inbox>,
     attaching: Option<oneshot::Sender<Result<u64, NoSeat>>>,
 }
@@ -59,7 +60,7 @@ impl Exchange {
     pub(crate) async fn attach(self: &Arc<Self>, node: NodeId, jid: Jid, ids: Arc<IdSource>) -> Result<Link, NoSeat> {
         let link = self.numbers.fetch_add(1, Ordering::Relaxed);
         let (inbox, (attaching, attached)) = (Arc::new(Inbox::new(OPEN, ids)), oneshot::channel());
-        self.mirrors.lock().insert(link, Mirror { inbox: inbox.clone(), attaching: Some(attaching) });
+        self.mirrors.lock().insert(link, Mirror { node, inbox: inbox.clone(), attaching: Some(attaching) });
         self.bus.send(node, Word::Attach { link, jid: jid.clone() });
         match attached.await {
             Ok(Ok(number)) => {
@@ -80,18 +81,37 @@ impl Exchange {
             self.bus.send(node, Word::Route { number: 0, envelope });
             return Ticket::done();
         }
-        self.ask(node, |number| Word::Route { number, envelope })
+        let mut ticket = Ticket::done();
+        ticket.wait_for(self.ask(node, |number| Word::Route { number, envelope }));
+        ticket
+    }
+
+    /// A headline for somebody who may be home elsewhere.
+    pub(crate) fn notify(&self, to: &BareJid, envelope: &Envelope) {
+        if let Some(node) = self.bus.away(to) {
+            self.bus.send(node, Word::Notice { envelope: envelope.clone() });
+        }
     }
 
     /// Says something that is answered when all that must be durable is.
-    fn ask(&self, node: NodeId, word: impl FnOnce(u64) -> Word) -> Ticket {
+    pub(super) fn ask(&self, node: NodeId, word: impl FnOnce(u64) -> Word) -> Commit {
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         let (slot, commit) = Commit::pending();
-        self.answers.lock().insert(number, slot);
+        self.answers.lock().insert(number, (node, slot));
         self.bus.send(node, word(number));
-        let mut ticket = Ticket::done();
-        ticket.wait_for(commit);
-        ticket
+        commit
+    }
+
+    /// A node has gone: nothing that was asked of it is answered, and links to seats there are cut. Their clients find
+    /// the seats again wherever they are home then.
+    pub(super) fn departed(&self, node: NodeId) {
+        let unanswered: Vec<_> = self.answers.lock().extract_if(|_, (asked, _)| *asked == node).collect();
+        for (_, (_, slot)) in unanswered {
+            slot.resolve(Err(StoreError::Unavailable("its home has gone".into())));
+        }
+        let cut: Vec<_> = self.mirrors.lock().extract_if(|_, mirror| mirror.node == node).collect();
+        // Whoever waits for a seat has none.
+        cut.into_iter().for_each(|(_, mirror)| mirror.inbox.close(Closed::Gone));
     }
 
     /// Words of a home to links and askers here. A word for somebody who has gone is left out.
@@ -104,7 +124,7 @@ impl Exchange {
             }
             Word::Answered { number, saved } => {
                 let result = if saved { Ok(()) } else { Err(StoreError::Unavailable("at its home".into())) };
-                self.answers.lock().remove(&number).into_iter().for_each(|slot| slot.resolve(result.clone()));
+                self.answers.lock().remove(&number).into_iter().for_each(|(_, slot)| slot.resolve(result.clone()));
             }
             Word::Deliver { link, place, mut envelope } => {
                 envelope.meta.place = place;
@@ -132,7 +152,10 @@ pub(crate) struct Far {
 impl Far {
     pub(crate) fn sent(&self, envelope: Envelope) -> Ticket {
         let link = self.link;
-        self.exchange.ask(self.node, |number| Word::Sent { link, number, envelope })
+        if self.exchange.mirror(link).is_none() {
+            return Ticket::failed(StoreError::Unavailable("its home has gone".into()));
+        }
+        self.ask(|number| Word::Sent { link, number, envelope })
     }
 
     pub(crate) fn manage(&self, window: Bound) {
@@ -157,9 +180,18 @@ impl Far {
     /// All that was not acknowledged is the home's from now on.
     pub(crate) fn end(&self, mirror: &Inbox) -> Ticket {
         mirror.close(Closed::Gone);
-        self.exchange.mirrors.lock().remove(&self.link);
+        if self.exchange.mirrors.lock().remove(&self.link).is_none() {
+            // Its home has gone, and has ended it.
+            return Ticket::done();
+        }
         let link = self.link;
-        self.exchange.ask(self.node, |number| Word::End { link, number })
+        self.ask(|number| Word::End { link, number })
+    }
+
+    fn ask(&self, word: impl FnOnce(u64) -> Word) -> Ticket {
+        let mut ticket = Ticket::done();
+        ticket.wait_for(self.exchange.ask(self.node, word));
+        ticket
     }
 
     fn say(&self, word: Word) {

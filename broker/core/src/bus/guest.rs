@@ -32,6 +32,9 @@ const AT_ONCE: usize = 64 * 1024;
 pub(crate) struct Reception {
     guests: Mutex<HashMap<(NodeId, u64), Guest>>,
     lanes: Mutex<HashMap<(NodeId, Lane), Waiting>>,
+    /// How often a node has departed.
+    departures: Mutex<HashMap<NodeId, u64>>,
+    pub(super) owed: super::owed::Owed,
 }
 
 /// A session whose link is elsewhere.
@@ -64,7 +67,10 @@ impl Node {
     /// A word from another node.
     pub fn hear(&self, from: NodeId, word: Word) {
         match word {
-            Word::Attach { link, jid } => drop(tokio::spawn(self.clone().admit(from, link, jid))),
+            Word::Attach { link, jid } => {
+                let since = self.departures(from);
+                tokio::spawn(self.clone().admit((from, since), link, jid));
+            }
             Word::Sent { link, number, envelope } => {
                 self.enqueue((from, Lane::Link(link)), number, Heard::Sent(envelope));
             }
@@ -82,11 +88,41 @@ impl Node {
                 let requests: Vec<Element> = requests.iter().filter_map(read).collect();
                 self.with_guest((from, link), |link| link.begin(&requests));
             }
+            Word::Notice { envelope } => {
+                if let Some(to) = envelope.to() {
+                    // Whoever is not there misses it.
+                    self.parts.homes.notify_here(to, &envelope);
+                }
+            }
+            Word::Owe { seat, options, publication } => self.owe(from, seat, (options, publication)),
+            Word::Keep { number, seat, id } => self.keep(from, number, (seat, id)),
+            Word::Land { seat, id, saved } => self.lands(from, (seat, id), saved),
+            Word::Pass { seat, options, publication } => self.pass(&seat, (options, publication)),
             answer => self.router.exchange.hear(answer),
         }
     }
 
-    fn home(&self) -> &Reception {
+    /// A node has gone, with the links that its clients had there: their sessions end, and what they did not acknowledge
+    /// goes to others or is kept. To be said once for each time that it goes, before its successor is heard.
+    pub fn departed(&self, node: NodeId) {
+        *self.home().departures.lock().entry(node).or_default() += 1;
+        let guests: Vec<u64> =
+            self.home().guests.lock().keys().filter(|(of, _)| *of == node).map(|(_, n)| *n).collect();
+        guests.into_iter().for_each(|number| self.dismiss(node, number));
+        self.land_for(node);
+        self.router.exchange.departed(node);
+    }
+
+    /// Ends a guest's session, behind all that it has sent; nobody waits for the answer.
+    fn dismiss(&self, node: NodeId, number: u64) {
+        self.enqueue((node, Lane::Link(number)), 0, Heard::End);
+    }
+
+    fn departures(&self, node: NodeId) -> u64 {
+        self.home().departures.lock().get(&node).copied().unwrap_or_default()
+    }
+
+    pub(super) fn home(&self) -> &Reception {
         &self.router.exchange.home
     }
 
@@ -95,7 +131,7 @@ impl Node {
     }
 
     /// Nobody waits for what has no number.
-    fn answer(&self, to: NodeId, number: u64, saved: bool) {
+    pub(super) fn answer(&self, to: NodeId, number: u64, saved: bool) {
         if number != 0 {
             self.say(to, Word::Answered { number, saved });
         }
@@ -108,7 +144,7 @@ impl Node {
     }
 
     /// Gives a client elsewhere its seat, and tells its node from then on what it is owed.
-    async fn admit(self, node: NodeId, number: u64, jid: Jid) {
+    async fn admit(self, (node, since): (NodeId, u64), number: u64, jid: Jid) {
         let seated = match self.router.exchange.bus.away(&jid.to_bare()) {
             None => self.bind_here(&jid).await,
             Some(_) => Err(NoSeat::Unavailable),
@@ -119,6 +155,9 @@ impl Node {
         };
         link.keep_in_flight(WINDOW);
         self.home().guests.lock().insert((node, number), Guest { link: link.clone(), _attached: attached });
+        if self.departures(node) != since {
+            self.dismiss(node, number);
+        }
         self.say(node, Word::Attached { link: number, seat: Ok(link.seat().number) });
         self.deliver(node, number, &link).await;
     }

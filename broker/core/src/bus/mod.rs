@@ -6,7 +6,11 @@
 //! - **A session whose seat is elsewhere**: [`Node::bind`](crate::Node::bind) says *attach* and gives a
 //!   [`Link`](crate::Link) whose mirror is fed by the home's words *deliver*. What the session sends is the word *sent*; its
 //!   ticket completes with *answered*.
-//! - **A stanza for an owner who is home elsewhere**: the router says *route*, and its ticket waits for *answered*.
+//! - **A stanza for an owner who is home elsewhere**: the router says *route*, and its ticket waits for *answered*. A
+//!   headline of the broker's own is said and forgotten (*notice*).
+//! - **A publication for a durable seat that is home elsewhere** (`Node::far_seat`): it is *owed* in its place, *kept* when
+//!   that is its turn, and its ticket waits for *answered*; then it *lands*. What is not kept is *passed*.
+//! - **A node that has gone**: [`Node::departed`](crate::Node::departed) ends its guests here and what was awaited of it.
 //!
 //! A bus keeps the order of words between two nodes and loses none while both live. Over a way that may, a
 //! [`Channel`] at each end sees to that. A subsystem with words of its own needs nothing of this but a channel.
@@ -14,7 +18,9 @@
 mod bad_way;
 mod channel;
 mod exchange;
+mod far_seat;
 mod guest;
+mod owed;
 pub(crate) mod word;
 
 pub use bad_way::{BadWay, Dice};
@@ -23,7 +29,7 @@ pub(crate) use exchange::Exchange;
 pub(crate) use exchange::Far;
 pub use word::{Damaged, NoSeat, Word};
 
-use tavi_xmpp_proto::jid::BareJid;
+pub use tavi_xmpp_proto::jid::BareJid;
 
 /// A node's number, 10 bits.
 pub type NodeId = u16;

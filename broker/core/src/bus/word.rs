@@ -5,8 +5,12 @@ use crate::{
     backlog::Bound,
     envelope::{Envelope, Origin, Reach},
     mailbox::Closed,
+    publication::{Publication, Qos},
+    topics::{SeatName, SubOptions},
 };
 use bytes::{Buf, BufMut, Bytes};
+use std::sync::Arc;
+use tavi_store::Owner;
 use tavi_xmpp_proto::{jid::Jid, stanza::Stanza};
 
 /// One word. `link` is a number that the link's node gave it, `number` one that the sender of the word gave it for the
@@ -38,6 +42,16 @@ pub enum Word {
     End { link: u64, number: u64 },
     /// A stanza for somebody who is home where this arrives; the sender's hooks have seen it.
     Route { number: u64, envelope: Envelope },
+    /// A headline that the broker made, for the sessions of its `to` that take messages; nothing of it is kept.
+    Notice { envelope: Envelope },
+    /// A publication has a place in what a durable seat is owed.
+    Owe { seat: SeatName, options: Vec<SubOptions>, publication: Arc<Publication> },
+    /// What the seat was owed under this id is to be saved now.
+    Keep { number: u64, seat: SeatName, id: u64 },
+    /// It has its turn in its topic: it is delivered, or it failed.
+    Land { seat: SeatName, id: u64, saved: bool },
+    /// A publication of which nothing is kept.
+    Pass { seat: SeatName, options: Vec<SubOptions>, publication: Arc<Publication> },
 }
 
 /// Why somebody has no seat.
@@ -112,6 +126,20 @@ impl Word {
                 out.put_u64(*link);
                 out.put_u64(*number);
             }
+            Word::Notice { envelope } => put_envelope(&mut out, envelope),
+            Word::Owe { seat, options, publication } | Word::Pass { seat, options, publication } => {
+                put_seat(&mut out, seat);
+                put_publication(&mut out, options, publication);
+            }
+            Word::Keep { number, seat, id } => {
+                put_seat(&mut out, seat);
+                [*number, *id].into_iter().for_each(|n| out.put_u64(n));
+            }
+            Word::Land { seat, id, saved } => {
+                put_seat(&mut out, seat);
+                out.put_u64(*id);
+                out.put_u8(u8::from(*saved));
+            }
         }
         out.into()
     }
@@ -142,6 +170,17 @@ impl Word {
             10 => Word::End { link: number(input)?, number: number(input)? },
             11 => Word::Route { number: number(input)?, envelope: read_envelope(input)? },
             12 => Word::Begin { link: number(input)?, requests: read_list(input)? },
+            13 => Word::Notice { envelope: read_envelope(input)? },
+            14 => {
+                let (seat, (options, publication)) = (read_name(input)?, read_publication(input)?);
+                Word::Owe { seat, options, publication }
+            }
+            15 => Word::Keep { seat: read_name(input)?, number: number(input)?, id: number(input)? },
+            16 => Word::Land { seat: read_name(input)?, id: number(input)?, saved: byte(input)? == 1 },
+            17 => {
+                let (seat, (options, publication)) = (read_name(input)?, read_publication(input)?);
+                Word::Pass { seat, options, publication }
+            }
             _ => return Err(Damaged),
         })
     }
@@ -160,6 +199,11 @@ impl Word {
             Word::End { .. } => 10,
             Word::Route { .. } => 11,
             Word::Begin { .. } => 12,
+            Word::Notice { .. } => 13,
+            Word::Owe { .. } => 14,
+            Word::Keep { .. } => 15,
+            Word::Land { .. } => 16,
+            Word::Pass { .. } => 17,
         }
     }
 }
@@ -185,6 +229,22 @@ fn put_envelope(out: &mut Vec<u8>, envelope: &Envelope) {
     put_bytes(out, &envelope.to_bytes());
 }
 
+fn put_seat(out: &mut Vec<u8>, seat: &SeatName) {
+    put_bytes(out, seat.owner.as_str().as_bytes());
+    out.put_u64(seat.number);
+}
+
+/// The stored form is made once, however many seats it goes to.
+fn put_publication(out: &mut Vec<u8>, options: &[SubOptions], publication: &Publication) {
+    out.put_u32(options.len() as u32);
+    for SubOptions { qos, no_local, retain_as_published, identifier } in options {
+        out.put_u8(*qos as u8 | u8::from(*no_local) << 2 | u8::from(*retain_as_published) << 3);
+        out.put_u32(*identifier);
+    }
+    out.put_u64(publication.rendered.replaces.unwrap_or(0));
+    put_bytes(out, publication.stored());
+}
+
 pub(crate) fn byte(input: &mut Bytes) -> Result<u8, Damaged> {
     input.try_get_u8().map_err(|_| Damaged)
 }
@@ -204,6 +264,34 @@ pub(crate) fn read_bytes(input: &mut Bytes) -> Result<Bytes, Damaged> {
 pub(crate) fn read_jid(input: &mut Bytes) -> Result<Jid, Damaged> {
     let text = read_bytes(input)?;
     std::str::from_utf8(&text).ok().and_then(|text| text.parse().ok()).ok_or(Damaged)
+}
+
+fn read_name(input: &mut Bytes) -> Result<SeatName, Damaged> {
+    let key = read_bytes(input)?;
+    let owner = std::str::from_utf8(&key).map_err(|_| Damaged)?;
+    Ok(SeatName { owner: Owner::from_key(owner), number: number(input)? })
+}
+
+fn read_publication(input: &mut Bytes) -> Result<(Vec<SubOptions>, Arc<Publication>), Damaged> {
+    let count = input.try_get_u32().map_err(|_| Damaged)? as usize;
+    if count > input.len() / 5 {
+        return Err(Damaged);
+    }
+    let options = (0..count).map(|_| read_options(input)).collect::<Result<_, _>>()?;
+    let replaces = Some(number(input)?).filter(|id| *id > 0);
+    let mut publication = Publication::decode(read_bytes(input)?).ok_or(Damaged)?;
+    publication.rendered.replaces = replaces;
+    Ok((options, Arc::new(publication)))
+}
+
+fn read_options(input: &mut Bytes) -> Result<SubOptions, Damaged> {
+    let bits = byte(input)?;
+    Ok(SubOptions {
+        qos: Qos::from_u8(bits & 3).ok_or(Damaged)?,
+        no_local: bits & 4 != 0,
+        retain_as_published: bits & 8 != 0,
+        identifier: input.try_get_u32().map_err(|_| Damaged)?,
+    })
 }
 
 fn read_seat(input: &mut Bytes) -> Result<Result<u64, NoSeat>, Damaged> {
@@ -252,6 +340,10 @@ fn read_envelope(input: &mut Bytes) -> Result<Envelope, Damaged> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        principal::Principal,
+        publication::{Change, Rendered},
+    };
     use proptest::prelude::*;
 
     fn envelope() -> impl Strategy<Value = Envelope> {
@@ -264,6 +356,41 @@ mod tests {
             envelope.meta.reach = if copy { Reach::Copy } else { Reach::Owed };
             envelope
         })
+    }
+
+    fn seat_name() -> impl Strategy<Value = SeatName> {
+        ("[a-zü]{0,9}", any::<u64>())
+            .prop_map(|(client, number)| SeatName { owner: Owner::mqtt("pump@localhost", &client), number })
+    }
+
+    fn published() -> impl Strategy<Value = (Vec<SubOptions>, Arc<Publication>)> {
+        let qos = || (0..3u8).prop_map(|qos| Qos::from_u8(qos).unwrap());
+        let options = (qos(), any::<bool>(), any::<bool>(), any::<u32>()).prop_map(
+            |(qos, no_local, retain_as_published, identifier)| SubOptions {
+                qos,
+                no_local,
+                retain_as_published,
+                identifier,
+            },
+        );
+        let publication = (any::<u64>(), qos(), any::<bool>(), any::<Vec<u8>>(), any::<Option<u64>>()).prop_map(
+            |(id, qos, retain, payload, replaces)| Publication {
+                id,
+                time_ms: 5,
+                topic: "home/x".into(),
+                change: Change::Value,
+                payload: payload.into(),
+                content_type: Some("text/plain".into()),
+                qos,
+                retain,
+                from: Principal::Anon { loopback: true },
+                from_session: 0,
+                item: None,
+                properties: None,
+                rendered: Rendered { replaces, ..Rendered::default() },
+            },
+        );
+        (prop::collection::vec(options, 0..3), publication.prop_map(Arc::new))
     }
 
     fn word() -> impl Strategy<Value = Word> {
@@ -290,6 +417,19 @@ mod tests {
             (n(), prop::collection::vec("[a-z]{0,9}".prop_map(Bytes::from), 0..4))
                 .prop_map(|(link, requests)| Word::Begin { link, requests }),
             (n(), envelope()).prop_map(|(number, envelope)| Word::Route { number, envelope }),
+            envelope().prop_map(|envelope| Word::Notice { envelope }),
+            (seat_name(), published()).prop_map(|(seat, (options, publication))| Word::Owe {
+                seat,
+                options,
+                publication
+            }),
+            (n(), seat_name(), n()).prop_map(|(number, seat, id)| Word::Keep { number, seat, id }),
+            (seat_name(), n(), any::<bool>()).prop_map(|(seat, id, saved)| Word::Land { seat, id, saved }),
+            (seat_name(), published()).prop_map(|(seat, (options, publication))| Word::Pass {
+                seat,
+                options,
+                publication
+            }),
         ]
     }
 

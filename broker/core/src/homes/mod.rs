@@ -220,18 +220,24 @@ impl Homes {
     }
 
     /// Hands a notice that the broker made to a session, or with a bare JID to all that take messages (RFC 6121
-    /// §8.5.2.1.1); nothing is kept. Gives how many got it.
-    pub fn notify(&self, to: &Jid, envelope: &Envelope) -> usize {
-        let Some(account) = self.known(&to.to_bare()) else { return 0 };
+    /// §8.5.2.1.1), wherever they are home; nothing is kept.
+    pub fn notify(&self, to: &Jid, envelope: &Envelope) {
+        if !self.notify_here(to, envelope) {
+            self.post.notify(&to.to_bare(), envelope);
+        }
+    }
+
+    /// The same for those who are home here; false: the account is not in memory.
+    pub(crate) fn notify_here(&self, to: &Jid, envelope: &Envelope) -> bool {
+        let Some(account) = self.known(&to.to_bare()) else { return false };
         let mut state = account.lock();
         // Whoever does not read goes without, and finds the last items when it comes back.
-        if !to.is_bare() {
-            return state.session_at(to).map_or(0, |session| {
-                session.inbox.push_or_close(envelope.clone());
-                1
-            });
+        if to.is_bare() {
+            state.receivers().for_each(|session| session.inbox.push_or_close(envelope.clone()));
+        } else if let Some(session) = state.session_at(to) {
+            session.inbox.push_or_close(envelope.clone());
         }
-        state.receivers().map(|session| session.inbox.push_or_close(envelope.clone())).count()
+        true
     }
 
     /// The sessions of a JID that take messages: that of a full one, or all of a bare one.

@@ -9,13 +9,15 @@ mod place;
 mod quota;
 mod receivers;
 mod retained;
+mod seats;
 mod subscriber;
 mod tidy;
 
 pub use kept::Listing;
 pub use quota::{OverQuota, Quota};
 pub use retained::RetainedStream;
-pub use subscriber::{Rows, SubOptions, Subscriber};
+pub use seats::{Seating, Seats};
+pub use subscriber::{Rows, SeatName, SubOptions, Subscriber};
 pub use tidy::Tidy;
 
 use crate::{
@@ -132,6 +134,7 @@ pub struct Topics {
     /// The key in the trie of each subscription of a group.
     shares: Mutex<HashMap<Share, u64>>,
     subscribers: AtomicU64,
+    seats: Arc<Seats>,
     turns: AtomicU64,
     removals: AtomicU64,
     places: Places,
@@ -165,6 +168,7 @@ impl Topics {
             trie: RwLock::default(),
             shares: Mutex::default(),
             subscribers: AtomicU64::new(1),
+            seats: Arc::default(),
             turns: AtomicU64::new(0),
             removals: AtomicU64::new(0),
             places: Places::default(),
@@ -183,6 +187,16 @@ impl Topics {
     /// A number for a new subscriber.
     pub fn next_subscriber(&self) -> u64 {
         self.subscribers.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The seats that are known by name.
+    pub fn seats(&self) -> &Arc<Seats> {
+        &self.seats
+    }
+
+    /// A seat that `make` makes, and that the topics know by its name only.
+    pub fn seat<S: Subscriber + 'static>(&self, who: &Principal, make: impl FnOnce(Seating) -> S) -> Arc<S> {
+        self.seats.make((self.next_subscriber(), who), make)
     }
 
     /// Publishes. The ticket completes when all that must be durable is, and then delivers.
@@ -268,12 +282,13 @@ impl Topics {
         let mut ticket = Ticket::done();
         let rows = all_rows(&publication, &audience);
         match first {
-            None => rows.for_each(|(whose, rows)| ticket.wait_for(save(&self.store, whose, rows))),
+            None => rows.for_each(|(whose, rows)| ticket.wait_for(save(&self.store, whose, (publication.id, rows)))),
             Some(first) => {
                 ticket.wait_for(first(publication.id));
                 let rows: Vec<_> = rows.map(|(whose, rows)| (whose.cloned(), rows)).collect();
                 let store = self.store.clone();
-                let begin = move |(whose, rows): (Option<_>, _)| save(&store, whose.as_ref(), rows);
+                let id = publication.id;
+                let begin = move |(whose, rows): (Option<_>, _)| save(&store, whose.as_ref(), (id, rows));
                 ticket.save_next(Box::new(move || rows.into_iter().map(begin).collect()));
             }
         }
@@ -450,7 +465,7 @@ impl Topics {
                 match joining.subscriber.store(&open.publication, &joining.options) {
                     None => open.audience.joined.push(joining.clone()),
                     Some(rows) => {
-                        ticket.wait_for(joining.subscriber.save(&self.store, rows));
+                        ticket.wait_for(joining.subscriber.save(&self.store, open.publication.id, rows));
                         let publication = open.publication.clone();
                         ticket.then(Deed::Late(Late::new(joining.clone(), publication)));
                     }
@@ -518,9 +533,9 @@ fn all_rows<'a>(
     retained.into_iter().map(|rows| (None, rows)).chain(owed)
 }
 
-fn save(store: &SharedStore, whose: Option<&Arc<dyn Subscriber>>, rows: Rows) -> Commit {
+fn save(store: &SharedStore, whose: Option<&Arc<dyn Subscriber>>, (id, rows): (u64, Rows)) -> Commit {
     match whose {
-        Some(subscriber) => subscriber.save(store, rows),
+        Some(subscriber) => subscriber.save(store, id, rows),
         None => store.commit(&rows.0, rows.1),
     }
 }

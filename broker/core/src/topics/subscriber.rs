@@ -23,6 +23,15 @@ pub struct SubOptions {
 /// Rows that must be durable before a delivery: whose, and what.
 pub type Rows = (Owner, Vec<Op>);
 
+/// A durable seat by its owner and its number at home.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SeatName {
+    /// Whose.
+    pub owner: Owner,
+    /// Which, since its home began.
+    pub number: u64,
+}
+
 /// Somebody who gets publications: an MQTT session, a CoAP observation, a JID, a bot.
 pub trait Subscriber: Send + Sync {
     /// Its number, from [`Topics::next_subscriber`](super::Topics::next_subscriber); the same as `from_session` of what
@@ -32,14 +41,19 @@ pub trait Subscriber: Send + Sync {
     /// On whose behalf it receives.
     fn principal(&self) -> &Principal;
 
+    /// The partition of its rows, if it has any: whose durable seat it is.
+    fn partition(&self) -> Option<&Owner> {
+        None
+    }
+
     /// What has to be saved before [`Subscriber::deliver`]; `None` for a live subscriber.
     fn store(&self, _publication: &Arc<Publication>, _options: &[SubOptions]) -> Option<Rows> {
         None
     }
 
-    /// Saves rows that [`Subscriber::store`] gave, perhaps some time ago. Whoever may end meanwhile looks here, so that
+    /// Saves rows that [`Subscriber::store`] gave for the publication with this id, perhaps some time ago. Whoever may end meanwhile looks here, so that
     /// no row outlives its owner. Must neither block nor wait.
-    fn save(&self, store: &SharedStore, (owner, ops): Rows) -> Commit {
+    fn save(&self, store: &SharedStore, _id: u64, (owner, ops): Rows) -> Commit {
         store.commit(&owner, ops)
     }
 

@@ -792,3 +792,40 @@ async fn a_quiet_topic_holds_no_subscriber_that_has_gone() {
     tidy_all(&mut tidy).await;
     assert_eq!(Arc::strong_count(&reader), 1);
 }
+
+#[tokio::test]
+async fn the_topics_know_a_seat_by_its_name_and_hold_nothing_of_it() {
+    struct Seat(Seating, Mutex<Vec<u64>>);
+    impl Subscriber for Seat {
+        fn id(&self) -> u64 {
+            self.0.number()
+        }
+        fn principal(&self) -> &Principal {
+            self.0.principal()
+        }
+        fn store(&self, p: &Arc<Publication>, _: &[SubOptions]) -> Option<Rows> {
+            Some((Owner::mqtt("reader", "one"), vec![Op::QueuePush { id: p.id, value: p.encode() }]))
+        }
+        fn deliver(&self, p: &Arc<Publication>, _: &[SubOptions]) {
+            self.1.lock().push(p.id);
+        }
+    }
+    let world = world().await;
+    let seat = world.topics.seat(&who("romeo"), |seating| Seat(seating, Mutex::default()));
+    world.topics.subscribe(&seat.0.name(), "u/romeo/#", SubOptions::default()).unwrap();
+    world.publish("romeo", "u/romeo/a", "1", false).await.unwrap();
+    assert_eq!(seat.1.lock().len(), 1);
+    // It goes while something is under way for it.
+    world.store.hold();
+    let draft = Draft { topic: "u/romeo/a".into(), ..Draft::default() };
+    let under_way = world.topics.publish(&who("romeo"), draft).unwrap();
+    let (number, gone) = (seat.0.number(), Arc::downgrade(&seat));
+    assert!(world.topics.seats().find(number).is_some());
+    drop(seat);
+    assert!(gone.upgrade().is_none() && world.topics.seats().find(number).is_none());
+    world.store.release_all();
+    under_way.complete().await.unwrap();
+    world.publish("romeo", "u/romeo/a", "3", false).await.unwrap();
+    let rows = world.store.queue(&Owner::mqtt("reader", "one"), 0, 10).await.unwrap();
+    assert_eq!(rows.len(), 2, "nothing is saved for whoever has gone");
+}

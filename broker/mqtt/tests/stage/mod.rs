@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
+use tavi_core::bus::{Bus, InProcess};
 use tavi_core::homes::SessionLimits;
 use tavi_core::hooks::Registry;
 use tavi_core::node::Parts;
@@ -37,11 +38,16 @@ impl World {
     }
 
     pub async fn over(store: Arc<MemoryStore>, config: Config, now_ms: u64) -> World {
+        World::beside(Arc::new(InProcess), store, (config, now_ms)).await
+    }
+
+    /// One of several, with its way to the others.
+    pub async fn beside(bus: Arc<dyn Bus>, store: Arc<MemoryStore>, (config, now_ms): (Config, u64)) -> World {
         let clock = Arc::new(FakeClock::at(now_ms));
         let shared: SharedStore = store.clone();
-        let hosts = Hosts::new("localhost").unwrap();
-        let parts = Parts::load(hosts, shared, clock.clone(), SessionLimits::default()).await.unwrap();
-        let node = Node::new(parts, Registry::default());
+        let hosts = (Hosts::new("localhost").unwrap(), shared);
+        let parts = Parts::load_for(bus.node(), hosts, clock.clone(), SessionLimits::default()).await.unwrap();
+        let node = Node::on(bus, parts, Registry::default());
         let hub = Hub::recall(node, config).await.unwrap();
         let bounds = Bounds { receive_maximum: config.receive_maximum, in_flight: config.in_flight };
         let world = World { store, clock, hub, bounds };

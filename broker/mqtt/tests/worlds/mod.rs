@@ -1,8 +1,11 @@
-//! Two worlds in one process: links in one, seats in the other, and between them a way that loses, repeats, delays and
-//! reorders the words, all of which travel as bytes. A durable session publishes and receives at QoS 1 and 2, is cut,
-//! taken over and comes back on either side; nothing is lost or out of order, and at QoS 2 nothing comes twice.
+//! Two worlds in one process: links and a publisher in one, seats in the other, and between them a way that loses,
+//! repeats, delays and reorders the words, all of which travel as bytes. A durable session publishes and receives at QoS
+//! 1 and 2, is cut, taken over and comes back on either side; what it gets is published in the other world. Nothing is lost
+//! or out of order, and at QoS 2 nothing comes twice.
 
 mod party;
+mod publications;
+mod wire;
 
 use super::*;
 use crate::order::release_one;
@@ -14,6 +17,7 @@ use tavi_core::bus::{BadWay, Channel, Dice, Piece};
 use tavi_mqtt::distant::Reception;
 use tavi_mqtt::hub::Parting;
 use tavi_mqtt::words::ToSeat;
+use wire::Wire;
 
 /// Words of one link that are not known to be heard, at most.
 const WINDOW: usize = 8;
@@ -30,6 +34,8 @@ struct Worlds<'a> {
     /// The home's ends, by the number of the link.
     ends: BTreeMap<u64, Channel>,
     way: BadWay<Carried>,
+    /// Between the two nodes.
+    wire: Wire,
     now_ms: u64,
     /// Links whose client has left them.
     ghosts: Vec<Far>,
@@ -58,6 +64,7 @@ impl<'a> Worlds<'a> {
         for far in far.chain(&mut self.ghosts) {
             self.way.carry(far.end.pieces(self.now_ms).into_iter().map(|piece| (far.number, true, piece)));
         }
+        self.wire.carries(self.now_ms);
     }
 
     fn arrives(&mut self, dice: &mut Dice) {
@@ -162,7 +169,8 @@ impl<'a> Worlds<'a> {
     fn suffers(&mut self, dice: &mut Dice) {
         match dice.below(40) {
             0..=3 => self.publishes(1 + dice.below(2) as u8, dice.below(2) == 0),
-            4..=15 => self.arrives(dice),
+            4..=11 => self.arrives(dice),
+            12..=15 => self.wire.arrives(dice),
             16..=18 => self.carries(),
             19..=24 => release_one(&self.store, dice),
             25..=30 => self.attends(),
@@ -178,6 +186,7 @@ impl<'a> Worlds<'a> {
     /// Calm weather: everything arrives.
     async fn ends(&mut self, dice: &mut Dice) {
         self.way.is_calm = true;
+        self.wire.way.is_calm = true;
         self.is_cut(true);
         // Nodes that have gone are known to have.
         let ghosts: BTreeSet<u64> = self.ghosts.iter().map(|far| far.number).collect();
@@ -195,6 +204,9 @@ impl<'a> Worlds<'a> {
             while !self.way.is_empty() {
                 self.arrives(dice);
             }
+            while !self.wire.way.is_empty() {
+                self.wire.arrives(dice);
+            }
             self.attends();
             if self.roamer.conn.is_none() && self.coming.is_none() {
                 // Overtaken by one that it had given up.
@@ -202,7 +214,8 @@ impl<'a> Worlds<'a> {
             }
             let busy = self.roams() | self.pump.acts() | self.sink.acts();
             let parties = [&self.roamer, &self.pump, &self.sink];
-            let quiet = self.loud().next().is_none() && self.coming.is_none() && self.store.waiting() == 0;
+            let quiet = self.loud().next().is_none() && self.wire.is_quiet();
+            let quiet = quiet && self.coming.is_none() && self.store.waiting() == 0;
             if !busy && quiet && parties.iter().all(|party| party.is_done()) && round > 20 {
                 return;
             }
@@ -238,23 +251,31 @@ impl<'a> Worlds<'a> {
     }
 }
 
+fn config() -> Config {
+    Config { in_flight: 4, ..Config::default() }
+}
+
 #[tokio::test]
 async fn a_durable_session_keeps_its_promises_with_its_link_in_another_world() {
     let mut reconnects = 0;
     for seed in 0..300 {
         let dice = &mut Dice(seed);
         let store = Arc::new(MemoryStore::delayed());
-        let opening =
-            tokio::spawn(World::over(store.clone(), Config { in_flight: 4, ..Config::default() }, stage::NOW));
+        let mut wire = Wire::default();
+        let opening = tokio::spawn(World::beside(wire.end(0), store.clone(), (config(), stage::NOW)));
         let world = release_until(&store, opening).await;
+        let opening = tokio::spawn(World::beside(wire.end(1), store.clone(), (config(), stage::NOW)));
+        let abroad = release_until(&store, opening).await;
         let coming = async {
             (
                 world.old("roamer", durable()).await,
-                world.old("pump", durable()).await,
+                abroad.old("pump", durable()).await,
                 world.old("sink", durable()).await,
             )
         };
         let actors = release_while(&store, coming).await;
+        wire.joins([&world, &abroad]);
+        wire::knows([&world, &abroad], "roamer", "home/in");
         let conns = [actors.0, actors.1, actors.2].map(|actor| Conn::Near(Box::new(actor)));
         let topics = ["home/out", "home/in", "home/none"];
         let parties = conns.into_iter().zip(topics).map(|(conn, topic)| Party::new(conn, topic));
@@ -265,6 +286,7 @@ async fn a_durable_session_keeps_its_promises_with_its_link_in_another_world() {
             reception: Reception::new(world.hub.clone()),
             ends: BTreeMap::new(),
             way: BadWay::default(),
+            wire,
             now_ms: 0,
             ghosts: Vec::new(),
             left: Vec::new(),
