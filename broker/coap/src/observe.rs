@@ -11,7 +11,7 @@ use crate::block::{Block, BlockSize};
 use crate::datagram::Kind;
 use crate::message::{Code, Message, Token, option};
 use crate::peer::PeerId;
-use crate::representation::Representation;
+use crate::representation::{Representation, fresh_only_now};
 
 /// After how many notifications one is confirmable, so that a peer that went away is found (RFC 7641 §4.5).
 const CONFIRM_EVERY: u32 = 20;
@@ -307,7 +307,7 @@ impl Observers {
         let number = self.draw_number(unix_ms);
         let proven = self.flows.get(&observer.peer).is_some_and(|flow| flow.round_trip.is_some());
         let entry = self.entries.get_mut(&observer)?;
-        let (mut message, kind) = entry.notification(now, number, proven);
+        let (mut message, kind) = entry.notification((now, unix_ms), number, proven);
         message.set_token(observer.token);
         if entry.end.is_some() {
             self.detach(observer);
@@ -396,15 +396,15 @@ impl Entry {
         }
     }
 
-    fn notification(&mut self, now: Instant, number: u32, proven: bool) -> (Message, Kind) {
+    fn notification(&mut self, (now, unix_ms): (Instant, u64), number: u32, proven: bool) -> (Message, Kind) {
         self.queued = false;
         if let Some(code) = self.end {
             // RFC 7641 §4.2: a notification that is no 2.xx carries no Observe option, and is the last one.
-            return (Message::new(code), Kind::Confirmable);
+            return (fresh_only_now(Message::new(code)), Kind::Confirmable);
         }
         let first = Block { size: self.size, ..Block::FIRST };
         let wanted = (self.size != BlockSize::MAX).then_some(first);
-        let mut message = self.value.content(wanted, MAX_AGE);
+        let mut message = self.value.content(wanted, self.value.max_age(MAX_AGE, unix_ms));
         message.add_uint(option::OBSERVE, u64::from(number));
         (message, self.kind(now, proven))
     }

@@ -23,7 +23,7 @@ fn lamp(token: u8) -> Observer {
 }
 
 fn value(version: u64, body: &'static [u8]) -> Representation {
-    Representation { version, format: Some(0), body: Bytes::from_static(body) }
+    Representation { version, format: Some(0), body: Bytes::from_static(body), expires_ms: None }
 }
 
 /// A notification that went out: its id, type, code, Observe number and payload.

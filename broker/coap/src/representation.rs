@@ -14,12 +14,20 @@ pub struct Representation {
     pub format: Option<u16>,
     /// The whole body.
     pub body: Bytes,
+    /// When it is over, in milliseconds since 1970.
+    pub expires_ms: Option<u64>,
 }
 
 impl Representation {
     /// Whether `tag` is the entity tag of this state.
     pub fn is_tagged(&self, tag: &[u8]) -> bool {
         tag == self.tag().as_slice()
+    }
+
+    /// For how many seconds it may be taken for the newest at `unix_ms`, `most` at most (RFC 7252 §5.10.5).
+    pub fn max_age(&self, most: u32, unix_ms: u64) -> u32 {
+        let left = self.expires_ms.map(|at| at.saturating_sub(unix_ms) / 1000);
+        left.map_or(most, |left| most.min(u32::try_from(left).unwrap_or(most)))
     }
 
     /// The answer 2.05 with the block that was asked for, and with `max_age` seconds (RFC 7252 §5.10.5).
@@ -49,13 +57,22 @@ impl Representation {
     }
 }
 
+/// An answer that is an error now may be another one in a moment; unsaid, caches take it for fresh for a minute (RFC 7252
+/// §5.9.2, §5.10.5).
+pub fn fresh_only_now(mut answer: Message) -> Message {
+    if answer.code().class() >= 4 && answer.value(option::MAX_AGE).is_none() {
+        answer.add_uint(option::MAX_AGE, 0);
+    }
+    answer
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn the_tag_changes_with_the_version_and_is_never_empty() {
-        let mut value = Representation { version: 0, format: None, body: Bytes::new() };
+        let mut value = Representation { version: 0, format: None, body: Bytes::new(), expires_ms: None };
         assert!(value.is_tagged(&[0]));
         value.version = 0x100;
         assert!(value.is_tagged(&[1, 0]) && !value.is_tagged(&[0]));

@@ -292,7 +292,7 @@ mod tests {
 
     #[test]
     fn a_reader_gets_the_value_or_hears_that_it_has_it() {
-        let value = Representation { version: 9, format: Some(50), body: Bytes::from_static(b"{}") };
+        let value = Representation { version: 9, format: Some(50), body: Bytes::from_static(b"{}"), expires_ms: None };
         let reading = |accept, tags: &[&[u8]]| Reading {
             accept,
             tags: tags.iter().map(|tag| tag.to_vec()).collect(),

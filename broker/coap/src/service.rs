@@ -21,7 +21,7 @@ use crate::links::{self, Filter, Link};
 use crate::message::{Code, Message, Token, option};
 use crate::observe::{self, Notification, Observer, Observers, Registration, Update};
 use crate::peer::{PeerId, Principals};
-use crate::representation::Representation;
+use crate::representation::{Representation, fresh_only_now};
 use crate::resource::{Named, Observe, Reading, Request, forbidden, refusal};
 use crate::writes::Writes;
 use crate::{exchange, format};
@@ -239,9 +239,12 @@ impl Service {
         match request {
             Request::Read { topic, reading } => {
                 let observer = Observer { peer: exchange.peer, token };
-                Some(self.read(now, (observer, who), (&topic, &reading)).unwrap_or_else(|refusal| refuse(who, refusal)))
+                let answer = self.read(now, (observer, who), (&topic, &reading));
+                Some(fresh_only_now(answer.unwrap_or_else(|refusal| refuse(who, refusal))))
             }
-            Request::Discover { filter, reading } => Some(reading.answer(&self.list(who, &filter), MAX_AGE)),
+            Request::Discover { filter, reading } => {
+                Some(fresh_only_now(reading.answer(&self.list(who, &filter), MAX_AGE)))
+            }
             Request::Write { topic, content_type, payload } => {
                 let change = Change::Value;
                 let content_type = content_type.map(Into::into);
@@ -298,7 +301,7 @@ impl Service {
             self.seams.topics.subscribe(&subscriber, topic, options)?;
         }
         let Some(value) = self.value(self.inbox.principal(), topic)? else { return Ok(no_value()) };
-        let mut answer = reading.answer(&value, observe::MAX_AGE);
+        let mut answer = reading.answer(&value, value.max_age(observe::MAX_AGE, self.seams.clock.now_ms()));
         let size = reading.block.map_or(BlockSize::MAX, |block| block.size);
         let registration = Registration { topic: topic.into(), value, size };
         // RFC 7641 §4.1: only a 2.xx answer begins an observation.
@@ -360,7 +363,8 @@ impl Service {
         let body = links::list(links, filter, next.as_deref());
         let mut hasher = DefaultHasher::new();
         body.hash(&mut hasher);
-        Representation { version: hasher.finish(), format: Some(format::LINK_FORMAT), body: Bytes::from(body) }
+        let (version, format) = (hasher.finish(), Some(format::LINK_FORMAT));
+        Representation { version, format, body: Bytes::from(body), expires_ms: None }
     }
 
     /// What is listed, and behind which topic more may stand. Bounded in what is looked at: nobody else is served
@@ -423,6 +427,7 @@ fn representation(publication: &Publication) -> Representation {
         version: publication.id,
         format: publication.content_type.as_deref().and_then(format::number),
         body: publication.payload.clone(),
+        expires_ms: publication.properties.as_ref().and_then(|properties| properties.expires_ms),
     }
 }
 

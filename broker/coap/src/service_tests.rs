@@ -145,6 +145,29 @@ async fn the_last_value_is_read_with_its_format_and_tag() {
 }
 
 #[tokio::test]
+async fn no_cache_keeps_an_answer_for_longer_than_it_holds() {
+    let mut w = world("retrieve,subscribe").await;
+    let get = w.get();
+    let none = w.asks(&get);
+    assert_eq!((none.code(), none.uint(option::MAX_AGE)), (Code::NOT_FOUND, Some(0)), "it may come at any moment");
+    let properties = tavi_core::Properties { expires_ms: Some(w.seams.clock.now_ms() + 9_000), ..Default::default() };
+    w.pump(Draft { payload: "1".into(), properties: Some(Box::new(properties)), ..Draft::default() });
+    let mut xml = w.get();
+    xml.add_uint(option::ACCEPT, 41);
+    let refused = w.asks(&xml);
+    assert_eq!((refused.code(), refused.uint(option::MAX_AGE)), (Code::NOT_ACCEPTABLE, Some(0)));
+    let observe = w.observe(0);
+    assert_eq!(w.asks(&observe).uint(option::MAX_AGE), Some(9), "the value expires sooner than the next notification");
+    w.passes(Duration::from_secs(4));
+    let properties = tavi_core::Properties { expires_ms: Some(w.seams.clock.now_ms() + 2_000), ..Default::default() };
+    w.pump(Draft { payload: "2".into(), properties: Some(Box::new(properties)), ..Draft::default() });
+    assert_eq!(w.hears_and_acknowledges().uint(option::MAX_AGE), Some(2));
+    w.pump(Draft { change: Change::Clear, ..Draft::default() });
+    let end = w.hears_and_acknowledges();
+    assert_eq!((end.code(), end.uint(option::MAX_AGE)), (Code::NOT_FOUND, Some(0)));
+}
+
+#[tokio::test]
 async fn a_put_is_kept_and_a_delete_takes_it_away() {
     let mut w = world("retrieve,publish,delete").await;
     let mut put = w.put(b"on");
