@@ -2,7 +2,8 @@
 //!
 //! A message has its place, drawn under the account's lock, in the backlog of each session that was chosen for it; it
 //! leaves when it is durable, if it has to be. The ledger knows who has it. What a session did not acknowledge goes, in
-//! order, to another one or stays in the store; what does not fit into a session's memory is stored and read again.
+//! order, to another one or stays in the store; what does not fit into a session's memory is stored and read again. One
+//! session that acknowledged a message is enough: its row goes, and a session that has it in the store only does not get it.
 
 use crate::{
     effects::{Effect, Effects},

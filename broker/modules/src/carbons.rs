@@ -1,4 +1,5 @@
-//! Message Carbons (XEP-0280): all sessions of an account see both sides of its conversations.
+//! Message Carbons (XEP-0280): all sessions of an account see both sides of its conversations, as long as they read: a copy
+//! is kept nowhere.
 
 use crate::Xep;
 use std::sync::Arc;
