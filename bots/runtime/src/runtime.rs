@@ -96,6 +96,8 @@ impl Bots {
         for name in gone {
             if let Some(bot) = running.remove(&name) {
                 bot.stop().await;
+                // Nobody is there any more: who writes to it hears that, until it comes back.
+                self.jid(&name).iter().for_each(|jid| self.inner.shared.node.parts.homes.expel(jid));
                 tracing::info!(bot = name, "stopped: its script is gone");
             }
         }

@@ -316,9 +316,16 @@ async fn a_changed_script_is_taken_and_a_bad_one_is_not() {
     let life = Life::begin(store, path).await;
     assert_eq!(life.says("hi").await, "New");
 
+    // Whoever writes to one that was removed hears that nobody is there, until it is there again.
     fs::remove_file(&file).unwrap();
     life.bots.reload().await;
     assert!(life.bots.list().await.is_empty());
+    life.write("late", "hi").await.unwrap();
+    let answer = life.next().await;
+    assert!(answer.len() == 1 && answer[0].head().type_.is_error(), "{answer:?}");
+    fs::write(&file, "fn on_message(t) { say(\"Back\"); }").unwrap();
+    life.bots.reload().await;
+    assert_eq!(life.says("hi").await, "Back");
 }
 
 #[tokio::test(flavor = "multi_thread")]
