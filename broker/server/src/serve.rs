@@ -155,11 +155,18 @@ async fn warn_of_strangers(parts: &Parts) -> Result<()> {
     let rows = parts.store.scan(Table::Account, None, 1000).await?;
     let jids = rows.iter().filter_map(|row| row.owner.name().parse::<BareJid>().ok());
     let strangers: Vec<_> = jids.filter(|jid| parts.hosts.find(jid.domain()).is_none()).collect();
-    if let Some(one) = strangers.first() {
-        let (count, domain) = (strangers.len(), parts.hosts.domain());
-        tracing::warn!("{count} accounts such as {one} belong to another domain than {domain} and can not log in");
+    if let Some(who) = said_of(&strangers) {
+        tracing::warn!("{who} belong to another domain than {} and can not log in", parts.hosts.domain());
     }
     Ok(())
+}
+
+/// How many people and devices these are, with one of each.
+fn said_of(strangers: &[BareJid]) -> Option<String> {
+    let (devices, people): (Vec<_>, Vec<_>) = strangers.iter().partition(|jid| jid.domain().starts_with("things."));
+    let some = |what: &str, all: &[&BareJid]| all.first().map(|one| format!("{} {what} such as {one}", all.len()));
+    let said: Vec<String> = [some("accounts", &people), some("devices", &devices)].into_iter().flatten().collect();
+    (!said.is_empty()).then(|| said.join(" and "))
 }
 
 /// The very first start of a domain makes `admin@DOMAIN` and shows its password once.
@@ -295,4 +302,18 @@ fn raise_file_limit() {
 #[expect(clippy::print_stdout, reason = "what the operator and scripts wait for")]
 fn say(line: &str) {
     println!("{line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_of_another_domain_are_not_counted_as_people() {
+        let jids = |all: &[&str]| all.iter().map(|jid| jid.parse().unwrap()).collect::<Vec<BareJid>>();
+        let mixed = jids(&["anna@old", "1@things.old", "2@things.old"]);
+        assert_eq!(said_of(&mixed).unwrap(), "1 accounts such as anna@old and 2 devices such as 1@things.old");
+        assert_eq!(said_of(&mixed[1..]).unwrap(), "2 devices such as 1@things.old");
+        assert_eq!(said_of(&[]), None);
+    }
 }
