@@ -14,6 +14,7 @@ use crate::{
     landing::Landing,
     link::Link,
     mailbox::{Closed, Weigh},
+    metrics::Outcome,
     router::{Chosen, Router, Run},
     ticket::Ticket,
 };
@@ -161,7 +162,13 @@ impl Router {
         let mut run = Run::default();
         let (id, size) = (env.meta.place, env.weight());
         let open = inbox.closed().is_none();
+        if open && state.ledger.is_being_stored(id) {
+            // Another session had no room either: this one gets it with the row, too.
+            inbox.coming(id);
+            return;
+        }
         if open && !env.has(ns::HINTS, "no-store") && !state.kept.is_full() {
+            self.count(&account.jid, Outcome::Stored);
             run.ticket.wait_for(self.store(account, state, &mut env));
             state.ledger.store(id, size);
             inbox.coming(id);
@@ -251,6 +258,7 @@ impl Router {
         if env.meta.place == 0 {
             env.meta.place = self.parts.ids.next(self.parts.clock.now_ms());
         }
+        self.count(&account.jid, Outcome::Stored);
         let size = env.weight();
         run.ticket.wait_for(self.store(account, state, &mut env));
         state.ledger.owe(env.meta.place, &[], Some(size), true);

@@ -45,6 +45,11 @@ impl Ledger {
         self.owed.insert(id, Entry { holders: holders.into(), row, coming });
     }
 
+    /// Whether its row is on its way.
+    pub(crate) fn is_being_stored(&self, id: u64) -> bool {
+        self.owed.get(&id).is_some_and(|entry| entry.row.is_some() && entry.coming)
+    }
+
     /// It was decided to store a message that somebody has.
     pub(crate) fn store(&mut self, id: u64, row: usize) {
         if let Some(entry) = self.owed.get_mut(&id) {

@@ -3,14 +3,15 @@
 use crate::{
     bus::{Bus, Exchange},
     effects::{Effect, Effects},
-    envelope::Envelope,
+    envelope::{Envelope, Origin},
     homes::{Account, AccountState, SeatId, SessionEntry},
     hooks::{Ev, Flow, Place, Registry, Reply, SessionEvent},
     inbox::Inbox,
     landing::{Landing, Posted},
     mailbox::Closed,
+    metrics::{Outcome, Protocol},
     node::Parts,
-    principal::Host,
+    principal::{Host, Principal},
     ticket::Ticket,
 };
 use parking_lot::MutexGuard;
@@ -370,7 +371,10 @@ impl Router {
                 }
             }
             // Routing what the broker made may make more; boxed, since it is this very law again.
-            Effect::Route(env) => Box::pin(self.received(env, run)).await,
+            Effect::Route(env) => {
+                self.count_refusal(&env);
+                Box::pin(self.received(env, run)).await
+            }
             Effect::Save { owner, ops } => run.ticket.wait_for(self.parts.store.commit(&owner, ops)),
             Effect::Publish { from, draft } => {
                 if let Ok(ticket) = self.parts.topics.publish(&from, draft) {
@@ -386,6 +390,20 @@ impl Router {
             Effect::Flush { seat } => self.flush(seat, run).await,
             Effect::Event { seat, event } => run.take(self.hear(&seat, event)),
         }
+    }
+
+    /// A message that comes back with an error of the broker's.
+    fn count_refusal(&self, env: &Envelope) {
+        let ours = env.meta.origin == Origin::Broker && env.meta.sender == 0;
+        if ours && matches!(env.head().type_, StanzaType::Message(MessageType::Error)) {
+            env.to().iter().for_each(|to| self.count(&to.to_bare(), Outcome::Refused));
+        }
+    }
+
+    /// Counts a message of this account, device or bot.
+    pub(crate) fn count(&self, of: &BareJid, outcome: Outcome) {
+        let is_bot = matches!(self.principal(of), Some(Principal::Bot(_)));
+        self.parts.metrics.messages(if is_bot { Protocol::Bot } else { Protocol::Xmpp }, outcome).add(1);
     }
 
     /// Puts something that is not kept into one session's backlog: at once, or with its place when the ticket is
@@ -490,7 +508,7 @@ impl Router {
     }
 
     /// The principal of a bare JID on one of the login hosts.
-    pub fn principal(&self, jid: &BareJid) -> Option<crate::principal::Principal> {
+    pub fn principal(&self, jid: &BareJid) -> Option<Principal> {
         self.parts.hosts.principal(jid)
     }
 }

@@ -101,7 +101,7 @@ impl Xmpp {
     /// had been cut just now.
     pub fn restore(&self, sessions: Vec<tavi_core::restore::Restored>) {
         for restored in sessions {
-            let session = Session::restored(Connection::new(self.shared.clone()), restored);
+            let session = Session::restored(Connection::new(self.shared.clone(), None), restored);
             tokio::spawn(session.wait_and_run());
         }
     }
@@ -131,7 +131,7 @@ impl Xmpp {
 impl Shared {
     async fn accept(self: Arc<Self>, listener: TcpListener, port: Port) {
         while let Some((stream, peer)) = self.next(&listener).await {
-            let connection = Connection::new(self.clone());
+            let connection = Connection::new(self.clone(), Some(peer.ip()));
             self.prepare(&stream);
             tokio::spawn(async move { connection.serve(stream, peer.ip(), port).await });
         }
@@ -210,12 +210,14 @@ pub(crate) struct Connection {
     shared: Arc<Shared>,
     /// There is a socket.
     open: bool,
+    /// Who is at its other end, or was.
+    pub peer: Option<IpAddr>,
 }
 
 impl Connection {
-    fn new(shared: Arc<Shared>) -> Connection {
+    fn new(shared: Arc<Shared>, peer: Option<IpAddr>) -> Connection {
         shared.alive.fetch_add(1, Ordering::AcqRel);
-        let mut connection = Connection { shared, open: false };
+        let mut connection = Connection { shared, open: false, peer };
         connection.count();
         connection
     }

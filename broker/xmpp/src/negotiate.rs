@@ -235,7 +235,10 @@ impl Talk {
                 Ok(Next::Wait(wanted.refuse().answer(&mut self.out)?))
             }
             // RFC 6120 §6.5.11: the client may try again.
-            Err(Denied::Busy) => Ok(Next::Wait(wanted.unavailable().answer(&mut self.out)?)),
+            Err(Denied::Busy) => {
+                tracing::info!(user = wanted.user(), peer = %self.peer.address, "a login was put off: too many are looked at");
+                Ok(Next::Wait(wanted.unavailable().answer(&mut self.out)?))
+            }
             Err(Denied::Store(error)) => {
                 tracing::error!(%error, "a credential could not be checked");
                 Ok(Next::Wait(wanted.unavailable().answer(&mut self.out)?))
@@ -289,7 +292,7 @@ impl Talk {
         let lang = wanted.lang().map(Into::into);
         let greeting = self.say(|setting, _| wanted.accept(setting));
         let (back, comes_back) = oneshot::channel();
-        place.send(Box::new(Resume { wire, ingress, rest, lang, handled, greeting, back }));
+        place.send(Box::new(Resume { wire, peer: self.peer.address, ingress, rest, lang, handled, greeting, back }));
         // It is the session's once it does not come back any more.
         let Ok((Unresumed { wire, ingress, rest }, handled)) = comes_back.await else { return Err(Stop::HandedOn) };
         (self.wire, self.ingress, self.received) = (Some(wire), ingress, rest);

@@ -1,7 +1,7 @@
 //! Resumption (XEP-0198 §5): the sessions that another connection can go on with, by the names that they were given.
 
 use std::collections::{HashMap, VecDeque};
-use std::{sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use tavi_xmpp_proto::BareJid;
@@ -16,6 +16,8 @@ use crate::wire::Wire;
 /// A connection that goes on with a session.
 pub(crate) struct Resume {
     pub wire: Wire,
+    /// Who comes with it.
+    pub peer: IpAddr,
     pub ingress: Ingress,
     /// Received behind the request.
     pub rest: Vec<u8>,

@@ -379,7 +379,8 @@ impl Session {
             return Err(end);
         }
         self.link.attach();
-        let Resume { wire, ingress, rest, lang, handled, greeting, back: _ } = resume;
+        let Resume { wire, peer, ingress, rest, lang, handled, greeting, back: _ } = resume;
+        self.connection.peer = Some(peer);
         (self.wire, self.ingress, self.lang) = (wire, ingress, lang);
         (self.pending, self.ending, self.deadline) =
             (Pending { acknowledged: Some(handled), ..Pending::default() }, None, None);
@@ -467,7 +468,8 @@ impl Session {
 
     /// A client that can resume says then what it has, and loses nothing.
     fn sent_too_much(&self) -> End {
-        tracing::info!(jid = %self.link.jid(), "a client sends on and acknowledges nothing: its connection is cut");
+        let peer = self.connection.peer.map(tracing::field::display);
+        tracing::info!(jid = %self.link.jid(), peer, "a client sends on and acknowledges nothing: its connection is cut");
         if self.resumption.is_some() {
             return End::Broken;
         }
@@ -811,7 +813,7 @@ impl Session {
 
     /// Says goodbye, lets the open tickets complete, and gives back what the client did not get.
     async fn end(mut self, end: End) {
-        note(&end, &self.link, &self.shared);
+        note(&end, &self.link, &self.connection);
         let deadline = self.shared.config.farewell_deadline;
         let concluding = self.resumption.take().map(|resumption| resumption.conclude(2 * deadline));
         // The next process goes on with it (XEP-0198 §5).
@@ -964,13 +966,18 @@ fn closed(why: Closed) -> End {
     }
 }
 
-fn note(end: &End, link: &Link, shared: &Shared) {
+fn note(end: &End, link: &Link, connection: &Connection) {
+    let (jid, peer) = (link.jid().as_str(), connection.peer.map(tracing::field::display));
     match end {
         End::Error(error) => {
             // These two are no fault of the client.
             let blameless = [StreamCondition::SystemShutdown, StreamCondition::Conflict].contains(&error.condition);
-            shared.node.parts.metrics.protocol_errors.add(u64::from(!blameless));
-            tracing::debug!(jid = %link.jid(), %error, "a stream ended");
+            connection.shared().node.parts.metrics.protocol_errors.add(u64::from(!blameless));
+            match error.condition {
+                StreamCondition::SystemShutdown => tracing::debug!(jid, peer, %error, "a stream ended"),
+                StreamCondition::Conflict => tracing::info!(jid, peer, %error, "a session was replaced"),
+                _ => tracing::info!(jid, peer, %error, "a stream was ended"),
+            }
         }
         End::Broken => tracing::debug!(jid = %link.jid(), "a connection broke"),
         End::Closed | End::Resumed(_) => {}

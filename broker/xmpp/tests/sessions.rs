@@ -2,6 +2,7 @@
 
 mod away;
 mod client;
+mod lines;
 mod resumption;
 mod sasl2;
 mod worlds;

@@ -6,6 +6,7 @@ use std::{
     sync::Arc,
     task::{Context, Waker},
 };
+use tavi_core::metrics::{Outcome, Protocol};
 use tavi_core::{Bound as Room, Closed, FakeClock, homes::SessionLimits};
 use tavi_store::MemoryStore;
 
@@ -168,6 +169,48 @@ async fn who_goes_away_with_much_unread_is_gone_for_all_others_at_once() {
         romeo.sees("<presence from='romeo@localhost/orchard'/>");
         romeo.sees_nothing();
     }
+}
+
+#[tokio::test]
+async fn a_message_for_which_two_sessions_have_no_room_is_kept_and_counted_once() {
+    let limits = SessionLimits { inbox_items: 2, kept_items: 4, ..SessionLimits::default() };
+    let world = World::over(Arc::new(MemoryStore::default()), Arc::new(FakeClock::at(1)), limits).await;
+    let (mut orchard, mut garden) = (world.online("romeo/orchard").await, world.online("romeo/garden").await);
+    orchard.skip();
+    garden.skip();
+    let mut paris = world.online("paris/street").await.plain();
+    let stored = || world.node.parts.metrics.messages(Protocol::Xmpp, Outcome::Stored).get();
+    for round in 1..=5 {
+        for n in 0..6 {
+            paris.sends(&says("romeo@localhost", &n.to_string())).await;
+        }
+        paris.sees_nothing();
+        assert_eq!(stored(), round * 2);
+        let mut read = [Vec::new(), Vec::new()];
+        for _ in 0..20 {
+            goes_on().await;
+            read[0].extend(orchard.reads_bodies());
+            read[1].extend(garden.reads_bodies());
+        }
+        assert_eq!(read[0], ["0", "1", "2", "3", "4", "5"]);
+        assert_eq!(read[1].last().map(String::as_str), Some("5"), "it does not wait for what is settled");
+    }
+}
+
+#[tokio::test]
+async fn what_is_kept_and_what_is_refused_is_counted() {
+    let world = World::new().await;
+    let mut juliet = world.online("juliet/balcony").await;
+    world.account("romeo").await;
+    let count = |outcome| world.node.parts.metrics.messages(Protocol::Xmpp, outcome).get();
+    juliet.sends(&says("romeo@localhost", "kept")).await;
+    assert_eq!((count(Outcome::Stored), count(Outcome::Refused)), (1, 0));
+    for to in ["nobody@localhost", "nobody@bots.localhost", "elsewhere.example", "pubsub.localhost"] {
+        juliet.sends(&says(to, "refused")).await;
+        juliet.skip();
+    }
+    juliet.sends("<message to='romeo@localhost' type='error'><body>hers</body></message>").await;
+    assert_eq!((count(Outcome::Stored), count(Outcome::Refused)), (1, 4));
 }
 
 #[tokio::test]
