@@ -3,14 +3,17 @@
 
 use parking_lot::Mutex;
 use std::{
+    collections::VecDeque,
     future::Future,
     sync::Arc,
     task::{Context, Poll, Waker},
 };
 use tavi_core::{
-    Bound, Closed, Envelope, FakeClock, Link, Node, Origin, Parts, Registry, TicketQueue,
+    Bound, Closed, Draft, Envelope, FakeClock, Link, Node, Origin, Parts, Registry, Ticket, TicketQueue,
     bus::{BadWay, Bus, Channel, Dice, NodeId, Piece, Word},
     homes::SessionLimits,
+    hooks::BoxFuture,
+    permit::Grant,
     principal::Hosts,
 };
 use tavi_store::{Expect, MemoryStore, Op, Owner, SharedStore, Store, Table};
@@ -123,29 +126,39 @@ async fn node(number: NodeId, store: &Arc<MemoryStore>, ends: &[Arc<Mutex<Channe
 /// A connection with stream management: it knows nothing but its link.
 struct Client {
     link: Link,
+    sending: VecDeque<BoxFuture<'static, Ticket>>,
     tickets: TicketQueue<()>,
     handled: usize,
     seen: Vec<u64>,
     bodies: Vec<String>,
     presences: Vec<String>,
+    headlines: Vec<String>,
     closed: Option<Closed>,
 }
 
 impl Client {
     fn new(link: Link) -> Client {
-        let (tickets, seen, bodies, presences) = (TicketQueue::default(), Vec::new(), Vec::new(), Vec::new());
-        Client { link, tickets, handled: 0, seen, bodies, presences, closed: None }
+        let (tickets, seen, bodies) = (TicketQueue::default(), Vec::new(), Vec::new());
+        let (presences, headlines, sending) = (Vec::new(), Vec::new(), VecDeque::new());
+        Client { link, sending, tickets, handled: 0, seen, bodies, presences, headlines, closed: None }
     }
 
     fn says(&mut self, xml: &str) {
         let mut stanza = Stanza::parse(xml.as_bytes()).unwrap();
         stanza.head.from = Some(self.link.jid().clone());
-        let mut sent = self.link.sent(Envelope::received(stanza, Origin::Managed, 0));
-        // Over the bus it is said at once.
-        let Poll::Ready(ticket) = sent.as_mut().poll(&mut Context::from_waker(Waker::noop())) else {
-            panic!("the link waits for nobody")
-        };
-        self.tickets.push(ticket, (), 0);
+        self.sending.push_back(self.link.sent(Envelope::received(stanza, Origin::Managed, 0)));
+        self.sends();
+    }
+
+    /// One after the other. Over the bus it is said at once; at home something may have to be read first.
+    fn sends(&mut self) {
+        let cx = &mut Context::from_waker(Waker::noop());
+        while let Some(sent) = self.sending.front_mut()
+            && let Poll::Ready(ticket) = sent.as_mut().poll(cx)
+        {
+            self.sending.pop_front();
+            self.tickets.push(ticket, (), 0);
+        }
     }
 
     fn chat(&mut self, to: &str, number: usize) {
@@ -154,6 +167,7 @@ impl Client {
 
     /// Reads what has come; acknowledges it if `acks`.
     fn turn(&mut self, acks: bool) {
+        self.sends();
         let (cx, mut taken) = (&mut Context::from_waker(Waker::noop()), Vec::new());
         while let Poll::Ready(Some(((), result))) = self.tickets.poll_next(cx) {
             result.unwrap();
@@ -165,6 +179,9 @@ impl Client {
         for (place, envelope) in taken {
             self.seen.push(place);
             match envelope.stanza.kind() {
+                Kind::Message if envelope.stanza.body().is_none() => {
+                    self.headlines.push(String::from_utf8(envelope.to_bytes().to_vec()).unwrap());
+                }
                 Kind::Message => self.bodies.extend(envelope.stanza.body()),
                 _ => self.presences.push(String::from_utf8(envelope.to_bytes().to_vec()).unwrap()),
             }
@@ -305,4 +322,110 @@ async fn who_is_not_there_has_no_seat_on_any_node() {
     let node = worlds.nodes[0].clone();
     let refused = worlds.until(async move { node.bind(&"paris@localhost/x".parse().unwrap()).await.err() }).await;
     assert_eq!(refused, Some(tavi_core::bus::NoSeat::Nobody));
+}
+
+/// What is published on one node for somebody whose home, and whose subscription's row, is another's.
+async fn headlines(seed: u64) {
+    let mut worlds = Worlds::new(seed).await;
+    let row = Op::Put {
+        table: Table::Node,
+        item: "sub:juliet@localhost".into(),
+        value: Default::default(),
+        expect: Expect::Any,
+    };
+    worlds.store.commit(&Owner::topic("u/romeo/mood"), vec![row]).await.unwrap();
+    let parts = worlds.nodes[0].parts.clone();
+    let grant = Grant::new(1, "juliet@localhost", "subscribe".parse().unwrap(), "u/romeo/#").unwrap();
+    parts.permit.add(grant).await.unwrap();
+    crate::start(&worlds.nodes[0]).await.unwrap();
+    let at = worlds.dice.below(2);
+    let mut juliet = worlds.comes("juliet@localhost/balcony", at).await;
+    while juliet.handled == 0 {
+        worlds.turn().await;
+        juliet.turn(true);
+    }
+    let romeo = parts.hosts.principal(&"romeo@localhost".parse().unwrap()).unwrap();
+    for mood in ["glad", "sad"] {
+        let draft = Draft { topic: "u/romeo/mood".into(), payload: mood.into(), ..Draft::default() };
+        parts.topics.publish(&romeo, draft).unwrap().complete().await.unwrap();
+    }
+    for _ in 0..600 {
+        worlds.turn().await;
+        juliet.turn(true);
+    }
+    let said = juliet.headlines.iter().map(|event| (event.contains(">glad<"), event.contains(">sad<")));
+    assert_eq!(said.collect::<Vec<_>>(), [(true, false), (false, true)], "seed {seed}: {:?}", juliet.headlines);
+    assert!(juliet.headlines.iter().all(|event| event.contains("to='juliet@localhost'")), "{:?}", juliet.headlines);
+}
+
+#[tokio::test]
+async fn an_event_reaches_who_subscribed_on_another_node() {
+    for seed in 0..40 {
+        headlines(seed).await;
+    }
+}
+
+/// Juliet's balcony is on the node that goes, her desk at home.
+async fn departure(seed: u64) {
+    let mut worlds = Worlds::new(seed).await;
+    let mut desk = worlds.comes("juliet@localhost/desk", 1).await;
+    let mut balcony = worlds.comes("juliet@localhost/balcony", 0).await;
+    while balcony.handled == 0 || !desk.saw("juliet@localhost/balcony", "") {
+        worlds.turn().await;
+        desk.turn(true);
+        balcony.turn(true);
+    }
+    let mut acked = 0;
+    for n in 0..TALK {
+        desk.says(&format!("<message to='juliet@localhost/balcony' type='chat'><body>{n}</body></message>"));
+        worlds.turn().await;
+        desk.turn(true);
+        let acks = n < TALK / 2 && worlds.dice.below(3) == 0;
+        balcony.turn(acks);
+        if acks {
+            acked = balcony.bodies.len();
+        }
+    }
+    worlds.nodes[1].departed(0);
+    worlds.nodes[0].departed(1);
+    balcony.turn(false);
+    assert_eq!(balcony.closed, Some(Closed::Gone), "seed {seed}");
+    // Whoever still speaks there is told so, and ends without its home.
+    let stanza = Stanza::parse(b"<presence from='juliet@localhost/balcony'/>").unwrap();
+    let said = balcony.link.sent(Envelope::received(stanza, Origin::Managed, 0)).await;
+    assert!(said.complete().await.is_err(), "seed {seed}");
+    balcony.link.end(Vec::new()).await.complete().await.unwrap();
+    for turn in 0.. {
+        tokio::task::yield_now().await;
+        desk.turn(true);
+        if desk.saw("juliet@localhost/balcony", "unavailable") && desk.bodies.last() == numbers(TALK).last() {
+            break;
+        }
+        assert!(turn < 2_000, "seed {seed}: {:?} {:?}", desk.bodies, desk.presences);
+    }
+    // What it acknowledged may not have been heard of any more; what it did not is not lost.
+    assert!(desk.bodies.len() >= TALK - acked, "seed {seed}: {:?}", desk.bodies);
+    assert!(desk.bodies.iter().eq(numbers(TALK)[TALK - desk.bodies.len()..].iter()), "seed {seed}: {:?}", desk.bodies);
+    let seats = worlds.nodes[1].parts.homes.receivers(&"juliet@localhost".parse().unwrap());
+    assert_eq!(seats, [desk.link.seat().clone()], "seed {seed}");
+}
+
+#[tokio::test]
+async fn a_node_that_goes_takes_its_guests_along_and_nothing_they_were_owed() {
+    for seed in 0..100 {
+        departure(seed).await;
+    }
+}
+
+#[tokio::test]
+async fn whoever_was_coming_from_a_node_that_has_gone_gets_no_seat() {
+    let worlds = Worlds::new(1).await;
+    let home = &worlds.nodes[1];
+    let jid: Jid = "juliet@localhost/balcony".parse().unwrap();
+    home.hear(0, Word::Attach { link: 7, jid: jid.clone() });
+    home.departed(0);
+    for _ in 0..50 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(home.parts.homes.known(&jid.to_bare()).unwrap().session_count(), 0);
 }
