@@ -282,22 +282,30 @@ impl Talk {
         let session = self.shared.resumable.find(&wanted.previous, wanted.user());
         // It may end just now, or another connection was faster.
         let Some(place) = session.as_ref().and_then(|session| session.try_reserve().ok()) else {
-            let handled = self.shared.resumable.ended(&wanted.previous, wanted.user());
-            return Ok(self.say(|setting, out| wanted.refuse(handled, setting, out)));
+            let failed = self.not_resumed(&wanted);
+            return Ok(self.say(|setting, out| wanted.refuse(failed, setting, out)));
         };
         let wire = self.wire.take().ok_or(Stop::Gone)?;
         let mut ingress = std::mem::replace(&mut self.ingress, Ingress::new(Limits::BEFORE_LOGIN));
         ingress.set_limits(self.shared.config.stanza);
         let (rest, handled) = (std::mem::take(&mut self.received), wanted.handled);
         let lang = wanted.lang().map(Into::into);
-        let greeting = self.say(|setting, _| wanted.accept(setting));
+        let greeting = wanted.accept();
         let (back, comes_back) = oneshot::channel();
         place.send(Box::new(Resume { wire, peer: self.peer.address, ingress, rest, lang, handled, greeting, back }));
         // It is the session's once it does not come back any more.
         let Ok((Unresumed { wire, ingress, rest }, handled)) = comes_back.await else { return Err(Stop::HandedOn) };
         (self.wire, self.ingress, self.received) = (Some(wire), ingress, rest);
         self.ingress.set_limits(Limits::BEFORE_LOGIN);
-        Ok(self.say(|setting, out| wanted.refuse(handled, setting, out)))
+        Ok(self.say(|setting, out| wanted.refuse(sm::not_resumed(handled), setting, out)))
+    }
+
+    /// XEP-0198 §5: there is no such session, or there never is one.
+    fn not_resumed(&self, wanted: &ResumeWanted) -> Element {
+        if self.shared.config.resume.is_zero() {
+            return sm::failed(Condition::FeatureNotImplemented);
+        }
+        sm::not_resumed(self.shared.resumable.ended(&wanted.previous, wanted.user()))
     }
 
     /// The next thing that the client sent.

@@ -112,6 +112,8 @@ pub(crate) struct Session {
     management: Option<Box<StreamManagement<u64>>>,
     /// The number of the last stanza of the client that was dealt with or is being (XEP-0198 §4).
     number: u32,
+    /// So many of them are noted as handled.
+    noted: u32,
     /// It outlives its connection.
     resumption: Option<Box<Resumption>>,
     /// It outlives the process.
@@ -244,6 +246,7 @@ impl Session {
             writing: Vec::new(),
             management: None,
             number: 0,
+            noted: 0,
             resumption: None,
             notes: None,
             past: None,
@@ -281,6 +284,7 @@ impl Session {
             writing: Vec::new(),
             management: Some(Box::new(StreamManagement::restored(handled, acknowledged, sent))),
             number: handled,
+            noted: handled,
             resumption: Some(Box::new(resumption)),
             notes: Some(notes),
             past: Some(Box::new(Past { landed, over: false })),
@@ -395,9 +399,6 @@ impl Session {
         greeting.write(management.resume(&resumption.name), &mut self.out);
         self.link.in_flight().iter().for_each(|(_, envelope)| envelope.write(&mut self.out));
         management.ask(&mut self.out);
-        if let Some(notes) = &self.notes {
-            notes.counted(self.number);
-        }
         self.take_bytes(&rest);
         Ok(())
     }
@@ -522,10 +523,8 @@ impl Session {
             Due::Answer => management.answer(&mut self.out),
         }
         // What is not noted as handled is remembered one by one.
-        if let Some(notes) = &self.notes
-            && (due == Due::Answer || management.handled().is_multiple_of(32))
-        {
-            notes.counted(management.handled());
+        if management.handled().is_multiple_of(32) {
+            self.note_count();
         }
         Ok(())
     }
@@ -554,9 +553,19 @@ impl Session {
         }
     }
 
-    /// What is written is seen from now on.
-    fn flush_notes(&self) {
+    /// What is written is seen from now on; and whoever sees what came of a stanza does not have to send it again.
+    fn flush_notes(&mut self) {
+        self.note_count();
         self.shared.node.parts.journal.flush();
+    }
+
+    fn note_count(&mut self) {
+        let (Some(notes), Some(management)) = (&self.notes, &self.management) else { return };
+        let handled = management.handled();
+        if self.noted != handled {
+            self.noted = handled;
+            notes.counted(handled);
+        }
     }
 
     /// semantics.md: a recipient without stream management has a message when it is written.
@@ -867,7 +876,6 @@ impl Session {
         poll_fn(|cx| self.poll_settled(cx)).await;
         if let Some(management) = &self.management {
             management.answer(&mut self.out);
-            self.notes.iter().for_each(|notes| notes.counted(management.handled()));
         }
         self.flush_notes();
         match end {

@@ -2,7 +2,10 @@
 //! message is lost, doubled or reordered.
 
 use std::collections::VecDeque;
-use tavi_testkit::{Broker, xmpp::XmppClient};
+use tavi_testkit::{
+    Broker,
+    xmpp::{XmppClient, condition},
+};
 use tavi_xmpp_proto::Element;
 
 const PASSWORD: &str = "a password of the tests";
@@ -97,6 +100,25 @@ impl Phone {
             self.client.send(stanza).unwrap();
         }
     }
+}
+
+/// XEP-0198 §5: `h` of `<resumed/>` is what was handled, so the client does not ask for it again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_answered_before_the_broker_was_killed_counts_afterwards() {
+    let mut broker = Broker::start().unwrap();
+    broker.add_user("romeo@localhost", PASSWORD).unwrap();
+    let mut romeo = Phone::new(&broker, 0).await;
+    romeo.client.settle().await.unwrap();
+    let message = Element::new("jabber:client", "message").attr("type", "chat").attr("to", "nobody@localhost");
+    romeo.sends(message.child(Element::new("jabber:client", "body").text("is somebody there?")));
+    let refused = |e: &Element| (e.name() == "message").then(|| condition(e)).flatten();
+    assert_eq!(romeo.client.take("a refusal", refused).await.unwrap(), "service-unavailable");
+    broker.kill9().unwrap();
+    broker.start_again().unwrap();
+    romeo.client.closed().await.unwrap();
+    let mut client = XmppClient::connect(broker.address("xmpp").unwrap(), "localhost").await.unwrap();
+    let h = client.resume("romeo", PASSWORD, &romeo.stream, romeo.client.handled()).await.unwrap();
+    assert_eq!(h, 3, "his presence, what he asked and what he said");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

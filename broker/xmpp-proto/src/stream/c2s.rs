@@ -14,11 +14,12 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use super::sasl2::{Asked, Success, Via};
 use super::{Framing, Open, features};
 use crate::element::Element;
-use crate::error::{StreamCondition, StreamError};
+use crate::error::{Condition, StreamCondition, StreamError};
 use crate::ingress::{Header, Incoming};
 use crate::jid::{BareJid, Jid};
 use crate::ns;
 use crate::sasl::{ChannelBindings, Exchange, Given, KeysNeeded, Mechanism, SaslFailure};
+use crate::sm;
 use crate::stanza::{Head, IqType, Stanza, StanzaType};
 
 /// How often a client may fail to log in on one stream (RFC 6120 §6.4.5 recommends 2 to 5).
@@ -287,6 +288,11 @@ impl Offered {
             _ if let Some((via, initial)) = Via::of(element) => {
                 let mechanism = element.get_attr("mechanism").and_then(Mechanism::from_name);
                 Ok(Login { offered: self, via }.begin(mechanism, initial, setting, out))
+            }
+            // XEP-0198 §3: the order is the server's to enforce, with this answer.
+            (ns::SM, _) => {
+                sm::write_failed(out, Condition::UnexpectedRequest);
+                Ok(Next::Wait(Negotiation::Offered(self)))
             }
             _ => Err(StreamError::new(StreamCondition::NotAuthorized).text("log in first")),
         }

@@ -108,18 +108,19 @@ impl Success {
 
 /// How a client is told that it goes on with an earlier stream: by itself, or inside the success of its login.
 #[derive(Debug, Default)]
-pub struct Greeting(Option<(Success, BareJid, Vec<u8>)>);
+pub struct Greeting(Option<(Success, BareJid)>);
 
 impl Greeting {
-    pub(crate) fn of(success: Success, user: BareJid, features: Vec<u8>) -> Greeting {
-        Greeting(Some((success, user, features)))
+    pub(crate) fn of(success: Success, user: BareJid) -> Greeting {
+        Greeting(Some((success, user)))
     }
 
-    /// Appends `<resumed/>`, and behind a login what the stream offers now (XEP-0388 §2.6).
+    /// Appends `<resumed/>`. XEP-0198 §9.2: the stream goes on right behind it, without features.
     pub fn write(self, resumed: Element, out: &mut Vec<u8>) {
-        let Some((success, user, features)) = self.0 else { return resumed.write_to(out, ns::CLIENT) };
-        success.with(resumed).write(user.as_str(), out);
-        out.extend_from_slice(&features);
+        match self.0 {
+            Some((success, user)) => success.with(resumed).write(user.as_str(), out),
+            None => resumed.write_to(out, ns::CLIENT),
+        }
     }
 }
 

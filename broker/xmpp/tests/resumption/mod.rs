@@ -11,6 +11,7 @@ use tavi_core::{Hosts, Node, Parts, Registry, SystemClock};
 use tavi_store::MemoryStore;
 use tavi_xmpp::Config;
 use tavi_xmpp_proto::ingress::Incoming;
+use tavi_xmpp_proto::ns;
 use tavi_xmpp_proto::sasl::{ClientBinding, Hash, Mechanism};
 use tokio::net::TcpStream;
 
@@ -165,6 +166,20 @@ async fn who_comes_too_late_or_is_somebody_else_binds_a_resource_instead() {
     let failed = late.hear_element().await;
     assert_eq!((failed.name(), failed.get_attr("h")), ("failed", Some("2")), "she is told what was handled");
     late.bind("phone").await;
+}
+
+#[tokio::test]
+async fn a_server_that_resumes_nothing_says_so() {
+    let broker = Broker::with(Config { resume: Duration::ZERO, ..Config::default() }, SessionLimits::default()).await;
+    let mut romeo = broker.login("romeo", "orchard").await;
+    romeo.say("<enable xmlns='urn:xmpp:sm:3' resume='true'/>").await;
+    let enabled = romeo.hear_element().await;
+    assert_eq!((enabled.name(), enabled.get_attr("resume")), ("enabled", None));
+    let mut romeo = logged_in(&broker, "romeo").await;
+    romeo.say("<resume xmlns='urn:xmpp:sm:3' previd='any' h='0'/>").await;
+    let failed = romeo.hear_element().await;
+    assert!(failed.get_child(ns::STANZA_ERRORS, "feature-not-implemented").is_some(), "{}", failed.to_xml(""));
+    romeo.bind("phone").await;
 }
 
 #[tokio::test]

@@ -80,17 +80,14 @@ impl ResumeWanted {
     }
 
     /// There is something to go on with, which answers the client in this way; if it does after all.
-    pub fn accept(&self, setting: &Setting<'_>) -> Greeting {
-        let Some((success, _)) = &self.login else { return Greeting::default() };
-        let mut features = Vec::new();
-        features::after_binding(setting, &mut features);
-        Greeting::of(success.clone(), self.binding.user.clone(), features)
+    pub fn accept(&self) -> Greeting {
+        let login = self.login.as_ref();
+        login.map(|(success, _)| Greeting::of(success.clone(), self.binding.user.clone())).unwrap_or_default()
     }
 
-    /// There is nothing to go on with: the client binds a resource instead, or has asked for that already. Of its
-    /// stanzas so many were `handled`, if that is still known.
-    pub fn refuse(self, handled: Option<u32>, setting: &Setting<'_>, out: &mut Vec<u8>) -> Next {
-        let failed = sm::not_resumed(handled);
+    /// There is nothing to go on with: the client is told that it `failed` ([`sm::not_resumed`]), and binds a resource
+    /// instead, or has asked for that already.
+    pub fn refuse(self, failed: Element, setting: &Setting<'_>, out: &mut Vec<u8>) -> Next {
         match self.login {
             None => {
                 failed.write_to(out, ns::CLIENT);

@@ -145,11 +145,11 @@ impl Server {
                 return Ok(None);
             }
             Next::Resume(wanted) if self.resumable == Some(&*wanted.previous) => {
-                wanted.accept(setting).write(Element::new(ns::SM, "resumed"), out);
+                wanted.accept().write(Element::new(ns::SM, "resumed"), out);
                 return Ok(None);
             }
             Next::Resume(wanted) => {
-                let next = wanted.refuse(None, setting, out);
+                let next = wanted.refuse(sm::not_resumed(None), setting, out);
                 return self.answer(next, setting, out);
             }
             Next::Close => return Ok(None),
@@ -271,13 +271,24 @@ fn an_earlier_stream_is_gone_on_with_inside_the_login_or_a_resource_is_bound() {
     server.resumable = Some("old");
     let answer = server.hears(&authenticate("secret", &wish));
     let user = "<authorization-identifier>romeo@tavi.example</authorization-identifier>";
-    assert!(answer.contains(&format!("{user}<resumed xmlns='urn:xmpp:sm:3'/></success><stream:features>")), "{answer}");
+    // XEP-0198 §9.2: no features follow.
+    assert!(answer.ends_with(&format!("{user}<resumed xmlns='urn:xmpp:sm:3'/></success>")), "{answer}");
     assert!(server.negotiation.is_none() && server.bound.is_none(), "the earlier session has it");
     let mut server = opened(Framing::Stream, OPEN);
     let answer = server.hears(&authenticate("secret", &wish));
     let failed = "<failed xmlns='urn:xmpp:sm:3'><item-not-found xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></failed>";
     assert!(answer.contains(&format!("{failed}<bound xmlns='urn:xmpp:bind:0'>")), "{answer}");
     assert!(server.bound.is_some());
+}
+
+#[test]
+fn stream_management_before_the_login_is_refused_and_the_login_goes_on() {
+    let mut server = opened(Framing::Stream, OPEN);
+    let failed =
+        "<failed xmlns='urn:xmpp:sm:3'><unexpected-request xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></failed>";
+    assert_eq!(server.hears("<enable xmlns='urn:xmpp:sm:3' resume='true'/>"), failed);
+    assert_eq!(server.hears("<resume xmlns='urn:xmpp:sm:3' previd='old' h='3'/>"), failed);
+    assert!(server.hears(&authenticate("secret", "")).contains("<success"));
 }
 
 #[test]
