@@ -689,6 +689,27 @@ async fn one_s_own_retained_value_is_there_for_the_subscription_behind_it() {
 }
 
 #[tokio::test]
+async fn what_a_client_publishes_behind_a_subscription_comes_to_it() {
+    let world = World::new().await;
+    let mut pump = world.old("pump", clean()).await;
+    pump.hears();
+    world.store.hold();
+    pump.retains("home/a", "saved");
+    pump.subscribes(2, "home/b", 1);
+    pump.publishes(0, 0, "home/b", "now");
+    pump.publishes(1, 3, "home/b", "too");
+    pump.unsubscribes(4, "home/b");
+    pump.publishes(1, 5, "home/b", "not any more");
+    assert!(pump.hears().is_empty(), "it is not saved yet");
+    world.store.release_all();
+    let mut heard = pump.hears();
+    heard.extend(pump.hears());
+    heard.sort();
+    let all = ["PUBACK #3", "PUBACK #5", "PUBACK #900", "PUBLISH q0 home/b=now", "PUBLISH q1 #1 home/b=too"];
+    assert_eq!(heard, [&all[..], &["SUBACK #2 [01]", "UNSUBACK #4 []"]].concat());
+}
+
+#[tokio::test]
 async fn no_local_holds_for_what_a_restart_publishes() {
     let store = Arc::new(MemoryStore::delayed());
     let opening = tokio::spawn(World::over(store.clone(), Config::default(), stage::NOW));

@@ -21,7 +21,7 @@ use crate::error::Fault;
 use crate::granted::Granted;
 use crate::hub::{Hub, Now, Parting, Place, Seat};
 use crate::link::{Line, Said, Word};
-use crate::packet::{Disconnect, Subscribe, Unsubscribe, Version};
+use crate::packet::{Disconnect, Publish, Subscribe, Unsubscribe, Version};
 use crate::seat::Parcel;
 use crate::session::Answer;
 use deliver::Granting;
@@ -35,6 +35,8 @@ pub struct Sitting {
     place: Place,
     version: Version,
     tickets: TicketQueue<Pending>,
+    /// How many packets wait among them for their turn.
+    turns: usize,
     waiting: Vec<Parcel>,
     next: usize,
     topic: Option<Arc<str>>,
@@ -81,6 +83,7 @@ impl Pending {
 struct Later(Waiting, usize);
 
 enum Waiting {
+    Publish(Publish),
     Subscribe(Subscribe),
     Unsubscribe(Unsubscribe),
 }
@@ -95,6 +98,7 @@ impl Sitting {
             place,
             version,
             tickets: TicketQueue::default(),
+            turns: 0,
             waiting: Vec::new(),
             next: 0,
             topic: None,
@@ -126,6 +130,8 @@ impl Sitting {
     /// The connection is over.
     pub fn take(&mut self, word: Word, size: usize, line: &mut dyn Line) -> Result<Option<Disconnect>, Fault> {
         match word {
+            // What came before it is not begun yet.
+            Word::Publish(publish) if self.turns > 0 => self.in_turn(Waiting::Publish(publish), size, line)?,
             Word::Publish(publish) => self.publish(publish, size, line)?,
             Word::Repeated(answer) => self.after(Ticket::done(), Pending::Answer(answer), size, line)?,
             Word::Release(answer) => self.release(answer, size, line)?,
@@ -260,7 +266,10 @@ impl Sitting {
         }
         match pending {
             Pending::Answer(answer) => self.answer(answer, line),
-            Pending::Turn(later) => return self.go_on(*later, line),
+            Pending::Turn(later) => {
+                self.turns -= 1;
+                return self.go_on(*later, line);
+            }
             Pending::Subscribed(done) => self.subscribed(*done, line),
             Pending::Unsubscribed(done) => drop(line.say(Said::Unsubscribed(done.0, done.1))),
         }
@@ -278,18 +287,22 @@ impl Sitting {
     // --- the order of the client's packets ---
 
     /// semantics.md, order: what a client publishes goes out in the order in which it came, whatever its QoS: its
-    /// tickets see to that. What it subscribes to comes behind what it published before.
+    /// tickets see to that. What it subscribes to comes behind what it published before, and what it publishes then behind
+    /// that.
     fn in_turn(&mut self, packet: Waiting, size: usize, line: &mut dyn Line) -> Result<(), Fault> {
         let later = Later(packet, size);
         if self.tickets.is_empty() {
             return self.go_on(later, line);
         }
+        self.turns += 1;
         self.tickets.push(Ticket::done(), Pending::Turn(Box::new(later)), size);
         Ok(())
     }
 
     fn go_on(&mut self, Later(packet, size): Later, line: &mut dyn Line) -> Result<(), Fault> {
         match packet {
+            // Whatever was read is published, also behind its client's back.
+            Waiting::Publish(publish) => self.publish(publish, size, line),
             _ if self.left => Ok(()),
             Waiting::Subscribe(subscribe) => self.subscribe(subscribe, size, line),
             Waiting::Unsubscribe(unsubscribe) => self.unsubscribe(unsubscribe, size, line),
