@@ -169,6 +169,9 @@ fn said_of(strangers: &[BareJid]) -> Option<String> {
     (!said.is_empty()).then(|| said.join(" and "))
 }
 
+/// In the data folder: the first account's password, if the log is JSON.
+const FIRST_PASSWORD: &str = "admin-password";
+
 /// The very first start of a domain makes `admin@DOMAIN` and shows its password once.
 async fn first_admin(config: &Config, parts: &Parts) -> Result<()> {
     let owner = Owner::system("broker");
@@ -187,16 +190,13 @@ async fn first_admin(config: &Config, parts: &Parts) -> Result<()> {
     Ok(parts.store.commit(&owner, vec![made]).await?)
 }
 
-/// The only time that this password is shown.
+/// The only time that this password is shown. JSON lines are gathered by somebody: then it lies in a file that only the
+/// broker's user can read.
 fn show_first(config: &Config, jid: &BareJid, password: &Secret) -> Result<()> {
     if config.log_format == LogFormat::Json {
-        let fields = FirstAccount {
-            message: "made the first account; its password is shown this once",
-            account: jid.as_str(),
-            password: password.expose(),
-        };
-        let made = FirstLine { level: "INFO", target: "tavi", fields };
-        eprintln!("{}", serde_json::to_string(&made)?);
+        let file = config.data.join(FIRST_PASSWORD);
+        data::write_new(&file, format!("{}\n", password.expose()).as_bytes(), 0o600)?;
+        tracing::info!(account = %jid, file = %file.display(), "made the first account; this file holds its password");
         return Ok(());
     }
     eprintln!(
@@ -204,21 +204,6 @@ fn show_first(config: &Config, jid: &BareJid, password: &Secret) -> Result<()> {
         password.expose()
     );
     Ok(())
-}
-
-/// The first account's line, in the form of the log's lines; the log itself never sees the password.
-#[derive(serde::Serialize)]
-struct FirstLine<'a> {
-    level: &'a str,
-    target: &'a str,
-    fields: FirstAccount<'a>,
-}
-
-#[derive(serde::Serialize)]
-struct FirstAccount<'a> {
-    message: &'a str,
-    account: &'a str,
-    password: &'a str,
 }
 
 /// The line that scripts wait for.

@@ -73,3 +73,16 @@ fn without_a_broker_the_command_says_what_to_do() {
     let error = broker.tavi(&["session", "list"]).unwrap_err().to_string();
     assert!(error.contains("no broker is running"), "{error}");
 }
+
+#[test]
+fn the_first_password_lies_in_a_file_of_the_broker_s_user_and_not_in_the_log() {
+    use std::os::unix::fs::PermissionsExt;
+    let broker = Broker::start().unwrap();
+    let file = broker.data().join("admin-password");
+    let log = broker.log();
+    assert!(log.contains("made the first account") && log.contains(file.to_str().unwrap()), "{log}");
+    assert!(!log.contains("\"password\""), "{log}");
+    let password = std::fs::read_to_string(&file).unwrap();
+    assert!(password.trim().len() > 16 && !log.contains(password.trim()));
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+}
