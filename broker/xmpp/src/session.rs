@@ -348,6 +348,8 @@ impl Session {
             if let Err(end) = self.poll_tickets(cx) {
                 return Poll::Ready(Err(end));
             }
+            // Nothing is written that would do so, and others see what was handled.
+            self.flush_notes();
             if let Poll::Ready(why) = self.link.poll_closed(cx) {
                 return Poll::Ready(Err(closed(why)));
             }

@@ -7,7 +7,8 @@ use std::time::Duration;
 use crate::client::{Broker, Client};
 use tavi_core::bus::Dice;
 use tavi_core::homes::SessionLimits;
-use tavi_core::{Hosts, Node, Parts, Registry, SystemClock};
+use tavi_core::journal::{Book, Medium};
+use tavi_core::{Hosts, Journal, Node, Parts, Registry, SystemClock};
 use tavi_store::MemoryStore;
 use tavi_xmpp::Config;
 use tavi_xmpp_proto::ingress::Incoming;
@@ -275,10 +276,12 @@ async fn cut(phone: &mut Phone) {
 }
 
 /// A broker whose commits wait when they are held.
-async fn on_a_store(config: Config) -> (Broker, Arc<MemoryStore>) {
+async fn on_a_store(config: Config, journal: Journal) -> (Broker, Arc<MemoryStore>) {
     let store = Arc::new(MemoryStore::default());
     let hosts = Hosts::new("localhost").unwrap();
-    let parts = Parts::load(hosts, store.clone(), Arc::new(SystemClock), SessionLimits::default()).await.unwrap();
+    let mut parts = Parts::load(hosts, store.clone(), Arc::new(SystemClock), SessionLimits::default()).await.unwrap();
+    journal.open();
+    parts.journal = Arc::new(journal);
     for (user, password) in [("romeo", "oemor"), ("juliet", "teiluj")] {
         parts.accounts.create(&format!("{user}@localhost").parse().unwrap(), password).await.unwrap();
     }
@@ -287,7 +290,7 @@ async fn on_a_store(config: Config) -> (Broker, Arc<MemoryStore>) {
 
 #[tokio::test]
 async fn who_comes_while_the_session_ends_hears_what_was_handled_and_keeps_the_connection() {
-    let (broker, store) = on_a_store(Config::default()).await;
+    let (broker, store) = on_a_store(Config::default(), Journal::none()).await;
     let (mut romeo, _juliet) = (Phone::new(&broker, "romeo").await, Phone::new(&broker, "juliet").await);
     store.hold();
     romeo.says("juliet", "a").await;
@@ -312,7 +315,7 @@ async fn who_comes_while_the_session_ends_hears_what_was_handled_and_keeps_the_c
 #[tokio::test]
 async fn a_store_that_does_not_answer_keeps_no_session_from_ending_and_no_client_from_coming_back() {
     let config = Config { farewell_deadline: Duration::from_millis(50), ..Config::default() };
-    let (broker, store) = on_a_store(config).await;
+    let (broker, store) = on_a_store(config, Journal::none()).await;
     let (mut romeo, _juliet) = (Phone::new(&broker, "romeo").await, Phone::new(&broker, "juliet").await);
     store.hold();
     romeo.says("juliet", "a").await;
@@ -342,4 +345,48 @@ async fn a_store_that_does_not_answer_keeps_no_session_from_ending_and_no_client
         }
     };
     tokio::time::timeout(Duration::from_secs(20), known).await.expect("what was handled is known at last");
+}
+
+/// Where notes go that are read at once.
+#[derive(Clone, Default)]
+struct Paper(Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl Medium for Paper {
+    fn append(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn renew(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        *self.0.lock().unwrap() = bytes.to_vec();
+        Ok(())
+    }
+
+    fn give_up(&mut self) {
+        self.0.lock().unwrap().clear();
+    }
+}
+
+#[tokio::test]
+async fn what_is_handled_while_a_session_waits_for_its_client_outlives_the_process() {
+    let paper = Paper::default();
+    let (broker, store) = on_a_store(Config::default(), Journal::over(Box::new(paper.clone()))).await;
+    let (mut romeo, _juliet) = (Phone::new(&broker, "romeo").await, Phone::new(&broker, "juliet").await);
+    store.hold();
+    romeo.says("juliet", "a").await;
+    cut(&mut romeo).await;
+    while store.waiting() == 0 || broker.xmpp.connections() > 1 {
+        tokio::task::yield_now().await;
+    }
+    store.release_all();
+    let is_noted = || {
+        let (streams, _) = Book::read(paper.0.lock().unwrap().clone()).unwrap().close();
+        streams.iter().any(|noted| (&*noted.name, noted.handled) == (&*romeo.name, 1))
+    };
+    let noted = async {
+        while !is_noted() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), noted).await.expect("the next process can say so");
 }
