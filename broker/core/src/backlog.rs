@@ -461,6 +461,10 @@ impl<T: Owed> Flight<T> {
 
     fn put(&mut self, id: u64, held: Box<Held<T>>) {
         self.bytes += held.item.weight();
+        if self.sent.capacity() == 0 {
+            self.sent.reserve(16);
+            self.seqs.reserve(16);
+        }
         self.seqs.insert(id, self.first + self.sent.len() as u64);
         self.sent.push_back(Some((id, held)));
     }

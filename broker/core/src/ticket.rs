@@ -170,6 +170,10 @@ impl<A> TicketQueue<A> {
     /// Puts a ticket at the end. `bytes` is the size of the packet that it is for.
     pub fn push(&mut self, ticket: Ticket, ack: A, bytes: usize) {
         self.bytes += bytes;
+        if self.open.len() == 4 {
+            // More than a few: soon half a window.
+            self.open.reserve(WINDOW_TICKETS / 2);
+        }
         self.open.push_back((ticket, ack, bytes));
     }
 

@@ -222,6 +222,7 @@ impl State {
 
     fn group(&mut self) -> Vec<Request> {
         let mut made = Made::default();
+        made.group.reserve(self.line.len().min(GROUP.commits));
         while made.size.is_below(GROUP) {
             let Some(waiter) = self.line.pop_front() else { break };
             self.add(waiter, &mut made);

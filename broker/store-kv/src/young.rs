@@ -224,6 +224,12 @@ impl Change<'_> {
         place as u64 > self.last
     }
 
+    /// So many new rows will come.
+    pub fn expect(&mut self, rows: usize) {
+        self.come.reserve(rows);
+        self.shown.reserve(rows);
+    }
+
     /// A row at a new place.
     pub fn put(&mut self, place: Place, value: Value) {
         self.come.push((place, value));

@@ -16,7 +16,7 @@ use tavi_core::link::Link;
 use tavi_core::metrics::{Metrics, Outcome, Protocol};
 use tavi_core::node::Attached;
 use tavi_core::restore::Restored;
-use tavi_core::{Bound, Closed, Envelope, Origin, Ticket, TicketQueue};
+use tavi_core::{Bound, Closed, Envelope, Origin, Ticket, TicketQueue, Weigh};
 use tavi_store::StoreError;
 use tavi_xmpp_proto::ingress::{Incoming, Ingress};
 use tavi_xmpp_proto::sm::{self, SmRequest, StreamManagement};
@@ -154,6 +154,10 @@ impl Pending {
         }
         self.bytes += size(&incoming);
         self.leaves += usize::from(is_leave(&incoming));
+        if self.items.capacity() == 0 {
+            // What comes often comes in numbers.
+            self.items.reserve(16);
+        }
         self.items.push_back(incoming);
     }
 
@@ -606,6 +610,7 @@ impl Session {
             notes.sent(&taken);
         }
         let delivered = self.shared.node.parts.metrics.messages(Protocol::Xmpp, Outcome::Delivered);
+        self.out.reserve(taken.iter().map(|(_, envelope)| envelope.weight()).sum());
         for (place, envelope) in taken {
             delivered.add(u64::from(envelope.stanza.kind() == Kind::Message));
             envelope.write(&mut self.out);

@@ -23,6 +23,10 @@ impl<T> Ordered<T> {
     /// Puts an item at its place; what was there before is given back.
     pub fn insert(&mut self, id: u64, item: Box<T>) -> Option<Box<T>> {
         if self.items.back().is_none_or(|(last, _)| *last < id) {
+            if self.items.capacity() == 0 {
+                // What comes often comes in numbers.
+                self.items.reserve(16);
+            }
             self.items.push_back((id, item));
             return None;
         }
