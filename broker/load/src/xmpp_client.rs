@@ -110,12 +110,15 @@ impl XmppClient {
 
     /// Turns stream management on (XEP-0198), for a stream that can be resumed if it is wanted so.
     pub async fn manage(&mut self, management: Management) -> anyhow::Result<()> {
-        let resumable = management == Management::Resumable;
-        let resume = if resumable { " resume='true'" } else { "" };
+        let (resume, granted): (_, &[_]) = match management {
+            Management::Resumable => (" resume='true'", &["<enabled", "resume="]),
+            _ => ("", &["<enabled"]),
+        };
         self.send(format!("<enable xmlns='urn:xmpp:sm:3'{resume}/>").as_bytes()).await?;
-        let answer = self.until(&["<enabled", "<failed"]).await?;
-        ensure!(answer.contains("<enabled"), "no stream management: {answer}");
-        ensure!(answer.contains("resume=") == resumable, "another stream than was asked for: {answer}");
+        for sign in granted {
+            let answer = self.until(&[sign, "<failed"]).await?;
+            ensure!(!answer.contains("<failed"), "no such stream management: {answer}");
+        }
         self.unread.clear();
         Ok(())
     }
