@@ -22,9 +22,6 @@ use tavi_xmpp_proto::{
 use tokio::sync::{OnceCell, Semaphore};
 use zeroize::Zeroizing;
 
-static FAILED: Lines = Lines::new();
-static REFUSED: Lines = Lines::new();
-
 /// Why a login was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Denied {
@@ -121,6 +118,8 @@ pub struct Login {
     checks: Semaphore,
     /// What the keys of unknown users come from; made once for a store.
     secret: OnceCell<[u8; 32]>,
+    failed: Lines,
+    refused: Lines,
 }
 
 impl Login {
@@ -128,7 +127,8 @@ impl Login {
     pub fn new(hosts: Arc<Hosts>, accounts: Arc<Accounts>, clock: Arc<dyn Clock>, metrics: Arc<Metrics>) -> Login {
         let (tokens, certificates) = (OnceLock::new(), OnceLock::new());
         let (throttle, checks) = (Mutex::default(), Semaphore::new(CHECKS));
-        Login { hosts, accounts, clock, metrics, tokens, certificates, throttle, checks, secret: OnceCell::new() }
+        let (secret, failed, refused) = (OnceCell::new(), Lines::new(), Lines::new());
+        Login { hosts, accounts, clock, metrics, tokens, certificates, throttle, checks, secret, failed, refused }
     }
 
     /// Sets what knows the certificates of devices; once, at start. Without it no certificate lets anybody in.
@@ -198,7 +198,7 @@ impl Login {
             return Ok(principal);
         }
         self.metrics.login_failures.add(1);
-        FAILED.write(|| tracing::info!(user = shown(attempt.user), peer = %attempt.peer.address, "login failed"));
+        self.failed.write(|| tracing::info!(user = shown(attempt.user), peer = %attempt.peer.address, "login failed"));
         let delay = self.throttle.lock().failed(&turn, self.clock.now_ms());
         // A wrong guess keeps its place until it is answered, also when the guesser does not wait for that.
         tokio::spawn(async move {
@@ -218,7 +218,7 @@ impl Login {
         known.filter(|who| matches!(who, Principal::Device(_)) && named(who)).ok_or_else(|| {
             self.metrics.login_failures.add(1);
             let (user, peer) = (shown(attempt.user), attempt.peer.address);
-            REFUSED.write(|| tracing::info!(user, %peer, "a certificate was refused"));
+            self.refused.write(|| tracing::info!(user, %peer, "a certificate was refused"));
             Denied::Wrong { delay: Duration::ZERO }
         })
     }
