@@ -99,8 +99,9 @@ impl Journal {
     pub fn flush(&self) {
         if self.dirty.load(Ordering::Acquire) {
             let mut pages = self.pages.lock();
-            self.dirty.store(false, Ordering::Release);
             pages.write_out();
+            // Not before: who finds nothing to flush goes on as if all of it were with the kernel.
+            self.dirty.store(false, Ordering::Release);
         }
     }
 
@@ -133,7 +134,11 @@ impl Journal {
     }
 
     fn note(&self, note: Note) {
-        if self.kept && self.pages.lock().note(note) {
+        if !self.kept {
+            return;
+        }
+        let mut pages = self.pages.lock();
+        if pages.note(note) {
             self.dirty.store(true, Ordering::Release);
         }
     }

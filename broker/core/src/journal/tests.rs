@@ -5,7 +5,15 @@ use crate::{Bound, journal::Noted};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use proptest::prelude::*;
-use std::{io, sync::Arc};
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread,
+};
 use tavi_xmpp_proto::jid::{BareJid, Jid};
 
 /// A medium that can be looked at and made to fail.
@@ -177,4 +185,52 @@ fn who_has_no_journal_notes_nothing() {
     journal.deleted(vec![1]);
     journal.open();
     journal.flush();
+}
+
+/// Writes when it is let, and says when it was asked.
+struct Slow {
+    asked: mpsc::Sender<()>,
+    let_go: mpsc::Receiver<()>,
+    written: Arc<AtomicBool>,
+}
+
+impl Medium for Slow {
+    fn append(&mut self, _: &[u8]) -> io::Result<()> {
+        self.asked.send(()).unwrap();
+        self.let_go.recv().unwrap();
+        self.written.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn renew(&mut self, _: &[u8]) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn give_up(&mut self) {}
+}
+
+/// Two threads flush at once: the second one's note is on its way with the first one's write, and it may not go on before.
+#[test]
+fn a_flush_waits_for_the_write_of_another_that_carries_its_note() {
+    let ((asked, was_asked), (let_it, let_go)) = (mpsc::channel(), mpsc::channel());
+    let written = Arc::new(AtomicBool::new(false));
+    let journal = Arc::new(Journal::over(Box::new(Slow { asked, let_go, written: written.clone() })));
+    journal.open();
+    let jid = "romeo@localhost/orchard".parse().unwrap();
+    journal.stream(1).unwrap().begin_new("first", &jid, Bound { items: 1, bytes: 1 });
+    let flush = || {
+        let (journal, written) = (journal.clone(), written.clone());
+        thread::spawn(move || {
+            journal.flush();
+            written.load(Ordering::SeqCst)
+        })
+    };
+    let first = flush();
+    was_asked.recv().unwrap();
+    assert!(journal.dirty.load(Ordering::Acquire), "what is being written is not with the kernel yet");
+    let second = flush();
+    let_it.send(()).unwrap();
+    assert!(first.join().unwrap());
+    assert!(second.join().unwrap());
+    assert!(!journal.dirty.load(Ordering::Acquire));
 }
