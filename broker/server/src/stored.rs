@@ -3,7 +3,9 @@
 use crate::{
     cli::{Place, StoreCommand},
     config::Config,
-    data, users,
+    data,
+    streams::Streams,
+    users,
 };
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -103,6 +105,9 @@ async fn export_to(path: &Path, closed: &Closed) -> Result<Outcome> {
 async fn import_from(path: &Path, file: File, closed: &Closed) -> Result<Outcome> {
     let options = closed.options(closed.config.engine.unwrap_or_default());
     let store = closed.config.store_path();
+    if tavi_store_kv::engine_of(&store)?.is_none() {
+        Streams::discard(&closed.config.data).context("cannot remove the streams of an earlier store")?;
+    }
     let mut told = |progress| told("imported", progress);
     let done = tavi_store_kv::restore(&store, &options, (&mut BufReader::new(file), &mut told)).await?;
     Ok(counted("imported", done, path))

@@ -10,6 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 use tavi_core::journal::{Book, Medium};
+use tavi_xmpp_proto::BareJid;
 
 const NAME: &str = "streams";
 const FORM: &str = "tavi streams 1";
@@ -30,6 +31,28 @@ impl Streams {
 
     fn in_run(data: &Path, run: &str) -> Streams {
         Streams { path: data.join(NAME), head: format!("{FORM} {run}\n").into_bytes(), file: None }
+    }
+
+    /// An account was removed while no broker runs: nothing of its streams goes on.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn forget(mut self, account: &BareJid) -> io::Result<()> {
+        let whole = self.read();
+        let mut left = whole.clone();
+        left.forget(account);
+        if left == whole { Ok(()) } else { self.renew(&left.encode()) }
+    }
+
+    /// Another store takes the place of the one that the streams belong to.
+    ///
+    /// # Errors
+    /// If the file cannot be removed.
+    pub fn discard(data: &Path) -> io::Result<()> {
+        match fs::remove_file(data.join(NAME)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// What an earlier process left, if it is of this run of the kernel.

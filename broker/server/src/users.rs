@@ -6,6 +6,7 @@ use crate::{
     data, people,
     removal::Removals,
     serve,
+    streams::Streams,
 };
 use anyhow::{Context, Result, anyhow, bail};
 use serde::Serialize;
@@ -13,7 +14,7 @@ use std::{future::Future, io::BufRead, sync::Arc};
 use tavi_core::Node;
 use tavi_enrol::{
     Secret,
-    admin::{ApiError, NewPassword, NewUser, Removed, UserList, UserPassword},
+    admin::{ApiError, ErrorCode, NewPassword, NewUser, Removed, UserList, UserPassword},
 };
 use tavi_fleet::Client;
 use tavi_store_kv::{Engine, KvStore, Options};
@@ -56,7 +57,10 @@ async fn execute(command: UserCommand) -> Result<()> {
         UserCommand::Remove { jid, place } => {
             let removed: Removed = match reach(&place).await? {
                 Reached::Running(client) => client.remove_user(&jid).await?,
-                Reached::Closed(store) => store.with(|node| async move { remove(node, &jid).await }).await?,
+                Reached::Closed(store) => {
+                    let streams = Streams::of(&store.config.data);
+                    store.with(|node| async move { remove(node, streams, &jid).await }).await?
+                }
             };
             show(&place, &removed, || format!("removed {}", removed.removed));
         }
@@ -91,8 +95,14 @@ async fn reach(place: &Place) -> Result<Reached> {
     Ok(Reached::Closed(Box::new(Closed { config: place.config()?, _lock: lock })))
 }
 
-async fn remove(node: Node, jid: &str) -> Result<Removed, ApiError> {
+/// The streams first: what they have in flight may not come to somebody who gets the name afterwards.
+async fn remove(node: Node, streams: Option<Streams>, jid: &str) -> Result<Removed, ApiError> {
     let jid = people::address(&node.parts, jid)?;
+    if let Some(streams) = streams {
+        let failed =
+            |error| ApiError::new(ErrorCode::Internal, format!("the file of streams cannot be written: {error}"));
+        streams.forget(&jid).map_err(failed)?;
+    }
     Removals::new(node).alone(&jid).await
 }
 

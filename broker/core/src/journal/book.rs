@@ -133,6 +133,12 @@ impl Book {
         }
     }
 
+    /// An account is removed: whoever has its name later inherits nothing.
+    pub fn forget(&mut self, account: &BareJid) {
+        self.streams.retain(|_, noted| noted.jid.to_bare() != *account);
+        self.settled.retain(|_, owner| owner != account);
+    }
+
     /// The streams, in the order in which they began, and the rows that are to be deleted.
     pub fn close(self) -> (Vec<Noted>, Vec<(u64, BareJid)>) {
         let mut streams: Vec<_> = self.streams.into_iter().collect();

@@ -174,3 +174,46 @@ async fn clients_go_on_with_their_streams_however_often_the_broker_is_killed() {
         assert_eq!(phones[who].heard, (1..=phones[1 - who].last).collect::<Vec<_>>(), "{} heard", NAMES[who]);
     }
 }
+
+/// Whoever has the name afterwards is somebody else: what was in flight to the one before is not for him.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_goes_on_with_a_stream_of_an_account_that_was_removed_meanwhile() {
+    let mut broker = Broker::start().unwrap();
+    for user in NAMES {
+        broker.add_user(&format!("{user}@localhost"), PASSWORD).unwrap();
+    }
+    let romeo = Phone::new(&broker, 0).await;
+    let juliet = Phone::new(&broker, 1).await;
+    juliet.client.settle().await.unwrap();
+    broker.stop().unwrap();
+    broker.tavi(&["user", "remove", "romeo@localhost"]).unwrap();
+    let made = broker.tavi(&["user", "add", "romeo@localhost"]).unwrap();
+    broker.start_again().unwrap();
+    romeo.client.closed().await.unwrap();
+    let mut client = XmppClient::connect(broker.address("xmpp").unwrap(), "localhost").await.unwrap();
+    let password = made["password"].as_str().unwrap();
+    let refused = client.resume("romeo", password, &romeo.stream, romeo.client.handled()).await.unwrap_err();
+    assert!(refused.to_string().contains("item-not-found"), "{refused}");
+    juliet.client.closed().await.unwrap();
+    let mut client = XmppClient::connect(broker.address("xmpp").unwrap(), "localhost").await.unwrap();
+    client.resume("juliet", PASSWORD, &juliet.stream, juliet.client.handled()).await.unwrap();
+}
+
+/// The rows and the streams are of one store: with another one, clients log in anew.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_imported_store_has_no_streams_of_the_one_before() {
+    let mut broker = Broker::start().unwrap();
+    broker.add_user("romeo@localhost", PASSWORD).unwrap();
+    let romeo = Phone::new(&broker, 0).await;
+    romeo.client.settle().await.unwrap();
+    broker.stop().unwrap();
+    let export = broker.data().join("export");
+    broker.tavi(&["store", "export", export.to_str().unwrap()]).unwrap();
+    std::fs::rename(broker.data().join("store"), broker.data().join("store.old")).unwrap();
+    broker.tavi(&["store", "import", export.to_str().unwrap()]).unwrap();
+    broker.start_again().unwrap();
+    romeo.client.closed().await.unwrap();
+    let mut client = XmppClient::connect(broker.address("xmpp").unwrap(), "localhost").await.unwrap();
+    let refused = client.resume("romeo", PASSWORD, &romeo.stream, romeo.client.handled()).await.unwrap_err();
+    assert!(refused.to_string().contains("item-not-found"), "{refused}");
+}
