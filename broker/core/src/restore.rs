@@ -12,7 +12,10 @@ use crate::{
     router::{Router, Run},
     ticket::Ticket,
 };
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 use tavi_store::{Op, Owner, PageBound, QueueRow, StoreError};
 use tavi_xmpp_proto::{jid::BareJid, ns, stanza::Stanza};
 
@@ -36,6 +39,9 @@ pub struct Restored {
     /// [`Link::in_flight`].
     pub sent: Vec<u64>,
 }
+
+/// What is read of a queue at once.
+const PAGE: PageBound = PageBound { rows: 1_000, bytes: 1 << 20 };
 
 /// Rows that are deleted in one commit.
 const DELETED_AT_ONCE: usize = 512;
@@ -100,14 +106,28 @@ impl Node {
         Ok(page.rows.into_iter().next().filter(|row| row.id == id))
     }
 
+    /// The rows of what is in flight that are still there: a part of the queue that is read at once.
+    async fn rows_in_flight(&self, owner: &Owner, noted: &Noted) -> Result<HashMap<u64, QueueRow>, StoreError> {
+        let wanted: BTreeSet<u64> = noted.flight.iter().filter_map(Sent::row).collect();
+        let (Some(first), Some(last)) = (wanted.first(), wanted.last()) else { return Ok(HashMap::new()) };
+        let (mut rows, mut after) = (HashMap::with_capacity(wanted.len()), first.saturating_sub(1));
+        while after < *last {
+            let page = self.parts.store.queue_page(owner, after, PAGE).await?;
+            after = if page.end { *last } else { page.rows.last().map_or(*last, |row| row.id) };
+            rows.extend(page.rows.into_iter().filter(|row| wanted.contains(&row.id)).map(|row| (row.id, row)));
+        }
+        Ok(rows)
+    }
+
     /// What is in flight and still there.
     async fn flight(&self, account: &Account, noted: &Noted) -> Result<Vec<(u64, Envelope)>, StoreError> {
+        let mut rows = self.rows_in_flight(&account.owner, noted).await?;
         let mut flight = Vec::with_capacity(noted.flight.len());
         for sent in &noted.flight {
             // Ids that are drawn from now on must not be the same, wherever the clock stands.
             self.parts.ids.raise(sent.place());
             let envelope = match sent {
-                Sent::Row(id) => self.row(&account.owner, *id).await?.and_then(|row| self.router.stored(&row)),
+                Sent::Row(id) => rows.remove(id).and_then(|row| self.router.stored(&row)),
                 Sent::Stanza { place, copy, text } => text.as_ref().and_then(|text| unstored(*place, *copy, text)),
             };
             flight.extend(envelope.map(|envelope| (sent.place(), envelope)));

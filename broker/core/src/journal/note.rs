@@ -84,7 +84,7 @@ impl Standing {
             carbons: session.carbons,
             priority: session.priority,
             presence: session.presence.as_deref().map(text),
-            directed: session.directed.clone(),
+            directed: few(&session.directed),
         }
     }
 
@@ -119,11 +119,33 @@ impl Standing {
     }
 }
 
+/// The first of many: all of it is noted anew whenever the session changes how it stands. Who is not among them does not
+/// hear of the end of a session that outlived the process.
+fn few(directed: &[Jid]) -> Vec<Jid> {
+    let mut bytes = 0;
+    let fits = |jid: &&Jid| {
+        bytes += jid.as_str().len();
+        bytes <= NOTED_DIRECTED
+    };
+    directed.iter().take_while(fits).cloned().collect()
+}
+
+/// Bytes of the names to whom a session has directed its presence that are noted.
+const NOTED_DIRECTED: usize = 4 * 1024;
+
 impl Sent {
     /// Its place.
     pub fn place(&self) -> u64 {
         match self {
             Sent::Row(place) | Sent::Stanza { place, .. } => *place,
+        }
+    }
+
+    /// The id of its row, if it has one.
+    pub(crate) fn row(&self) -> Option<u64> {
+        match self {
+            Sent::Row(id) => Some(*id),
+            Sent::Stanza { .. } => None,
         }
     }
 

@@ -483,6 +483,32 @@ async fn a_session_stands_as_it_stood_and_who_is_gone_is_told() {
 }
 
 #[tokio::test]
+async fn of_a_long_list_of_directed_presences_the_first_are_noted() {
+    let (store, kernel): (SharedStore, _) = (Arc::new(MemoryStore::default()), Kernel::default());
+    let (world, _) = noted(store.clone(), &kernel).await;
+    let mut romeo = world.online("romeo/orchard").await;
+    let mut juliet = world.online("juliet/balcony").await;
+    romeo.sends("<presence to='juliet@localhost/balcony'/>").await;
+    let many: String = (0..900)
+        .map(|n| format!("<presence to='{}{n}@elsewhere.example'/>", "x".repeat(900)))
+        .collect::<Vec<_>>()
+        .join("\n");
+    for presence in many.lines() {
+        romeo.sends(presence).await;
+    }
+    note(&romeo);
+    assert!(kernel.0.lock().unwrap().len() < 8_000, "{}", kernel.0.lock().unwrap().len());
+    juliet.skip();
+    drop((romeo, juliet, world));
+    let (world, restored) = noted(store, &kernel).await;
+    let mut juliet = world.online("juliet/balcony").await;
+    for restored in restored {
+        world.person(restored.link).ends().await;
+    }
+    juliet.sees("<presence from='romeo@localhost/orchard' type='unavailable'/>");
+}
+
+#[tokio::test]
 async fn a_stopped_broker_gives_a_row_to_what_was_not_sent_and_an_ended_stream_does_not_come_back() {
     let (store, kernel): (SharedStore, _) = (Arc::new(MemoryStore::default()), Kernel::default());
     let (world, _) = noted(store.clone(), &kernel).await;
