@@ -98,7 +98,7 @@ impl Kv for Fjall {
         let mut change = self.young.change(rows.last);
         let queue = self.keyspace(Family::Queue);
         let Plain { new, gone } = rows.take_plain();
-        change.expect(new.len());
+        change.reserve(new.len());
         new.into_iter().for_each(|(place, value)| change.put(place, Value::Plain(value)));
         // A row and its deletion go as one: neither is ever written to a table.
         for place in gone.into_iter().filter(|place| !change.take(*place)) {

@@ -225,7 +225,7 @@ impl Change<'_> {
     }
 
     /// So many new rows will come.
-    pub fn expect(&mut self, rows: usize) {
+    pub fn reserve(&mut self, rows: usize) {
         self.come.reserve(rows);
         self.shown.reserve(rows);
     }
