@@ -135,6 +135,35 @@ async fn who_may_only_subscribe_does_not_get_what_is_retained() {
 }
 
 #[tokio::test]
+async fn what_is_retained_is_read_by_those_who_may_retrieve_it_and_denied_topics_are_left_out() {
+    let world = world().await;
+    for (topic, value) in [("u/romeo/a", "1"), ("u/romeo/b", "2"), ("u/romeo/c", "3")] {
+        world.publish("romeo", topic, value, true).await.unwrap();
+    }
+    world.grant("juliet@localhost", "subscribe", "u/romeo/#").await;
+    world.grant("juliet@localhost", "retrieve", "u/romeo/+").await;
+    world.grant("juliet@localhost", "!retrieve", "u/romeo/b").await;
+    let listed = |who: &str| {
+        let values = world.topics.listed(&self::who(who), None, 10).unwrap().values;
+        values.iter().map(|value| value.topic.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(listed("juliet"), ["u/romeo/a", "u/romeo/c"]);
+    assert_eq!(listed("paris"), [""; 0]);
+    let (_, handle) = world.reader("juliet", false);
+    let mut joined = world.topics.join(&handle, "u/romeo/#", SubOptions::default()).unwrap();
+    assert_eq!(pull(&mut joined.retained), Poll::Ready(Some("1".into())));
+    assert_eq!(pull(&mut joined.retained), Poll::Ready(Some("3".into())));
+    assert_eq!(pull(&mut joined.retained), Poll::Ready(None));
+    // Who may subscribe and not retrieve gets what comes, and nothing of what was.
+    world.grant("paris@localhost", "subscribe", "u/romeo/#").await;
+    let (reader, handle) = world.reader("paris", false);
+    let mut joined = world.topics.join(&handle, "u/romeo/#", SubOptions::default()).unwrap();
+    assert_eq!(pull(&mut joined.retained), Poll::Ready(None));
+    world.publish("romeo", "u/romeo/b", "4", true).await.unwrap();
+    assert_eq!(*reader.seen.lock(), ["u/romeo/b=4"]);
+}
+
+#[tokio::test]
 async fn retained_values_survive_a_restart_and_end_when_cleared() {
     let world = world().await;
     world.publish("romeo", "u/romeo/a", "kept", true).await.unwrap();
