@@ -268,31 +268,17 @@ impl Session {
         let shared = connection.shared();
         let Restored { name, link, attached, notes, handled, landed, acknowledged, sent } = restored;
         let resumption = shared.resumable.enter_as(name, link.seat().owner.clone());
+        let (wire, ingress) = (Wire::Gone, Ingress::new(Limits::BEFORE_LOGIN));
+        let (lang, managed, out, rest) = (None, None, Vec::new(), Vec::new());
+        let negotiated = Negotiated { wire, ingress, link, attached, lang, managed, out, rest };
         Session {
-            entered: Entered::new(shared.clone(), &link),
-            connection,
-            ingress: Ingress::new(Limits::BEFORE_LOGIN),
-            shared,
-            wire: Wire::Gone,
-            link,
-            _attached: attached,
-            lang: None,
-            tickets: TicketQueue::default(),
-            disk: tavi_store::Room::default(),
-            routing: None,
-            pending: Pending::default(),
-            ending: None,
-            hurried: false,
-            out: Vec::new(),
-            written: 0,
-            writing: Vec::new(),
             management: Some(Box::new(StreamManagement::restored(handled, acknowledged, sent))),
             number: handled,
             noted: handled,
             resumption: Some(Box::new(resumption)),
             notes: Some(notes),
             past: Some(Box::new(Past { landed, over: false })),
-            deadline: None,
+            ..Session::new(connection, negotiated)
         }
     }
 
