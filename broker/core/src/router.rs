@@ -277,9 +277,10 @@ impl Router {
         }
     }
 
-    /// RFC 6121 §8.5.1: there is no such account. Presence is ignored.
+    /// RFC 6121 §8.5.1: there is no such account. Presence is ignored, and a headline, as by somebody who is away.
     fn nobody(&self, env: Envelope, run: &mut Run) {
-        if env.stanza.kind() != Kind::Presence {
+        let is_headline = env.head().type_ == StanzaType::Message(MessageType::Headline);
+        if env.stanza.kind() != Kind::Presence && !is_headline {
             run.reply(env.refuse(&Condition::ServiceUnavailable.into()));
         }
     }

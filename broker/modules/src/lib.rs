@@ -6,6 +6,7 @@
 use tavi_core::{Node, Parts, Registry, hooks::TwoOwners};
 use tavi_store::StoreError;
 
+pub mod blocking;
 pub mod carbons;
 pub mod contacts;
 pub mod disco;
@@ -46,6 +47,7 @@ pub const XEPS: &[Xep] = &[
     pubsub::XEP,
     version::XEP,
     offline::XEP,
+    blocking::XEP,
     STREAM_MANAGEMENT,
     ping::XEP,
     time::XEP,
@@ -61,6 +63,7 @@ pub const XEPS: &[Xep] = &[
 /// # Errors
 /// If two modules claim the same thing, which is a mistake in this list.
 pub fn register(registry: &mut Registry, parts: &Parts) -> Result<(), TwoOwners> {
+    blocking::register(registry)?;
     subscription::register(registry, parts);
     presence::register(registry);
     roster::register(registry)?;

@@ -1,6 +1,6 @@
 //! Presence (RFC 6121 §4): who is there, who is told, and from when on a session takes messages.
 
-use crate::contacts::contacts;
+use crate::{blocking::block_list, contacts::contacts};
 use std::sync::Arc;
 use tavi_core::{
     AccountState, Effect, Effects, Envelope, Ev, Flow, Registry, SessionEntry,
@@ -75,18 +75,22 @@ fn came(ev: &mut Ev<'_>, id: u64) -> Flow {
 /// What a session is told when it comes: RFC 6121 §4.2.2 its siblings, §4.3 its contacts, §3.1.3 open requests.
 fn meet(state: &AccountState, fx: &mut Effects, id: u64) {
     let Some(me) = state.sessions.iter().find(|session| session.id == id) else { return };
-    let jid = &me.jid;
     for other in state.available().filter(|other| other.id != id) {
-        fx.deliver(me, shown(other, jid));
+        fx.deliver(me, shown(other, &me.jid));
     }
-    for (contact, _) in contacts(state).iter().filter(|(_, contact)| contact.subscription.to) {
-        let probe = Head::presence(PresenceType::Probe).from(jid.clone()).to(contact);
-        fx.route(Stanza::new(probe, None));
+    // XEP-0191 §3.3: whoever is blocked is told nothing, and nothing is told of him.
+    let others = || contacts(state).iter().filter(|(contact, _)| !block_list(state).covers_account(contact));
+    for (contact, _) in others().filter(|(_, contact)| contact.subscription.to) {
+        fx.route(probe(me, contact));
     }
-    let requests = contacts(state).iter().filter_map(|(_, contact)| contact.request.as_ref());
+    let requests = others().filter_map(|(_, contact)| contact.request.as_ref());
     for request in requests.filter_map(|bytes| Stanza::parse(bytes).ok()) {
         fx.deliver(me, request);
     }
+}
+
+fn probe(session: &SessionEntry, contact: &BareJid) -> Stanza {
+    Stanza::new(Head::presence(PresenceType::Probe).from(session.jid.clone()).to(contact), None)
 }
 
 /// RFC 6121 §4.5: the session stays connected but is not there any more.
@@ -150,7 +154,7 @@ fn priority(env: &Envelope) -> Result<i8, StanzaError> {
 
 /// RFC 6121 §4.2.2, §4.4.2, §4.5.2: to all who may see it, and to all own sessions that are there.
 fn broadcast(env: &Envelope, state: &AccountState, fx: &mut Effects) {
-    for (contact, _) in contacts(state).iter().filter(|(_, contact)| contact.subscription.from) {
+    for contact in audience(state) {
         fx.push(Effect::Route(env.readdressed(contact)));
     }
     // Last the session itself: nobody else waits until it reads.
@@ -160,9 +164,16 @@ fn broadcast(env: &Envelope, state: &AccountState, fx: &mut Effects) {
     }
 }
 
+/// All who see the account, but those whom it has blocked (XEP-0191 §3.3).
+fn audience(state: &AccountState) -> impl Iterator<Item = &BareJid> {
+    let seeing = contacts(state).iter().filter(|(_, contact)| contact.subscription.from).map(|(contact, _)| contact);
+    seeing.filter(|contact| !block_list(state).covers_account(contact))
+}
+
 /// RFC 6121 §4.6.3: the end is told to whom a presence was directed, unless they heard it as contacts.
 fn tell_directed(env: &Envelope, directed: &[Jid], (state, broadcasted): (&AccountState, bool), fx: &mut Effects) {
-    for to in directed.iter().filter(|to| !broadcasted || !sees(state, &to.to_bare())) {
+    let left = directed.iter().filter(|to| !broadcasted || !sees(state, &to.to_bare()));
+    for to in left.filter(|to| !block_list(state).covers(to)) {
         fx.push(Effect::Route(env.readdressed(to.clone())));
     }
 }
@@ -183,10 +194,54 @@ pub(crate) fn show(state: &AccountState, to: &Jid, fx: &mut Effects) {
     state.available().for_each(|session| fx.push(Effect::Route(shown(session, to))));
 }
 
-/// Tells somebody that all sessions are gone, since it may not see them any more (RFC 6121 §3.2.1, §3.3.3).
+/// Tells somebody that all sessions are gone, since it may not see them any more (RFC 6121 §3.2.1, §3.3.3). Whoever is
+/// blocked was told already.
 pub(crate) fn hide(state: &AccountState, contact: &BareJid, fx: &mut Effects) {
-    for session in state.available() {
+    for session in state.available().filter(|_| !block_list(state).covers_account(contact)) {
         fx.route(Stanza::new(gone(session).to(contact), None));
+    }
+}
+
+/// Somebody whom an account blocks or unblocks.
+pub(crate) struct Others<'a> {
+    /// The addresses that were named.
+    pub(crate) named: &'a [Jid],
+    /// Whether it is one of them.
+    pub(crate) are: &'a dyn Fn(&Jid) -> bool,
+}
+
+impl Others<'_> {
+    /// Those of them who may see the account: contacts, and contacts' sessions that were named alone.
+    fn seeing(&self, state: &AccountState) -> Vec<Jid> {
+        let contacts = contacts(state).iter().filter(|(_, contact)| contact.subscription.from);
+        let mut seeing: Vec<Jid> =
+            contacts.map(|(contact, _)| Jid::from(contact)).filter(|jid| (self.are)(jid)).collect();
+        let is_alone =
+            |jid: &&Jid| (self.are)(jid) && sees(state, &jid.to_bare()) && !(self.are)(&jid.to_bare().into());
+        seeing.extend(self.named.iter().filter(is_alone).cloned());
+        seeing
+    }
+}
+
+/// Tells them that all sessions are gone (XEP-0191 §3.3): those who may see them, and those who were shown them.
+pub(crate) fn vanish(state: &mut AccountState, others: &Others<'_>, fx: &mut Effects) {
+    let seeing = others.seeing(state);
+    for session in &mut state.sessions {
+        let (mut told, left): (Vec<_>, _) = std::mem::take(&mut session.directed).into_iter().partition(others.are);
+        session.directed = left;
+        if session.available {
+            told.extend(seeing.iter().cloned());
+        }
+        told.into_iter().for_each(|to| fx.route(Stanza::new(gone(session).to(to), None)));
+    }
+}
+
+/// Shows all sessions again to those who may see them (XEP-0191 §3.4), and asks how they are whom the account sees.
+pub(crate) fn reappear(state: &AccountState, others: &Others<'_>, fx: &mut Effects) {
+    others.seeing(state).iter().for_each(|to| show(state, to, fx));
+    let seen = contacts(state).iter().filter(|(_, contact)| contact.subscription.to).map(|(contact, _)| contact);
+    for contact in seen.filter(|contact| (others.are)(&Jid::from(*contact))) {
+        state.available().for_each(|session| fx.route(probe(session, contact)));
     }
 }
 

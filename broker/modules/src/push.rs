@@ -55,13 +55,17 @@ impl<'a> Book<'a> {
     }
 
     fn push(&mut self, item: Element) {
-        static NUMBER: AtomicU64 = AtomicU64::new(1);
         let query = Element::new(ns::ROSTER, "query").child(item);
         for session in self.state.sessions.iter().filter(|session| session.interested) {
-            let id = format!("push-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
             // RFC 6121 §2.1.6: from the account itself; a client ignores pushes from anybody else.
-            let head = Head::iq(IqType::Set, &id).from(&self.account.jid).to(session.jid.clone());
+            let head = Head::iq(IqType::Set, &id()).from(&self.account.jid).to(session.jid.clone());
             self.fx.deliver(session, Stanza::new(head, [query.clone()]));
         }
     }
+}
+
+/// The id of a push, which no other has.
+pub(crate) fn id() -> String {
+    static NUMBER: AtomicU64 = AtomicU64::new(1);
+    format!("push-{}", NUMBER.fetch_add(1, Ordering::Relaxed))
 }

@@ -28,6 +28,8 @@ pub enum Table {
     Bot,
     /// The broker's own: schema version, identity of the data folder.
     System,
+    /// Somebody with whom an account does not want to have to do (XEP-0191); item = the JID.
+    Block,
 }
 
 /// Which state a record must be in for a put or delete to be applied.
@@ -271,7 +273,7 @@ impl Expect {
 
 impl Table {
     /// All tables, in the order of their codes.
-    pub const ALL: [Table; 11] = [
+    pub const ALL: [Table; 12] = [
         Table::Account,
         Table::Credential,
         Table::Roster,
@@ -283,6 +285,7 @@ impl Table {
         Table::Session,
         Table::Bot,
         Table::System,
+        Table::Block,
     ];
 
     /// The tables whose records of topics (item `""`) are found in the order of the topics' names, and counted.

@@ -70,6 +70,8 @@ namespaces! {
     FORWARD = "urn:xmpp:forward:0";
     /// Message carbons, XEP-0280 §5.
     CARBONS = "urn:xmpp:carbons:2";
+    /// What is said of a stanza to somebody whom its sender has blocked, XEP-0191 §3.3.
+    BLOCKING_ERRORS = "urn:xmpp:blocking:errors";
     /// Chat states, XEP-0085 §4.
     CHAT_STATES = "http://jabber.org/protocol/chatstates";
     /// Delivery receipts, XEP-0184 §5.

@@ -2,6 +2,7 @@
 
 use super::{
     SessionLimits,
+    marks::Marks,
     part::{AccountPart, PartsOf},
 };
 use crate::{inbox::Inbox, journal::Journal, landing::Post, ledger::Ledger, principal::Principal};
@@ -56,6 +57,8 @@ pub struct SessionEntry {
     pub carbons: bool,
     /// Who got its directed presence and must hear that it went (RFC 6121 §4.6).
     pub directed: Vec<Jid>,
+    /// What else modules know of it.
+    pub marks: Marks,
 }
 
 impl SessionEntry {
@@ -71,6 +74,7 @@ impl SessionEntry {
             interested: false,
             carbons: false,
             directed: Vec::new(),
+            marks: Marks::default(),
         }
     }
 

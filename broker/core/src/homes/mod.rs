@@ -5,10 +5,12 @@
 //! an inbox.
 
 mod account;
+mod marks;
 mod part;
 mod table;
 
 pub use account::{Account, AccountState, Kept, SeatId, SessionEntry};
+pub use marks::Marks;
 pub use part::AccountPart;
 pub(crate) use part::{Loader, loader};
 

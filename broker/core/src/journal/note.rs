@@ -4,7 +4,7 @@ use super::book::Noted;
 use crate::{
     backlog::Bound,
     bus::word::{Damaged, byte, number, put_bytes, read_bytes, read_jid},
-    homes::SessionEntry,
+    homes::{Marks, SessionEntry},
 };
 use bytes::{Buf, BufMut, Bytes};
 use std::sync::Arc;
@@ -68,6 +68,7 @@ pub struct Standing {
     /// Its presence, as text.
     pub(crate) presence: Option<Bytes>,
     pub(crate) directed: Vec<Jid>,
+    pub(crate) marks: Marks,
 }
 
 impl Standing {
@@ -85,6 +86,7 @@ impl Standing {
             priority: session.priority,
             presence: session.presence.as_deref().map(text),
             directed: few(&session.directed),
+            marks: session.marks.clone(),
         }
     }
 
@@ -97,15 +99,21 @@ impl Standing {
         session.priority = self.priority;
         session.presence = self.presence.as_ref().and_then(|text| Stanza::parse(text).ok()).map(Arc::new);
         session.directed.clone_from(&self.directed);
+        session.marks.clone_from(&self.marks);
     }
 
     fn encode(&self, out: &mut Vec<u8>) {
-        let flags = [self.available, self.receiving, self.interested, self.carbons, self.presence.is_some()];
+        let (presence, marked) = (self.presence.is_some(), self.marks.iter().len() > 0);
+        let flags = [self.available, self.receiving, self.interested, self.carbons, presence, marked];
         out.put_u8(flags.iter().rev().fold(0, |bits, flag| bits << 1 | u8::from(*flag)));
         out.put_i8(self.priority);
         put_bytes(out, self.presence.as_deref().unwrap_or_default());
         out.put_u32(self.directed.len() as u32);
         self.directed.iter().for_each(|jid| put_bytes(out, jid.as_str().as_bytes()));
+        if marked {
+            out.put_u32(self.marks.iter().len() as u32);
+            self.marks.iter().for_each(|mark| put_bytes(out, mark.as_bytes()));
+        }
     }
 
     fn decode(input: &mut Bytes) -> Result<Standing, Damaged> {
@@ -114,9 +122,17 @@ impl Standing {
         let priority = byte(input)? as i8;
         let presence = Some(read_bytes(input)?).filter(|_| has(4));
         let directed = (0..count(input)?).map(|_| read_jid(input)).collect::<Result<_, _>>()?;
+        // A page of an earlier version has none.
+        let marks = if has(5) { count(input)? } else { 0 };
+        let marks = (0..marks).map(|_| read_mark(input)).collect::<Result<_, _>>()?;
         let (available, receiving, interested, carbons) = (has(0), has(1), has(2), has(3));
-        Ok(Standing { available, receiving, interested, carbons, priority, presence, directed })
+        Ok(Standing { available, receiving, interested, carbons, priority, presence, directed, marks })
     }
+}
+
+fn read_mark(input: &mut Bytes) -> Result<Box<str>, Damaged> {
+    let text = read_bytes(input)?;
+    std::str::from_utf8(&text).map(Box::from).map_err(|_| Damaged)
 }
 
 /// The first of many: all of it is noted anew whenever the session changes how it stands. Who is not among them does not

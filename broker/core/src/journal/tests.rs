@@ -64,12 +64,14 @@ fn note() -> impl Strategy<Value = Note> {
         row.clone().prop_map(Sent::Row),
         (row.clone(), any::<bool>(), text.clone()).prop_map(|(place, copy, text)| Sent::Stanza { place, copy, text }),
     ];
-    let standing =
-        (any::<[bool; 4]>(), any::<i8>(), text, 0..3u64).prop_map(|(flags, priority, presence, directed)| {
+    let standing = (any::<[bool; 4]>(), any::<i8>(), text, 0..3u64, 0..3u64).prop_map(
+        |(flags, priority, presence, directed, marks)| {
             let [available, receiving, interested, carbons] = flags;
             let directed = (0..directed).map(jid).collect();
-            Standing { available, receiving, interested, carbons, priority, presence, directed }
-        });
+            let marks = (0..marks).map(|mark| format!("mark {mark}").into()).collect();
+            Standing { available, receiving, interested, carbons, priority, presence, directed, marks }
+        },
+    );
     prop_oneof![
         1 => stream.clone().prop_map(|stream| {
             Note::Begins { stream, noted: Box::new(Noted::new(&format!("name{stream}"), jid(stream), WINDOW)) }

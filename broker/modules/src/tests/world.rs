@@ -244,6 +244,12 @@ impl Person {
         texts
     }
 
+    /// All that has come, as texts.
+    pub(crate) fn takes_all(&mut self) -> Vec<String> {
+        self.read();
+        self.takes(self.unread.len())
+    }
+
     /// The bodies of all messages that have come, which are acknowledged.
     pub(crate) fn reads_bodies(&mut self) -> Vec<String> {
         self.read();
