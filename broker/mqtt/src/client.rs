@@ -17,7 +17,6 @@ pub const WRITE_AHEAD: usize = 64 * 1024;
 pub struct Client {
     link: Link,
     sitting: Sitting,
-    now: Now,
 }
 
 /// What is said is written at once.
@@ -40,19 +39,17 @@ impl Line for Direct<'_> {
 impl Client {
     /// A client at its place.
     pub fn new(hub: Arc<Hub>, place: Place, session: Session) -> Self {
-        let now = hub.now();
-        Self { sitting: Sitting::new(hub, place, session.version()), link: Link::new(session), now }
+        Self { sitting: Sitting::new(hub, place, session.version()), link: Link::new(session) }
     }
 
     /// The time, once for all that one wake-up brings.
     pub fn set_time(&mut self, now: Now) {
-        self.now = now;
         self.sitting.set_time(now);
     }
 
     /// Nothing is read from the client now, for reasons of ours: it is not silent.
     pub fn is_not_read(&mut self) {
-        self.link.is_not_read(self.now.monotonic_ms);
+        self.link.is_not_read(self.sitting.now().monotonic_ms);
     }
 
     /// The version that it speaks.
@@ -81,7 +78,7 @@ impl Client {
     /// # Errors
     /// The connection is over.
     pub fn take(&mut self, packet: Packet, size: usize, out: &mut Vec<u8>) -> Result<Option<Disconnect>, Fault> {
-        let Some(word) = self.link.take(packet, self.now.monotonic_ms, out)? else { return Ok(None) };
+        let Some(word) = self.link.take(packet, self.sitting.now().monotonic_ms, out)? else { return Ok(None) };
         let (sitting, mut line) = self.parts(out);
         sitting.take(word, size, &mut line)
     }
@@ -111,6 +108,7 @@ impl Client {
     }
 
     fn parts<'a>(&'a mut self, out: &'a mut Vec<u8>) -> (&'a mut Sitting, Direct<'a>) {
-        (&mut self.sitting, Direct { link: &mut self.link, wall_ms: self.now.wall_ms, out })
+        let wall_ms = self.sitting.now().wall_ms;
+        (&mut self.sitting, Direct { link: &mut self.link, wall_ms, out })
     }
 }

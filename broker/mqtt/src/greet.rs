@@ -47,15 +47,12 @@ pub enum Link {
     Encrypted,
 }
 
-/// Serves one connection until it ends: TCP, TLS or a WebSocket's stream.
-pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send>(hub: Arc<Hub>, stream: S, peer: Peer) {
-    // Boxed, so that the task of a connection is no larger than what it needs for life.
-    if let Some(conn) = Box::pin(greet(hub, stream, peer)).await {
-        conn.await;
-    }
-}
-
-async fn greet<S: AsyncRead + AsyncWrite + Unpin>(hub: Arc<Hub>, mut stream: S, peer: Peer) -> Option<Conn<S>> {
+/// Lets a client in; `None` if it was refused or is gone. Boxed, so that nothing of its size is kept by who waits.
+pub(crate) async fn greet<S: AsyncRead + AsyncWrite + Unpin>(
+    hub: Arc<Hub>,
+    mut stream: S,
+    peer: Peer,
+) -> Option<Box<Conn<S>>> {
     let mut codec = Codec::new(hub.config().max_connect);
     let mut inbox = Vec::new();
     let mut connect = match receive(&hub, &mut stream, &mut codec, &mut inbox).await {
@@ -71,7 +68,7 @@ async fn greet<S: AsyncRead + AsyncWrite + Unpin>(hub: Arc<Hub>, mut stream: S, 
         Ok(admitted) => match let_in(&hub, connect, admitted, &mut greeting).await {
             Ok(client) => {
                 codec.raise_limit(hub.config().max_packet);
-                return Some(Conn::new(stream, hub, client, codec, (inbox, greeting)));
+                return Some(Box::new(Conn::new(stream, hub, client, codec, (inbox, greeting))));
             }
             Err(reason) => refuse(&mut stream, version, reason).await,
         },

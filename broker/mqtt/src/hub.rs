@@ -1,6 +1,6 @@
 //! All MQTT sessions of a node: what their entries decide is done here, on seats, topics and store.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -259,7 +259,7 @@ impl Hub {
         }
         let ticket = self.commit(&owner, ops);
         let turn = Turn { hub: self.clone(), key: key.clone(), link };
-        let (attached, filters) = (Some(self.node.attach(principal)), HashSet::new());
+        let (attached, filters) = (Some(self.node.attach(principal)), BTreeSet::new());
         let window = window.into();
         let place = Place { seat: entry.seat, mailbox, owner, window, expiry, filters, attached, turn };
         Ok(Entered { place, session_present: entry.resumed, held, ticket })

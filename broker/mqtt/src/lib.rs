@@ -6,7 +6,7 @@
 //! what they say and `distant` is the home's end where they are on two; `entry` decides
 //! who has a session and when it ends, `hub` does it; `seat`, `kept`, `place`, `granted`, `record` and `restart` are what
 //! outlives a connection; `operator` is what an administrator sees of it.
-//! `greet` lets a client in, `conn` drives it over a stream, `listener` accepts.
+//! `greet` lets a client in, `conn` drives it over a stream, `serving` is one after the other, `listener` accepts.
 
 pub mod client;
 pub mod codec;
@@ -32,6 +32,7 @@ pub mod render;
 pub mod reply;
 pub mod restart;
 pub mod seat;
+mod serving;
 pub mod session;
 pub mod sitting;
 mod walk;
@@ -40,5 +41,6 @@ pub mod words;
 pub use codec::fuzz_codec;
 pub use config::Config;
 pub use error::Fault;
-pub use greet::{Link, Peer, serve};
+pub use greet::{Link, Peer};
 pub use hub::Hub;
+pub use serving::serve;

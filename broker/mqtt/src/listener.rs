@@ -7,13 +7,15 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use rustls::{ProtocolVersion, ServerConfig, ServerConnection};
 use socket2::{SockRef, TcpKeepalive};
-use tavi_core::metrics::Protocol;
 use tavi_core::{Lines, login};
 use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_rustls::{Accept, TlsAcceptor};
 
-use crate::greet::{Link, Peer, serve};
+use crate::conn::Conn;
+use crate::greet::{Link, Peer, greet};
 use crate::hub::Hub;
+use crate::serving::{Serving, serve};
 
 static FULL: Lines = Lines::new();
 
@@ -24,11 +26,7 @@ impl Hub {
     /// Accepts plain connections until [`Hub::stop`].
     pub async fn listen(self: Arc<Self>, listener: TcpListener) {
         while let Some((stream, peer)) = self.accept(&listener).await {
-            let hub = self.clone();
-            tokio::spawn(async move {
-                let _counted = Counted::new(hub.clone());
-                serve(hub, stream, Peer::at(peer.ip(), Link::Clear)).await;
-            });
+            tokio::spawn(serve(self.clone(), stream, Peer::at(peer.ip(), Link::Clear)));
         }
     }
 
@@ -37,18 +35,8 @@ impl Hub {
     pub async fn listen_tls(self: Arc<Self>, listener: TcpListener, tls: Arc<ArcSwap<ServerConfig>>) {
         while let Some((stream, peer)) = self.accept(&listener).await {
             let (hub, acceptor) = (self.clone(), TlsAcceptor::from(tls.load_full()));
-            tokio::spawn(async move {
-                let _counted = Counted::new(hub.clone());
-                let shaking = Box::pin(tokio::time::timeout(hub.config().connect_timeout, acceptor.accept(stream)));
-                match shaking.await {
-                    Ok(Ok(stream)) => {
-                        let who = shown(peer.ip(), stream.get_ref().1);
-                        serve(hub, stream, Peer { who, link: Link::Encrypted }).await;
-                    }
-                    Ok(Err(error)) => tracing::debug!(%error, %peer, "TLS handshake failed"),
-                    Err(_) => tracing::debug!(%peer, "TLS handshake took too long"),
-                }
-            });
+            let accepting = acceptor.accept(stream);
+            tokio::spawn(Serving::new(hub.clone(), greet_tls(hub, accepting, peer)));
         }
     }
 
@@ -109,6 +97,23 @@ impl Hub {
     }
 }
 
+/// Lets a client in behind a TLS handshake.
+async fn greet_tls(
+    hub: Arc<Hub>,
+    accepting: Accept<TcpStream>,
+    peer: SocketAddr,
+) -> Option<Box<Conn<TlsStream<TcpStream>>>> {
+    match tokio::time::timeout(hub.config().connect_timeout, accepting).await {
+        Ok(Ok(stream)) => {
+            let who = shown(peer.ip(), stream.get_ref().1);
+            return greet(hub, stream, Peer { who, link: Link::Encrypted }).await;
+        }
+        Ok(Err(error)) => tracing::debug!(%error, %peer, "TLS handshake failed"),
+        Err(_) => tracing::debug!(%peer, "TLS handshake took too long"),
+    }
+    None
+}
+
 /// What a TLS handshake shows of a peer: the certificates that it proved to have, and what only the two ends know.
 fn shown(address: IpAddr, tls: &ServerConnection) -> login::Peer {
     let chain = tls.peer_certificates().map(|chain| chain.iter().map(|one| one.to_vec()).collect());
@@ -116,22 +121,4 @@ fn shown(address: IpAddr, tls: &ServerConnection) -> login::Peer {
     let modern = tls.protocol_version() == Some(ProtocolVersion::TLSv1_3);
     let export = || tls.export_keying_material([0; 32], b"EXPORTER-Channel-Binding", Some(b"")).ok();
     login::Peer { address, certificate: chain, exporter: modern.then(export).flatten() }
-}
-
-/// Counts a connection while it lives.
-struct Counted(Arc<Hub>);
-
-impl Counted {
-    fn new(hub: Arc<Hub>) -> Self {
-        hub.node().parts.metrics.connections(Protocol::Mqtt).add(1);
-        hub.connected();
-        Self(hub)
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.node().parts.metrics.connections(Protocol::Mqtt).sub(1);
-        self.0.disconnected();
-    }
 }

@@ -1,6 +1,6 @@
 //! Where a session receives, and a connected client's hold on it.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tavi_core::node::Attached;
@@ -92,7 +92,7 @@ pub struct Place {
     /// Session expiry in seconds.
     pub expiry: u32,
     /// What a clean session subscribes to.
-    pub(crate) filters: HashSet<Box<str>>,
+    pub(crate) filters: BTreeSet<Box<str>>,
     pub(crate) attached: Option<Attached>,
     pub(crate) turn: Turn,
 }

@@ -201,7 +201,7 @@ impl Sitting {
         }
         live.into_iter().for_each(|parcel| seat.put_fleeting(parcel));
         if !ops.is_empty() {
-            self.granting = Some(Granting { commit: self.saver()(ops), rows });
+            self.granting = Some(Box::new(Granting { commit: self.saver()(ops), rows }));
         }
         Ok(true)
     }

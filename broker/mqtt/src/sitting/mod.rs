@@ -47,7 +47,7 @@ pub struct Sitting {
     reading: Option<(u64, Reading)>,
     /// Retained values that subscriptions found.
     granted: VecDeque<Granted>,
-    granting: Option<Granting>,
+    granting: Option<Box<Granting>>,
     now: Now,
     /// The access model when the client came.
     generation: u64,
@@ -117,6 +117,11 @@ impl Sitting {
     /// The time, once for all that one wake-up brings.
     pub fn set_time(&mut self, now: Now) {
         self.now = now;
+    }
+
+    /// The time that it was told last.
+    pub fn now(&self) -> Now {
+        self.now
     }
 
     /// Whether reading has to stop until a ticket completes.
