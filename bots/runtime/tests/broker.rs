@@ -152,7 +152,7 @@ async fn allow(node: &Node, who: &str, actions: &str, filter: &str) {
 }
 
 async fn node(store: SharedStore) -> Node {
-    let hosts = Hosts::new("localhost").unwrap();
+    let hosts = Hosts::new("localhost", &[]).unwrap();
     let parts = Parts::load(hosts, store, Arc::new(SystemClock), SessionLimits::default()).await.unwrap();
     let mut registry = Registry::default();
     registry.on_undelivered(Arc::new(KeepOffline));

@@ -45,9 +45,13 @@ pub struct Meta {
     pub origin: Origin,
     /// When it entered, milliseconds since 1970.
     pub time_ms: u64,
-    /// Its place among the recipient's messages, drawn when sessions were first chosen for it: whenever it is kept,
-    /// its row has this id. 0 before.
+    /// Its place among the recipient's messages, drawn before the recipient's hooks see it: whenever it is kept, its row
+    /// has this id. 0 before.
     pub place: u64,
+    /// Sessions were chosen for it before.
+    pub(crate) chosen: bool,
+    /// Those who look on have heard that it is kept.
+    pub(crate) told: bool,
     /// Its row in the recipient's queue, if it has one.
     pub queued: Option<u64>,
     /// Whether it is owed beyond its session.

@@ -82,9 +82,11 @@ impl Router {
         let (id, size) = (env.meta.place, env.weight());
         if wants_row(&env) {
             if state.kept.is_full() && inboxes(state, &chosen).all(Inbox::is_behind) {
-                return run.reply(env.refuse(&full()));
+                return run.refuse(&env, &full());
             }
-            run.ticket.wait_for(self.store(account, state, &mut env));
+            self.store(account, state, &mut env, run);
+        } else if !run.along.is_empty() {
+            run.ticket.wait_for(account.store().commit(&account.owner, std::mem::take(&mut run.along)));
         }
         let coming = !run.ticket.is_ready();
         state.ledger.owe(id, &chosen, env.meta.queued.map(|_| size), coming);
@@ -115,13 +117,20 @@ impl Router {
         }
     }
 
-    /// The commit of a message's row. It is counted from now on.
-    pub(crate) fn store(&self, account: &Account, state: &mut AccountState, env: &mut Envelope) -> Commit {
+    /// Saves a message's row, with what hooks want saved along with it. It is counted from now on.
+    pub(crate) fn store(&self, account: &Arc<Account>, state: &mut AccountState, env: &mut Envelope, run: &mut Run) {
         let id = env.meta.place;
         env.meta.queued = Some(id);
         state.kept.add(env.weight());
+        let mut ops = std::mem::take(&mut run.along);
+        if !std::mem::replace(&mut env.meta.told, true) && !self.registry.on_kept.is_empty() {
+            let mut fx = Effects::default();
+            self.tell_kept(env, (account, state), &mut fx, (&mut ops, id));
+            run.take(fx);
+        }
         self.parts.journal.coming(env, &account.jid);
-        account.store().commit(&account.owner, vec![Op::QueuePush { id, value: env.seal() }])
+        ops.push(Op::QueuePush { id, value: env.seal() });
+        run.ticket.wait_for(account.store().commit(&account.owner, ops));
     }
 
     fn owed(&self, account: &Account, envelope: Envelope) -> crate::landing::Posted {
@@ -169,7 +178,7 @@ impl Router {
         }
         if open && !env.has(ns::HINTS, "no-store") && !state.kept.is_full() {
             self.count(&account.jid, Outcome::Stored);
-            run.ticket.wait_for(self.store(account, state, &mut env));
+            self.store(account, state, &mut env, &mut run);
             state.ledger.store(id, size);
             inbox.coming(id);
             run.ticket.land(self.owed(account, env));
@@ -197,7 +206,7 @@ impl Router {
 
     /// Completes what nobody waits for.
     fn finish_soon(self: &Arc<Self>, mut run: Run) {
-        if run.fresh.is_empty() && run.ticket.is_ready() {
+        if run.fresh.is_empty() && run.ticket.is_done() {
             // With nothing to wait for, the first poll delivers.
             let _ = run.ticket.poll_done(&mut Context::from_waker(Waker::noop()));
             return;
@@ -220,6 +229,7 @@ impl Router {
     ) {
         let Some(to) = env.to().cloned() else { return };
         env.meta.own = false;
+        env.meta.chosen = true;
         match env.head().type_ {
             // RFC 6121 §8.5.3.2.3: the resource is gone.
             StanzaType::Iq(_) => run.reply(env.refuse(&Condition::ServiceUnavailable.into())),
@@ -260,7 +270,7 @@ impl Router {
         }
         self.count(&account.jid, Outcome::Stored);
         let size = env.weight();
-        run.ticket.wait_for(self.store(account, state, &mut env));
+        self.store(account, state, &mut env, run);
         state.ledger.owe(env.meta.place, &[], Some(size), true);
         run.ticket.land(self.owed(account, env));
     }

@@ -4,6 +4,7 @@
 //! `route` of a [`Node`], and nothing of the other protocols.
 
 pub mod accounts;
+mod asking;
 pub mod backlog;
 pub mod bus;
 pub mod clock;
@@ -27,6 +28,7 @@ pub mod principal;
 pub mod publication;
 pub mod restore;
 pub mod router;
+mod services;
 mod throttle;
 pub mod ticket;
 pub mod topics;

@@ -295,7 +295,7 @@ mod tests {
     const OTHER: &str = "32dda035-ad8f-8818-9747-e3f78c18ccaa";
 
     fn over(store: &Arc<MemoryStore>) -> Login {
-        let (hosts, clock) = (Arc::new(Hosts::new("localhost").unwrap()), Arc::new(FakeClock::at(1_000_000)));
+        let (hosts, clock) = (Arc::new(Hosts::new("localhost", &[]).unwrap()), Arc::new(FakeClock::at(1_000_000)));
         let shared: SharedStore = store.clone();
         let accounts = Arc::new(Accounts::new(hosts.clone(), shared, clock.clone()));
         Login::new(hosts, accounts, clock, Arc::default())

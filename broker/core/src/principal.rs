@@ -50,49 +50,56 @@ pub enum Host {
     Things,
     /// `bots.DOMAIN`: bots.
     Bots,
-    /// `pubsub.DOMAIN`: topics.
-    Pubsub,
-    /// `rooms.DOMAIN`: rooms.
-    Rooms,
-    /// `upload.DOMAIN`: files.
-    Upload,
+    /// `LABEL.DOMAIN`: a module's, which registers a [`Service`](crate::hooks::Service) for it.
+    Service(&'static str),
 }
 
 impl Host {
-    /// All hosts with the label that stands before the domain.
-    pub const ALL: [(Host, &'static str); 6] = [
-        (Host::Main, ""),
-        (Host::Things, "things."),
-        (Host::Bots, "bots."),
-        (Host::Pubsub, "pubsub."),
-        (Host::Rooms, "rooms."),
-        (Host::Upload, "upload."),
-    ];
+    /// The hosts for which the server itself answers, and on which somebody can log in or run.
+    pub const OWN: [Host; 3] = [Host::Main, Host::Things, Host::Bots];
+
+    /// What stands before the domain.
+    fn label(self) -> &'static str {
+        match self {
+            Host::Main => "",
+            Host::Things => "things",
+            Host::Bots => "bots",
+            Host::Service(label) => label,
+        }
+    }
 }
 
 /// The names of the broker's hosts.
 #[derive(Clone, Debug)]
 pub struct Hosts {
-    names: [Jid; 6],
+    main: Jid,
+    others: Vec<(Host, Jid)>,
 }
 
 impl Hosts {
-    /// The hosts of `domain`, which is already normalised.
+    /// The hosts of `domain`, which is already normalised; `services` are the labels of those that modules serve.
     ///
     /// # Errors
     /// If `domain` or one of the names made from it is no valid domain part.
-    pub fn new(domain: &str) -> Result<Hosts, tavi_xmpp_proto::jid::JidError> {
-        let mut names = Vec::with_capacity(6);
-        for (_, label) in Host::ALL {
-            names.push(format!("{label}{domain}").parse::<Jid>()?);
-        }
-        // Six were pushed, one per host.
-        Ok(Hosts { names: names.try_into().unwrap_or_else(|_| unreachable!("one name per host")) })
+    pub fn new(domain: &str, services: &[&'static str]) -> Result<Hosts, tavi_xmpp_proto::jid::JidError> {
+        let services = services.iter().map(|label| Host::Service(label));
+        let others = [Host::Things, Host::Bots].into_iter().chain(services);
+        let named = others.map(|host| Ok((host, format!("{}.{domain}", host.label()).parse()?)));
+        Ok(Hosts { main: domain.parse()?, others: named.collect::<Result<_, _>>()? })
     }
 
-    /// The host's JID, a bare domain.
+    /// The host's JID, a bare domain; `None` for a service that is not among them.
+    pub fn get(&self, host: Host) -> Option<&Jid> {
+        match host {
+            Host::Main => Some(&self.main),
+            _ => self.others.iter().find(|(other, _)| *other == host).map(|(_, jid)| jid),
+        }
+    }
+
+    /// The host's JID, a bare domain; the main one's for a service that is not among them, which no
+    /// [`Registry`](crate::Registry) is started with.
     pub fn jid(&self, host: Host) -> &Jid {
-        &self.names[host as usize]
+        self.get(host).unwrap_or(&self.main)
     }
 
     /// The host's name.
@@ -102,17 +109,20 @@ impl Hosts {
 
     /// The main domain.
     pub fn domain(&self) -> &str {
-        self.name(Host::Main)
+        self.main.domain()
     }
 
     /// Which host a domain is; `None` if it is somebody else's.
     pub fn find(&self, domain: &str) -> Option<Host> {
-        Host::ALL.iter().map(|(host, _)| *host).find(|host| self.name(*host) == domain)
+        if self.main.domain() == domain {
+            return Some(Host::Main);
+        }
+        self.others.iter().find(|(_, jid)| jid.domain() == domain).map(|(host, _)| *host)
     }
 
     /// All names, for certificates.
     pub fn all(&self) -> impl Iterator<Item = &str> {
-        self.names.iter().map(|jid| jid.domain())
+        std::iter::once(&self.main).chain(self.others.iter().map(|(_, jid)| jid)).map(|jid| jid.domain())
     }
 
     /// The principal that a bare JID on one of the login hosts is; `None` if nobody can have that JID.

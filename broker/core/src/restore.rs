@@ -158,7 +158,7 @@ impl Router {
     }
 
     /// The broker stops, and the session goes on with the next process: what has no row and was not sent gets one.
-    pub(crate) fn suspend(&self, account: &Account, (session, inbox): (u64, &Inbox)) -> Ticket {
+    pub(crate) fn suspend(&self, account: &Arc<Account>, (session, inbox): (u64, &Inbox)) -> Ticket {
         inbox.close(Closed::Gone);
         let mut run = Run::default();
         let sent: BTreeSet<u64> = inbox.sent().into_iter().map(|(place, _)| place).collect();
@@ -166,7 +166,9 @@ impl Router {
         for (place, mut env) in inbox.end() {
             let waits = env.is_lasting() && env.meta.queued.is_none() && !sent.contains(&place);
             if waits && state.ledger.release_one(place, session) && !env.has(ns::HINTS, "no-store") {
-                run.ticket.wait_for(self.store(account, &mut state, &mut env));
+                // Its client comes back for it: nobody else has to hear of it.
+                env.meta.told = true;
+                self.store(account, &mut state, &mut env, &mut run);
             }
         }
         run.ticket

@@ -5,33 +5,35 @@ use crate::{
     effects::{Effect, Effects},
     envelope::{Envelope, Origin},
     homes::{Account, AccountState, SeatId, SessionEntry},
-    hooks::{Ev, Flow, Place, Registry, Reply, SessionEvent},
+    hooks::{Ev, Flow, Place, Registry, SessionEvent},
     inbox::Inbox,
     landing::{Landing, Posted},
     mailbox::Closed,
     metrics::{Outcome, Protocol},
     node::Parts,
     principal::{Host, Principal},
+    services::Services,
     ticket::Ticket,
 };
 use parking_lot::MutexGuard;
 use smallvec::SmallVec;
 use std::{collections::VecDeque, future::poll_fn, sync::Arc, time::Duration};
-use tavi_store::StoreError;
+use tavi_store::{Op, StoreError};
 use tavi_xmpp_proto::{
     error::{Condition, StanzaError},
     jid::{BareJid, Jid},
-    stanza::{IqType, Kind, MessageType, PresenceType, Stanza, StanzaType},
+    stanza::{IqType, Kind, MessageType, PresenceType, StanzaType},
 };
 
-/// How long an IQ handler may take.
-const HANDLER_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a handler or a service may take.
+pub(crate) const HANDLER_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Routes stanzas between sessions, modules and services. What sessions are owed is in `handover.rs`.
 pub struct Router {
     pub(crate) parts: Parts,
     pub(crate) registry: Registry,
     pub(crate) exchange: Arc<Exchange>,
+    pub(crate) services: Services,
 }
 
 /// Sessions of one account that were chosen for a stanza, by their numbers.
@@ -49,6 +51,10 @@ pub(crate) struct Run {
     origin: Option<(SeatId, Arc<Inbox>)>,
     /// The ticket waits for more than commits of accounts: nobody else is to wait behind it.
     slow: bool,
+    /// What hooks want saved for the account in hand, with the stanza's own row if it gets one.
+    pub(crate) along: Vec<Op>,
+    /// The stanza in hand was refused: it leaves nothing behind.
+    refused: bool,
 }
 
 impl Run {
@@ -61,7 +67,14 @@ impl Run {
         self.fresh.extend(reply.map(Effect::Route));
     }
 
-    fn await_ticket(&mut self, ticket: Ticket) {
+    /// The sender gets an error, and nothing of the stanza is saved.
+    pub(crate) fn refuse(&mut self, env: &Envelope, error: &StanzaError) {
+        self.refused = true;
+        self.along.clear();
+        self.reply(env.refuse(error));
+    }
+
+    pub(crate) fn await_ticket(&mut self, ticket: Ticket) {
         self.slow |= !ticket.is_ready();
         self.ticket.join(ticket);
     }
@@ -110,7 +123,11 @@ impl Router {
     /// A router with everything that the modules registered.
     pub(crate) fn new(parts: Parts, mut registry: Registry, bus: Arc<dyn Bus>) -> Arc<Router> {
         parts.homes.furnish(std::mem::take(&mut registry.parts), parts.journal.clone());
-        let router = Arc::new(Router { parts, registry, exchange: Arc::new(Exchange::new(bus)) });
+        for host in registry.hosts().filter(|host| parts.hosts.get(*host).is_none()) {
+            tracing::error!(?host, "a service has a host that the broker does not know: nothing reaches it");
+        }
+        let exchange = Arc::new(Exchange::new(bus));
+        let router = Arc::new(Router { parts, registry, exchange, services: Services::default() });
         router.parts.homes.post().open(Arc::downgrade(&router));
         router
     }
@@ -164,25 +181,57 @@ impl Router {
                 return None;
             }
         }
+        let id = self.id_for(&env);
+        let mut ops = Vec::new();
         let mut flow = Flow::Continue;
         for (_, hook) in &self.registry.on_sent {
-            flow = hook.on_sent(&mut self.ev(&mut env, &account, &mut state, &mut fx));
+            flow = hook.on_sent(&mut self.ev(&mut env, (&account, &mut state), &mut fx, &mut ops).under(id));
             if !matches!(flow, Flow::Continue) {
                 break;
             }
         }
+        let mut env = self.follow(flow, env, run);
+        if let Some(env) = env.as_mut().filter(|_| !ops.is_empty()) {
+            if ops.iter().any(is_archived) {
+                self.tell_kept(env, (&account, &mut state), &mut fx, (&mut ops, id));
+            }
+            run.ticket.wait_for(self.parts.store.commit(&account.owner, ops));
+        }
         drop(state);
         run.take(fx);
-        self.follow(flow, env, run)
+        env
     }
 
     fn follow(&self, flow: Flow, env: Envelope, run: &mut Run) -> Option<Envelope> {
         match flow {
             Flow::Continue => return Some(env),
             Flow::Stop => {}
-            Flow::Refuse(error) => run.reply(env.refuse(&error)),
+            Flow::Refuse(error) => run.refuse(&env, &error),
         }
         None
+    }
+
+    /// A message's place in its order at an account; to be drawn under the account's lock.
+    fn id_for(&self, env: &Envelope) -> u64 {
+        match env.head().type_ {
+            StanzaType::Message(MessageType::Error) => 0,
+            StanzaType::Message(_) => self.parts.ids.next(self.parts.clock.now_ms()),
+            _ => 0,
+        }
+    }
+
+    /// A message is archived or kept: those who look on hear of it, once.
+    pub(crate) fn tell_kept(
+        &self,
+        env: &mut Envelope,
+        at: (&Arc<Account>, &mut AccountState),
+        fx: &mut Effects,
+        (ops, id): (&mut Vec<Op>, u64),
+    ) {
+        let (account, state) = at;
+        for hook in &self.registry.on_kept {
+            hook.on_kept(&mut self.ev(env, (account, state), fx, ops).under(id));
+        }
     }
 
     /// The recipient's side: an account, the server itself, a service, or nobody here.
@@ -190,19 +239,21 @@ impl Router {
         let Some(to) = env.to().cloned() else { return self.without_recipient(env, run).await };
         let is_request = matches!(env.head().type_, StanzaType::Iq(IqType::Get | IqType::Set));
         match self.parts.hosts.find(to.domain()) {
-            None => run.reply(env.refuse(&Condition::RemoteServerNotFound.into())),
+            None => match self.registry.remote_to(to.domain()) {
+                Some(remote) => run.await_ticket(remote.send(env)),
+                None => run.reply(env.refuse(&Condition::RemoteServerNotFound.into())),
+            },
             Some(Host::Main | Host::Things | Host::Bots) if to.local().is_some() => {
                 if let Some(node) = self.exchange.bus().away(&to.to_bare()) {
                     return run.await_ticket(self.exchange.route(node, env));
                 }
                 if is_request && to.is_bare() { self.ask(env, run).await } else { self.to_account(env, to, run).await }
             }
-            Some(host) => match self.registry.services.get(&host) {
-                Some(service) => {
-                    let fx = service.serve(env).await;
-                    run.slow |= !fx.ticket.is_ready();
-                    run.take(fx);
-                }
+            Some(host) => match self.registry.service_of(host) {
+                Some(service) => match self.services.enqueue(self, (host, service), &env) {
+                    Ok(commit) => run.ticket.wait_late(commit),
+                    Err(error) => run.reply(env.refuse(&error)),
+                },
                 None if is_request && answers(host) => self.ask(env, run).await,
                 None if is_request => run.reply(env.refuse(&Condition::ServiceUnavailable.into())),
                 None => run.reply(nobody_at(&env)),
@@ -224,47 +275,50 @@ impl Router {
         }
     }
 
-    /// An IQ that the server answers, for itself or for an account.
-    async fn ask(self: &Arc<Self>, env: Envelope, run: &mut Run) {
-        let account = env.from().and_then(|from| self.parts.homes.known(&from.to_bare()));
-        let answer = match env.stanza.parse_child(0) {
-            // RFC 6120 §8.2.3: a request has exactly one payload.
-            Ok(payload) if env.stanza.children().len() == 1 => {
-                let answer = self.registry.answer(env.head().clone(), &payload, account);
-                let late = || Err(StanzaError::new(Condition::ResourceConstraint).text("the answer took too long"));
-                tokio::time::timeout(HANDLER_DEADLINE, answer).await.unwrap_or_else(|_| late())
-            }
-            _ => Err(StanzaError::new(Condition::BadRequest).text("an IQ request has exactly one child")),
-        };
-        match answer {
-            Err(error) => run.reply(env.refuse(&error)),
-            Ok(Reply { payload, fx }) => {
-                run.take(fx);
-                run.reply(Some(Stanza::iq_result(env.head(), payload).into()));
-            }
-        }
-    }
-
     async fn to_account(self: &Arc<Self>, mut env: Envelope, to: Jid, run: &mut Run) {
         let account = match self.recipient(&env, &to.to_bare()).await {
             Ok(Some(account)) => account,
             Ok(None) => return self.nobody(env, run),
             Err(error) => return run.ticket.join(Ticket::failed(error)),
         };
-        let mut fx = Effects::default();
+        let (mut fx, mut told) = (Effects::default(), Effects::default());
         let mut state = account.lock();
-        let mut flow = Flow::Continue;
+        let id = self.id_for(&env);
+        if env.is_lasting() {
+            // However it goes on, it has its place among the account's messages.
+            env.meta.place = id;
+        }
+        let (mut ops, mut flow) = (Vec::new(), Flow::Continue);
         for (_, hook) in &self.registry.on_received {
-            flow = hook.on_received(&mut self.ev(&mut env, &account, &mut state, &mut fx));
+            flow = hook.on_received(&mut self.ev(&mut env, (&account, &mut state), &mut fx, &mut ops).under(id));
             if !matches!(flow, Flow::Continue) {
                 break;
             }
         }
-        if let Some(env) = self.follow(flow, env, run) {
+        if let Some(mut env) = self.follow(flow, env, run) {
+            if ops.iter().any(is_archived) {
+                env.meta.told = true;
+                self.tell_kept(&mut env, (&account, &mut state), &mut told, (&mut ops, id));
+            }
+            (run.along, run.refused) = (ops, false);
+            if !env.is_lasting() {
+                self.save_along(&account, run);
+            }
             self.choose(env, &to, (&account, &mut state), &mut fx, run);
+            self.save_along(&account, run);
         }
         drop(state);
         run.take(fx);
+        if !run.refused {
+            run.take(told);
+        }
+    }
+
+    /// Saves what hooks want saved for the account in hand, if the stanza's row has not taken it along.
+    fn save_along(&self, account: &Account, run: &mut Run) {
+        if !run.along.is_empty() {
+            run.ticket.wait_for(self.parts.store.commit(&account.owner, std::mem::take(&mut run.along)));
+        }
     }
 
     /// The account that is to get a stanza. Presence concerns only those who have a session, so it reads no store:
@@ -288,17 +342,12 @@ impl Router {
     /// RFC 6121 §8.5.2 and §8.5.3: which sessions get it.
     pub(crate) fn choose(
         self: &Arc<Self>,
-        mut env: Envelope,
+        env: Envelope,
         to: &Jid,
         (account, state): (&Arc<Account>, &mut AccountState),
         fx: &mut Effects,
         run: &mut Run,
     ) {
-        let is_new = env.meta.place == 0;
-        if env.is_lasting() && is_new {
-            // Under the account's lock: so it stays in order, however it goes on.
-            env.meta.place = self.parts.ids.next(self.parts.clock.now_ms());
-        }
         let exact = state.sessions.iter().find(|s| s.jid == *to && s.is_open());
         let chosen: Chosen = match (exact, env.head().type_) {
             (Some(session), _) => Chosen::from_elem(seat(session), 1),
@@ -307,9 +356,13 @@ impl Router {
             (None, StanzaType::Message(MessageType::Headline)) if to.is_bare() => state.receivers().map(seat).collect(),
             // RFC 6121 §8.5.3.2.1: a normal one was for that session only, and is refused or ignored. What the session was
             // there to take and did not acknowledge goes to another one or is kept, whoever sent it.
-            (None, StanzaType::Message(MessageType::Normal)) if !to.is_bare() && (is_new || !env.is_lasting()) => {
-                let refusal = (!env.is_notice()).then(|| env.refuse(&Condition::ServiceUnavailable.into()));
-                return run.reply(refusal.flatten());
+            (None, StanzaType::Message(MessageType::Normal))
+                if !to.is_bare() && !(env.meta.chosen && env.is_lasting()) =>
+            {
+                if !env.is_notice() {
+                    run.refuse(&env, &Condition::ServiceUnavailable.into());
+                }
+                return run.along.clear();
             }
             (None, StanzaType::Message(MessageType::Chat | MessageType::Normal)) => {
                 let chosen: Chosen = state.receivers().map(seat).collect();
@@ -319,7 +372,7 @@ impl Router {
                 chosen
             }
             (None, StanzaType::Iq(IqType::Get | IqType::Set) | StanzaType::Message(MessageType::Groupchat)) => {
-                return run.reply(env.refuse(&Condition::ServiceUnavailable.into()));
+                return run.refuse(&env, &Condition::ServiceUnavailable.into());
             }
             // Results, errors and directed presence for sessions that went away.
             (None, _) => return,
@@ -350,14 +403,15 @@ impl Router {
             // It has its row already: the next session gets it from there.
             return;
         }
+        let id = env.meta.place;
         for hook in &self.registry.on_undelivered {
-            match hook.on_undelivered(&mut self.ev(&mut env, account, state, fx)) {
+            match hook.on_undelivered(&mut self.ev(&mut env, (account, state), fx, &mut run.along).under(id)) {
                 Flow::Continue => {}
                 Flow::Stop => return self.keep_all(account, state, fx, run),
-                Flow::Refuse(error) => return run.reply(env.refuse(&error)),
+                Flow::Refuse(error) => return run.refuse(&env, &error),
             }
         }
-        run.reply(env.refuse(&Condition::ServiceUnavailable.into()));
+        run.refuse(&env, &Condition::ServiceUnavailable.into());
     }
 
     async fn apply(self: &Arc<Self>, effect: Effect, run: &mut Run) {
@@ -472,13 +526,6 @@ impl Router {
         self.finish(run).await
     }
 
-    /// Runs the session hooks for an event; their effects are in the ticket.
-    pub async fn event(self: &Arc<Self>, seat: &SeatId, event: SessionEvent) -> Ticket {
-        let mut run = Run::default();
-        run.take(self.hear(seat, event));
-        self.finish(run).await
-    }
-
     pub(crate) fn hear(&self, seat: &SeatId, event: SessionEvent) -> Effects {
         let mut fx = Effects::default();
         let Some(account) = self.parts.homes.known(&seat.owner) else { return fx };
@@ -489,14 +536,14 @@ impl Router {
         fx
     }
 
-    fn ev<'a>(
+    pub(crate) fn ev<'a>(
         &'a self,
         env: &'a mut Envelope,
-        account: &'a Arc<Account>,
-        state: &'a mut AccountState,
+        (account, state): (&'a Arc<Account>, &'a mut AccountState),
         fx: &'a mut Effects,
+        ops: &'a mut Vec<Op>,
     ) -> Ev<'a> {
-        Ev { env, account, state, fx, hosts: &self.parts.hosts }
+        Ev { env, id: 0, account, state, fx, ops, hosts: &self.parts.hosts }
     }
 
     pub(crate) fn place<'a>(
@@ -516,7 +563,7 @@ impl Router {
 
 /// The hosts for which the server itself answers requests; the others belong to services, if there are any.
 fn answers(host: Host) -> bool {
-    matches!(host, Host::Main | Host::Things | Host::Bots)
+    Host::OWN.contains(&host)
 }
 
 /// RFC 6120 §8.3, §10.5: a message to a host, or to what is not there on one, is answered; so is a presence that asks to
@@ -530,4 +577,14 @@ fn nobody_at(env: &Envelope) -> Option<Envelope> {
 
 fn seat(session: &SessionEntry) -> u64 {
     session.id
+}
+
+/// Whether an operation archives a message.
+pub(crate) fn is_archived(op: &Op) -> bool {
+    matches!(op, Op::Archive { .. })
+}
+
+/// What the sender gets if a handler or a service does not come to an end.
+pub(crate) fn too_long() -> StanzaError {
+    StanzaError::new(Condition::ResourceConstraint).text("the answer took too long")
 }

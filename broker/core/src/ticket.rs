@@ -25,6 +25,8 @@ pub struct Ticket {
     stages: VecDeque<Stage>,
     landings: SmallVec<[Deed; 1]>,
     deliveries: SmallVec<[Deed; 1]>,
+    /// What is dealt with elsewhere: only the acknowledgement waits for it.
+    late: Vec<Commit>,
     failed: Option<StoreError>,
 }
 
@@ -50,6 +52,12 @@ impl Ticket {
         self.stages.push_back(stage);
     }
 
+    /// Adds something that is dealt with in a task of its own, such as a slow answer: neither the deliveries nor anything
+    /// behind this ticket wait for it, only the acknowledgement does.
+    pub fn wait_late(&mut self, commit: Commit) {
+        self.late.push(commit);
+    }
+
     /// Adds something that is done as soon as all commits have landed, though other tickets of the same sender are
     /// open before this one: what has its place in the receiver's order already. If it is dropped instead, it fails.
     pub(crate) fn land(&mut self, landing: impl Into<Deed>) {
@@ -67,21 +75,44 @@ impl Ticket {
         self.stages.extend(other.stages);
         self.landings.extend(other.landings);
         self.deliveries.extend(other.deliveries);
+        self.late.extend(other.late);
         self.failed = self.failed.take().or(other.failed);
     }
 
-    /// Whether nothing has to be saved: polling it completes it at once.
+    /// Whether nothing has to be saved before the deliveries.
     pub fn is_ready(&self) -> bool {
         self.commits.is_empty() && self.stages.is_empty()
+    }
+
+    /// Whether nobody has to wait: polling it completes it at once.
+    pub(crate) fn is_done(&self) -> bool {
+        self.is_ready() && self.late.is_empty()
     }
 
     /// Advances it; when the last commit has landed, the deliveries run and the result is given. A publication waits besides
     /// if many before it in its topic are not delivered, so that its sender is not faster than its receivers are served. A failed save delivers nothing, so that the sender may repeat it.
     pub fn poll_done(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StoreError>> {
+        ready!(self.poll_delivered(cx));
+        let Ticket { late, failed, .. } = self;
+        if failed.is_none() {
+            late.retain_mut(|commit| is_open(commit, failed, cx));
+            if !late.is_empty() {
+                return Poll::Pending;
+            }
+        }
+        Poll::Ready(self.failed.take().map_or(Ok(()), Err))
+    }
+
+    fn is_delivered(&self) -> bool {
+        self.is_ready() && self.landings.is_empty() && self.deliveries.is_empty() && self.failed.is_none()
+    }
+
+    /// Ready when all is saved and delivered that is not late, or has failed.
+    fn poll_delivered(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             ready!(self.poll_saves(cx));
-            if let Some(result) = self.finish() {
-                return Poll::Ready(result);
+            if self.finish() {
+                return Poll::Ready(());
             }
         }
     }
@@ -115,29 +146,21 @@ impl Ticket {
     }
 
     fn poll_commits(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let failed = &mut self.failed;
-        self.commits.retain(|commit| match Pin::new(commit).poll(cx) {
-            Poll::Pending => true,
-            Poll::Ready(result) => {
-                if let Err(error) = result {
-                    failed.get_or_insert(error);
-                }
-                false
-            }
-        });
-        if self.commits.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+        let Ticket { commits, failed, .. } = self;
+        commits.retain(|commit| is_open(commit, failed, cx));
+        if commits.is_empty() { Poll::Ready(()) } else { Poll::Pending }
     }
 
-    /// `None`: something is still to be waited for.
-    fn finish(&mut self) -> Option<Result<(), StoreError>> {
-        if let Some(error) = self.failed.take() {
+    /// Delivers what is left, or nothing after a failure. False: something is still to be waited for.
+    fn finish(&mut self) -> bool {
+        if self.failed.is_some() {
             self.stages.clear();
             self.landings.clear();
             self.deliveries.clear();
-            return Some(Err(error));
+            return true;
         }
         self.commits.extend(self.landings.drain(..).chain(self.deliveries.drain(..)).filter_map(Deed::run));
-        self.commits.is_empty().then_some(Ok(()))
+        self.commits.is_empty()
     }
 
     /// Waits for it.
@@ -146,6 +169,19 @@ impl Ticket {
     /// The first commit that failed; then nothing was delivered.
     pub async fn complete(mut self) -> Result<(), StoreError> {
         poll_fn(|cx| self.poll_done(cx)).await
+    }
+}
+
+/// Polls a commit: whether it is still open. The first failure stays.
+fn is_open(commit: &mut Commit, failed: &mut Option<StoreError>, cx: &mut Context<'_>) -> bool {
+    match Pin::new(commit).poll(cx) {
+        Poll::Pending => true,
+        Poll::Ready(result) => {
+            if let Err(error) = result {
+                failed.get_or_insert(error);
+            }
+            false
+        }
     }
 }
 
@@ -196,7 +232,7 @@ impl<A> TicketQueue<A> {
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<(A, Result<(), StoreError>)>> {
         let Some((ticket, ..)) = self.open.front_mut() else { return Poll::Ready(None) };
         let Poll::Ready(result) = ticket.poll_done(cx) else {
-            self.open.iter_mut().skip(1).for_each(|(ticket, ..)| ticket.poll_landings(cx));
+            self.poll_others(cx);
             return Poll::Pending;
         };
         let Some((_, ack, bytes)) = self.open.pop_front() else { return Poll::Ready(None) };
@@ -205,6 +241,25 @@ impl<A> TicketQueue<A> {
             self.open.shrink_to(4);
         }
         Poll::Ready(Some((ack, result)))
+    }
+
+    /// Those behind the first deliver in their order as soon as all before them have delivered; what has its place lands
+    /// before that.
+    fn poll_others(&mut self, cx: &mut Context<'_>) {
+        let mut in_turn = true;
+        for (ticket, ..) in &mut self.open {
+            if in_turn {
+                in_turn = ticket.poll_delivered(cx).is_ready() && ticket.failed.is_none();
+            } else {
+                ticket.poll_landings(cx);
+            }
+        }
+    }
+
+    /// Whether all that was pushed is saved and delivered, as far as anybody has to wait for it: what is open still waits
+    /// for late answers only. To be asked after [`poll_next`](Self::poll_next).
+    pub fn is_settled(&self) -> bool {
+        self.open.iter().all(|(ticket, ..)| ticket.is_delivered())
     }
 
     /// The end of a session: completes all open tickets in order, in a task of its own.
@@ -305,6 +360,31 @@ mod tests {
         ticket.land_early(&mut cx);
         assert_eq!(Arc::strong_count(&place), 1, "what failed holds no place either");
         assert!(matches!(ticket.poll_done(&mut cx), Poll::Ready(Err(_))));
+    }
+
+    #[test]
+    fn what_is_late_holds_up_nothing_but_its_own_acknowledgement_and_those_behind() {
+        let log = Log::default();
+        let (slot, late) = Commit::pending();
+        let (second_slot, second_commit) = Commit::pending();
+        let mut first = Ticket::done();
+        first.then(says(&log, "first"));
+        first.wait_late(late);
+        assert!(first.is_ready() && !first.is_done());
+        let mut second = Ticket::done();
+        second.wait_for(second_commit);
+        second.then(says(&log, "second"));
+        let mut queue = TicketQueue::default();
+        queue.push(first, 1, 1);
+        queue.push(second, 2, 1);
+        assert!(poll(&mut queue).is_none() && !queue.is_settled());
+        assert_eq!(*log.lock(), ["first"]);
+        second_slot.resolve(Ok(()));
+        assert!(poll(&mut queue).is_none() && queue.is_settled());
+        assert_eq!(*log.lock(), ["first", "second"]);
+        slot.resolve(Err(StoreError::Unavailable("full".into())));
+        assert!(matches!(poll(&mut queue), Some((1, Err(_)))));
+        assert_eq!(poll(&mut queue), Some((2, Ok(()))));
     }
 
     #[test]

@@ -1,32 +1,34 @@
 //! Message Carbons (XEP-0280): all sessions of an account see both sides of its conversations, as long as they read: a copy
 //! is kept nowhere.
 
-use crate::Xep;
 use std::sync::Arc;
 use tavi_core::{
     AccountState, Effect, Envelope, Ev, Flow, Registry, SessionEntry,
-    hooks::{BoxFuture, Handle, Iq, IqPayload, OnReceived, OnSent, Phase, Reply, Stage, StreamFeature, TwoOwners},
+    hooks::{
+        BoxFuture, Handle, Iq, IqPayload, OnReceived, OnSent, Phase, Reply, Scope, Stage, StreamFeature, TwoOwners, Xep,
+    },
     principal::Host,
 };
 use tavi_xmpp_proto::{Condition, Element, Jid, MessageType, Stanza, StanzaError, StanzaType, ns, stanza::Head};
 
 /// The line of the table of extensions.
-pub const XEP: Xep = Xep { number: 280, name: "Message Carbons", version: "1.0.1", module: "carbons" };
+const XEP: Xep = Xep { number: 280, name: "Message Carbons", version: "1.0.1", module: "carbons" };
 /// The envelope of a copy.
-pub const FORWARDING: Xep = Xep { number: 297, name: "Stanza Forwarding", version: "1.0", module: "carbons" };
+const FORWARDING: Xep = Xep { number: 297, name: "Stanza Forwarding", version: "1.0", module: "carbons" };
 
 /// Registers it.
 ///
 /// # Errors
 /// If a payload has an owner already.
 pub fn register(registry: &mut Registry) -> Result<(), TwoOwners> {
+    [XEP, FORWARDING].into_iter().for_each(|xep| registry.xep(xep));
     registry.feature(Host::Main, ns::CARBONS);
     registry.feature(Host::Main, "urn:xmpp:carbons:rules:0");
     registry.stream_feature(Arc::new(Carbons));
     registry.on_sent(Phase::Copy, Arc::new(Carbons));
     registry.on_received(Phase::Copy, Arc::new(Carbons));
-    registry.handle::<Enable>(Arc::new(Carbons))?;
-    registry.handle::<Disable>(Arc::new(Carbons))
+    registry.handle::<Enable>(Scope::Own, Arc::new(Carbons))?;
+    registry.handle::<Disable>(Scope::Own, Arc::new(Carbons))
 }
 
 /// XEP-0280 §4.
@@ -91,11 +93,8 @@ fn switch<T>(iq: &Iq<T>, copies: Copies) -> Result<Reply, StanzaError> {
     if !iq.is_set() {
         return Err(Condition::BadRequest.into());
     }
-    let account = iq.account.as_ref().filter(|_| iq.is_for_own_account());
-    let (Some(account), Some(from)) = (account, iq.from()) else {
-        return Err(Condition::Forbidden.into());
-    };
-    account.at_home(|state| {
+    let from = iq.from().ok_or(Condition::BadRequest)?;
+    iq.account()?.at_home(|state| {
         if let Some(session) = state.session_at(from) {
             session.carbons = copies == Copies::Wanted;
         }

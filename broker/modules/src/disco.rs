@@ -1,18 +1,16 @@
 //! Service Discovery (XEP-0030): what the server, its hosts, accounts and bots are and can do.
 
-use crate::{Xep, contacts::contacts};
+use crate::contacts::contacts;
 use std::sync::Arc;
 use tavi_core::{
     Account, Homes, Hosts, Parts, Principal, Registry,
-    hooks::{BoxFuture, Feature, Handle, Iq, IqPayload, Reply, TwoOwners},
+    hooks::{At, BoxFuture, Feature, Handle, Identity, Iq, IqPayload, Reply, Scope, TwoOwners, Xep},
     principal::Host,
 };
-use tavi_xmpp_proto::{Condition, Element, Jid, StanzaError, ns};
+use tavi_xmpp_proto::{Condition, Element, StanzaError, ns};
 
 /// The line of the table of extensions.
-pub const XEP: Xep = Xep { number: 30, name: "Service Discovery", version: "2.5.0", module: "disco" };
-/// Lists of nodes are paged.
-pub const RSM: Xep = Xep { number: 59, name: "Result Set Management", version: "1.0", module: "pubsub" };
+const XEP: Xep = Xep { number: 30, name: "Service Discovery", version: "2.5.0", module: "disco" };
 
 /// Items in one answer.
 const MAX_ITEMS: usize = 1000;
@@ -22,14 +20,21 @@ const MAX_ITEMS: usize = 1000;
 /// # Errors
 /// If a payload has an owner already.
 pub fn register(registry: &mut Registry, parts: &Parts) -> Result<(), TwoOwners> {
-    for host in [Host::Main, Host::Things, Host::Bots] {
+    registry.xep(XEP);
+    for host in Host::OWN {
         registry.feature(host, ns::DISCO_INFO);
         registry.feature(host, ns::DISCO_ITEMS);
     }
-    let features = registry.features().to_vec();
-    let disco = Arc::new(Disco { features, hosts: parts.hosts.clone(), homes: parts.homes.clone() });
-    registry.handle::<Info>(disco.clone())?;
-    registry.handle::<Items>(disco)
+    for var in [ns::DISCO_INFO, ns::DISCO_ITEMS] {
+        registry.feature(At::Account, var);
+    }
+    let (features, identities) = (registry.features().to_vec(), registry.identities().to_vec());
+    let disco = Arc::new(Disco { features, identities, hosts: parts.hosts.clone(), homes: parts.homes.clone() });
+    for scope in [Scope::Server, Scope::Account] {
+        registry.handle::<Info>(scope, disco.clone())?;
+        registry.handle::<Items>(scope, disco.clone())?;
+    }
+    Ok(())
 }
 
 /// XEP-0030 §3.1.
@@ -57,6 +62,7 @@ impl IqPayload for Items {
 
 struct Disco {
     features: Vec<Feature>,
+    identities: Vec<Identity>,
     hosts: Arc<Hosts>,
     homes: Arc<Homes>,
 }
@@ -65,14 +71,15 @@ impl Handle<Info> for Disco {
     fn handle(&self, iq: Iq<Info>) -> BoxFuture<'_, Result<Reply, StanzaError>> {
         Box::pin(async move {
             expect_get(&iq)?;
-            let asked = self.asked(&iq).await?;
-            // XEP-0030 §7: there are no nodes here; who may not look is told as much as if there were nobody.
+            // XEP-0030 §8: who may not look is told as much as if there were nobody.
+            let asked = self.asked(&iq).ok_or(Condition::ServiceUnavailable)?;
+            // XEP-0030 §7: there are no nodes here.
             if iq.payload.0.is_some() {
                 return Err(Condition::ItemNotFound.into());
             }
             let query = match asked {
                 Asked::Host(host) => self.host_info(host),
-                Asked::Account(account) => account_info(&account),
+                Asked::Account(account) => self.account_info(account),
             };
             Ok(query.into())
         })
@@ -83,77 +90,82 @@ impl Handle<Items> for Disco {
     fn handle(&self, iq: Iq<Items>) -> BoxFuture<'_, Result<Reply, StanzaError>> {
         Box::pin(async move {
             expect_get(&iq)?;
-            let query = Element::new(ns::DISCO_ITEMS, "query");
-            let asked = match self.asked(&iq).await {
-                // XEP-0030 §8: an account that is closed to the asker, or not there at all, has an empty list.
-                Err(error) if error.condition == Condition::ServiceUnavailable => {
-                    return Ok(query.attr_opt("node", iq.payload.0).into());
-                }
-                asked => asked?,
-            };
+            let Some(asked) = self.asked(&iq) else { return Ok(nothing(iq)) };
             if iq.payload.0.is_some() {
                 return Err(Condition::ItemNotFound.into());
             }
             let items = match asked {
                 Asked::Host(Host::Main) => {
-                    vec![item(self.hosts.name(Host::Pubsub), "Topics"), item(self.hosts.name(Host::Bots), "Bots")]
+                    vec![item(self.hosts.name(crate::PUBSUB), "Topics"), item(self.hosts.name(Host::Bots), "Bots")]
                 }
                 Asked::Host(Host::Bots) => {
                     self.homes.bots(None, MAX_ITEMS).iter().map(|jid| bare_item(jid.as_str())).collect()
                 }
                 Asked::Host(_) => Vec::new(),
-                Asked::Account(account) => resources(&account),
+                Asked::Account(account) => resources(account),
             };
-            Ok(query.children(items).into())
+            Ok(Element::new(ns::DISCO_ITEMS, "query").children(items).into())
         })
     }
+
+    /// XEP-0030 §8: an account that is closed to the asker, or not there at all, has an empty list.
+    fn nobody(&self, iq: Iq<Items>) -> Result<Reply, StanzaError> {
+        expect_get(&iq)?;
+        Ok(nothing(iq))
+    }
+}
+
+fn nothing(iq: Iq<Items>) -> Reply {
+    Element::new(ns::DISCO_ITEMS, "query").attr_opt("node", iq.payload.0).into()
 }
 
 /// Who is asked about.
-enum Asked {
+enum Asked<'a> {
     Host(Host),
-    Account(Arc<Account>),
+    Account(&'a Account),
 }
 
 impl Disco {
-    async fn asked<T>(&self, iq: &Iq<T>) -> Result<Asked, StanzaError> {
-        let gone = || StanzaError::new(Condition::ServiceUnavailable);
-        let from = iq.from().ok_or_else(gone)?.to_bare();
-        // RFC 6120 §10.3.3: without a recipient, one's own account is meant.
-        let to = iq.head.to.clone().unwrap_or_else(|| Jid::from(&from));
-        if to.local().is_none() {
-            let host =
-                self.hosts.find(to.domain()).filter(|host| matches!(host, Host::Main | Host::Things | Host::Bots));
-            return host.map(Asked::Host).ok_or_else(gone);
+    /// `None`: an account that is closed to the asker.
+    fn asked<'a, T>(&self, iq: &'a Iq<T>) -> Option<Asked<'a>> {
+        let host = iq.head.to.as_ref().filter(|to| to.local().is_none());
+        if let Some(host) = host {
+            return self.hosts.find(host.domain()).map(Asked::Host);
         }
-        let account = self.homes.account(&to.to_bare()).await.map_err(|_| Condition::InternalServerError)?;
+        let (account, from) = (iq.account.as_ref()?, iq.from()?.to_bare());
         // XEP-0030 §8: accounts tell about themselves only to who may see their presence; bots to everybody.
-        let open = |account: &Arc<Account>| {
-            account.jid == from
-                || matches!(account.principal, Principal::Bot(_))
-                || account.at_home(|state| contacts(state).get(&from).is_some_and(|contact| contact.subscription.from))
-        };
-        account.filter(open).map(Asked::Account).ok_or_else(gone)
+        let open = account.jid == from
+            || matches!(account.principal, Principal::Bot(_))
+            || account.at_home(|state| contacts(state).get(&from).is_some_and(|contact| contact.subscription.from));
+        open.then_some(Asked::Account(account))
     }
 
     fn host_info(&self, host: Host) -> Element {
-        let identity = match host {
+        let own = match host {
             Host::Main => identity("server", "im", "Tavi"),
             Host::Bots => identity("component", "generic", "Bots"),
             _ => identity("component", "generic", "Devices"),
         };
-        let vars = self.features.iter().filter(|feature| feature.host == host).map(|feature| feature.var);
-        info([identity], vars)
+        self.info_of(host.into(), own)
     }
-}
 
-fn account_info(account: &Account) -> Element {
-    let identity = match account.principal {
-        Principal::Bot(_) => identity("client", "bot", account.jid.local().unwrap_or_default()),
-        // XEP-0030 §8.
-        _ => Element::new(ns::DISCO_INFO, "identity").attr("category", "account").attr("type", "registered"),
-    };
-    info([identity], [ns::DISCO_INFO, ns::DISCO_ITEMS])
+    fn account_info(&self, account: &Account) -> Element {
+        let own = match account.principal {
+            Principal::Bot(_) => identity("client", "bot", account.jid.local().unwrap_or_default()),
+            // XEP-0030 §8.
+            _ => Element::new(ns::DISCO_INFO, "identity").attr("category", "account").attr("type", "registered"),
+        };
+        self.info_of(At::Account, own)
+    }
+
+    fn info_of(&self, at: At, own: Element) -> Element {
+        let others = self.identities.iter().filter(|other| other.at == at).map(|other| {
+            let element = Element::new(ns::DISCO_INFO, "identity").attr("category", other.category);
+            element.attr("type", other.type_).attr_opt("name", other.name.map(str::to_owned))
+        });
+        let vars = self.features.iter().filter(|feature| feature.at == at).map(|feature| feature.var);
+        info([own].into_iter().chain(others), vars)
+    }
 }
 
 /// XEP-0030 §8: the resources that are there.

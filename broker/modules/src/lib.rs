@@ -1,9 +1,12 @@
 //! The XEPs as modules: one file each and one registry.
 //!
-//! [`register`] is the list of everything that the broker can do with stanzas; [`XEPS`] is the table that the
-//! documents are generated from.
+//! [`register`] is the list of everything that the broker can do with stanzas. What modules register is also what service
+//! discovery, the table of extensions in the documents and the DOAP file tell.
 
-use tavi_core::{Node, Parts, Registry, hooks::TwoOwners};
+use tavi_core::{
+    Host, Node, Parts, Registry,
+    hooks::{TwoOwners, Xep},
+};
 use tavi_store::StoreError;
 
 pub mod blocking;
@@ -23,46 +26,21 @@ mod push;
 #[cfg(test)]
 mod tests;
 
-/// One protocol extension that is implemented here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Xep {
-    /// Its number.
-    pub number: u16,
-    /// Its title.
-    pub name: &'static str,
-    /// The version that was implemented.
-    pub version: &'static str,
-    /// The module that implements it.
-    pub module: &'static str,
-}
-
 /// The front end's: no module has to do with it, but the table is one.
 const STREAM_MANAGEMENT: Xep =
     Xep { number: 198, name: "Stream Management", version: "1.6.3", module: "xmpp::session" };
 
-/// All extensions, by number.
-pub const XEPS: &[Xep] = &[
-    disco::XEP,
-    disco::RSM,
-    pubsub::XEP,
-    version::XEP,
-    offline::XEP,
-    blocking::XEP,
-    STREAM_MANAGEMENT,
-    ping::XEP,
-    time::XEP,
-    offline::DELAY,
-    carbons::XEP,
-    carbons::FORWARDING,
-    offline::HINTS,
-    pubsub::JSON,
-];
+/// What stands before the domain in the names of the hosts that modules serve, or will: certificates name them.
+pub const HOSTS: [&str; 3] = ["pubsub", "rooms", "upload"];
+/// The host of topics.
+pub const PUBSUB: Host = Host::Service(HOSTS[0]);
 
 /// Registers all modules: one line each. Inside a phase, hooks run in this order.
 ///
 /// # Errors
 /// If two modules claim the same thing, which is a mistake in this list.
 pub fn register(registry: &mut Registry, parts: &Parts) -> Result<(), TwoOwners> {
+    registry.xep(STREAM_MANAGEMENT);
     blocking::register(registry)?;
     subscription::register(registry, parts);
     presence::register(registry);

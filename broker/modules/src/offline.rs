@@ -2,25 +2,25 @@
 //!
 //! The router stores them, hands them over in order and stamps them (XEP-0203).
 
-use crate::Xep;
 use std::sync::Arc;
 use tavi_core::{
     Effect, Envelope, Ev, Flow, Hosts, Registry,
-    hooks::{OnSent, OnUndelivered, Phase},
+    hooks::{OnSent, OnUndelivered, Phase, Xep},
     principal::Host,
 };
 use tavi_xmpp_proto::{Condition, Element, Jid, MessageType, StanzaError, StanzaType, ns};
 
 /// The line of the table of extensions.
-pub const XEP: Xep =
+const XEP: Xep =
     Xep { number: 160, name: "Best Practices for Handling Offline Messages", version: "1.0.1", module: "offline" };
 /// Delays are stamped by the router.
-pub const DELAY: Xep = Xep { number: 203, name: "Delayed Delivery", version: "2.0", module: "offline" };
+const DELAY: Xep = Xep { number: 203, name: "Delayed Delivery", version: "2.0", module: "offline" };
 /// The hints `no-store` and `store`, and `no-copy` in carbons.
-pub const HINTS: Xep = Xep { number: 334, name: "Message Processing Hints", version: "0.4.0", module: "offline" };
+const HINTS: Xep = Xep { number: 334, name: "Message Processing Hints", version: "0.4.0", module: "offline" };
 
 /// Registers it.
 pub fn register(registry: &mut Registry) {
+    [XEP, DELAY, HINTS].into_iter().for_each(|xep| registry.xep(xep));
     // XEP-0160 §4.
     registry.feature(Host::Main, "msgoffline");
     registry.on_undelivered(Arc::new(Offline));

@@ -4,7 +4,7 @@ use crate::{contacts, contacts::contacts, push::Book, subscription};
 use std::sync::Arc;
 use tavi_core::{
     Account, Registry,
-    hooks::{BoxFuture, Handle, Iq, IqPayload, Reply, TwoOwners},
+    hooks::{BoxFuture, Handle, Iq, IqPayload, Reply, Scope, TwoOwners},
 };
 use tavi_xmpp_proto::{BareJid, Condition, Element, StanzaError, ns};
 
@@ -21,7 +21,7 @@ const MAX_GROUPS: usize = 64;
 /// If the payload has an owner already.
 pub fn register(registry: &mut Registry) -> Result<(), TwoOwners> {
     registry.part::<contacts::Roster>();
-    registry.handle::<Query>(Arc::new(Roster))
+    registry.handle::<Query>(Scope::Own, Arc::new(Roster))
 }
 
 /// `<query xmlns='jabber:iq:roster'/>`, RFC 6121 §2.1.
@@ -41,12 +41,14 @@ struct Roster;
 impl Handle<Query> for Roster {
     fn handle(&self, iq: Iq<Query>) -> BoxFuture<'_, Result<Reply, StanzaError>> {
         Box::pin(async move {
-            // RFC 6121 §2.3.3: a roster is its owner's alone.
-            let Some(account) = iq.account.as_ref().filter(|_| iq.is_for_own_account()) else {
-                return Err(Condition::Forbidden.into());
-            };
+            let account = iq.account()?;
             if iq.is_set() { set(account, &iq.payload.0) } else { Ok(get(account, &iq)) }
         })
+    }
+
+    /// RFC 6121 §2.3.3.
+    fn not_yours(&self) -> StanzaError {
+        Condition::Forbidden.into()
     }
 }
 

@@ -1,25 +1,25 @@
 //! Entity Time (XEP-0202) of the server.
 
-use crate::Xep;
 use std::sync::Arc;
 use tavi_core::{
     Clock, Parts, Registry,
     clock::xmpp_time,
-    hooks::{BoxFuture, Handle, Iq, IqPayload, Reply, TwoOwners},
+    hooks::{BoxFuture, Handle, Iq, IqPayload, Reply, Scope, TwoOwners, Xep},
     principal::Host,
 };
-use tavi_xmpp_proto::{Condition, Element, Jid, StanzaError, ns};
+use tavi_xmpp_proto::{Condition, Element, StanzaError, ns};
 
 /// The line of the table of extensions.
-pub const XEP: Xep = Xep { number: 202, name: "Entity Time", version: "2.0", module: "time" };
+const XEP: Xep = Xep { number: 202, name: "Entity Time", version: "2.0", module: "time" };
 
 /// Registers it.
 ///
 /// # Errors
 /// If the payload has an owner already.
 pub fn register(registry: &mut Registry, parts: &Parts) -> Result<(), TwoOwners> {
+    registry.xep(XEP);
     registry.feature(Host::Main, ns::TIME);
-    registry.handle::<Query>(Arc::new(Answer(parts.clock.clone())))
+    registry.handle::<Query>(Scope::Server, Arc::new(Answer(parts.clock.clone())))
 }
 
 struct Query;
@@ -38,7 +38,7 @@ struct Answer(Arc<dyn Clock>);
 impl Handle<Query> for Answer {
     fn handle(&self, iq: Iq<Query>) -> BoxFuture<'_, Result<Reply, StanzaError>> {
         Box::pin(async move {
-            if iq.is_set() || iq.head.to.as_ref().and_then(Jid::local).is_some() {
+            if iq.is_set() {
                 return Err(Condition::ServiceUnavailable.into());
             }
             // XEP-0202 §3: the zone apart from the time, which is in UTC. A server has no zone of its own.

@@ -1,24 +1,24 @@
 //! Software Version (XEP-0092) of the server.
 
-use crate::Xep;
 use std::sync::Arc;
 use tavi_core::{
     Registry,
-    hooks::{BoxFuture, Handle, Iq, IqPayload, Reply, TwoOwners},
+    hooks::{BoxFuture, Handle, Iq, IqPayload, Reply, Scope, TwoOwners, Xep},
     principal::Host,
 };
-use tavi_xmpp_proto::{Condition, Element, Jid, StanzaError, ns};
+use tavi_xmpp_proto::{Condition, Element, StanzaError, ns};
 
 /// The line of the table of extensions.
-pub const XEP: Xep = Xep { number: 92, name: "Software Version", version: "1.1", module: "version" };
+const XEP: Xep = Xep { number: 92, name: "Software Version", version: "1.1", module: "version" };
 
 /// Registers it.
 ///
 /// # Errors
 /// If the payload has an owner already.
 pub fn register(registry: &mut Registry) -> Result<(), TwoOwners> {
+    registry.xep(XEP);
     registry.feature(Host::Main, ns::VERSION);
-    registry.handle::<Query>(Arc::new(Answer))
+    registry.handle::<Query>(Scope::Server, Arc::new(Answer))
 }
 
 struct Query;
@@ -37,8 +37,7 @@ struct Answer;
 impl Handle<Query> for Answer {
     fn handle(&self, iq: Iq<Query>) -> BoxFuture<'_, Result<Reply, StanzaError>> {
         Box::pin(async move {
-            // The software of somebody's client is not ours to tell, and nothing can be set.
-            if iq.is_set() || iq.head.to.as_ref().and_then(Jid::local).is_some() {
+            if iq.is_set() {
                 return Err(Condition::ServiceUnavailable.into());
             }
             let text = |name: &'static str, text: &'static str| Element::new(ns::VERSION, name).text(text);

@@ -17,7 +17,7 @@ use tokio::net::TcpListener;
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:1883".into());
     let (store, clock) = (Arc::new(MemoryStore::default()), Arc::new(SystemClock));
-    let parts = Parts::load(Hosts::new("localhost")?, store, clock, SessionLimits::default()).await?;
+    let parts = Parts::load(Hosts::new("localhost", &[])?, store, clock, SessionLimits::default()).await?;
     parts.accounts.create(&"load@localhost".parse()?, "load").await?;
     let hub = Hub::recall(Node::new(parts, Registry::default()), Config::default()).await?;
     let listener = TcpListener::bind(address).await?;

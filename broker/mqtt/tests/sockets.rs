@@ -19,7 +19,7 @@ use tokio::net::{TcpListener, TcpStream};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 async fn broker(config: Config) -> (Arc<Hub>, SocketAddr) {
-    let hosts = Hosts::new("localhost").unwrap();
+    let hosts = Hosts::new("localhost", &[]).unwrap();
     let store = Arc::new(MemoryStore::default());
     let parts = Parts::load(hosts, store, Arc::new(SystemClock), SessionLimits::default()).await.unwrap();
     parts.accounts.create(&"romeo@localhost".parse().unwrap(), "secret").await.unwrap();

@@ -16,7 +16,8 @@ async fn main() -> anyhow::Result<()> {
     let count: usize = args.next().map_or(Ok(5_000), |n| n.parse())?;
     let folder = tempfile::tempdir()?;
     let store = tavi_store_kv::open(&folder.path().join("store"), &Options { engine, ..Options::default() })?;
-    let parts = Parts::load(Hosts::new("localhost")?, store, Arc::new(SystemClock), SessionLimits::default()).await?;
+    let parts =
+        Parts::load(Hosts::new("localhost", &[])?, store, Arc::new(SystemClock), SessionLimits::default()).await?;
     let sender = Principal::Account("juliet@localhost".parse()?);
 
     let start = Instant::now();

@@ -69,7 +69,7 @@ mod tests {
 
     #[test]
     fn what_no_client_accepts_is_refused() {
-        let hosts = Hosts::new("example.org").unwrap();
+        let hosts = Hosts::new("example.org", &[]).unwrap();
         let checked = |names: &[&str], years| check(&made(names, years), &hosts, NOW).map_err(|e| e.to_string());
         assert_eq!(checked(&["example.org"], (2020, 2040)), Ok(()));
         assert_eq!(checked(&["example.org"], (2020, 2021)), Err("it, or one above it, has expired".into()));

@@ -145,7 +145,7 @@ mod tests {
             let put = Op::Put { table: Table::Device, item: "".into(), value, expect: Expect::Any };
             store.commit(&owner, vec![put]).await.unwrap();
         }
-        let (hosts, clock) = (Hosts::new("localhost").unwrap(), Arc::new(FakeClock::at(NOW)));
+        let (hosts, clock) = (Hosts::new("localhost", &[]).unwrap(), Arc::new(FakeClock::at(NOW)));
         Devices(Parts::load(hosts, store, clock, SessionLimits::default()).await.unwrap())
     }
 

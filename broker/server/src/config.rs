@@ -186,7 +186,8 @@ impl Config {
 
     fn merge(args: &ServeArgs, data: PathBuf, file: File) -> Result<Config> {
         let domain = args.domain.as_deref().or(file.domain.as_deref()).unwrap_or("localhost");
-        let hosts = Hosts::new(domain).with_context(|| format!("{domain:?} is no domain name"))?;
+        let hosts =
+            Hosts::new(domain, &tavi_modules::HOSTS).with_context(|| format!("{domain:?} is no domain name"))?;
         let engine = file.store.engine.as_deref();
         let engine = engine
             .map(|name| name.parse().map_err(|_| anyhow::anyhow!("[store] engine = {name:?}: use sled or fjall")));

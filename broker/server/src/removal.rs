@@ -237,7 +237,7 @@ mod tests {
     use tavi_store::{MemoryStore, SharedStore};
 
     async fn node(store: &SharedStore) -> Node {
-        let (hosts, limits) = (Hosts::new("localhost").unwrap(), SessionLimits::default());
+        let (hosts, limits) = (Hosts::new("localhost", &[]).unwrap(), SessionLimits::default());
         let parts = Parts::load(hosts, store.clone(), Arc::new(SystemClock), limits).await.unwrap();
         let mut registry = Registry::default();
         tavi_modules::register(&mut registry, &parts).unwrap();

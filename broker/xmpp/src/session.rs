@@ -692,7 +692,7 @@ impl Session {
             && self.routing.is_none()
             && !self.tickets.is_full()
             // The answer to a request tells that what was sent before it is durable.
-            && (self.tickets.is_empty() || !self.pending.begins_with(Kind::Iq))
+            && (self.tickets.is_settled() || !self.pending.begins_with(Kind::Iq))
             && (self.out.len() < HIGH_WATER || !self.pending.begins_beside())
             && (self.pending.begins_for_others(self.link.jid()) || self.link.poll_room(cx).is_ready())
     }

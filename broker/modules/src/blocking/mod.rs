@@ -7,14 +7,13 @@ mod tests;
 pub use list::{BlockList, block_list};
 
 use crate::{
-    Xep,
     presence::{self, Others},
     push,
 };
 use std::sync::Arc;
 use tavi_core::{
     Account, AccountState, Effects, Envelope, Ev, Flow, Origin, Registry,
-    hooks::{BoxFuture, Handle, Iq, IqPayload, OnReceived, OnSent, Phase, Reply, TwoOwners},
+    hooks::{BoxFuture, Handle, Iq, IqPayload, OnReceived, OnSent, Phase, Reply, Scope, TwoOwners, Xep},
     principal::Host,
 };
 use tavi_store::Op;
@@ -26,7 +25,7 @@ use tavi_xmpp_proto::{
 };
 
 /// The line of the table of extensions.
-pub const XEP: Xep = Xep { number: 191, name: "Blocking Command", version: "1.3", module: "blocking" };
+const XEP: Xep = Xep { number: 191, name: "Blocking Command", version: "1.3", module: "blocking" };
 
 /// Addresses in one block list.
 const MAX_BLOCKED: usize = 1000;
@@ -36,14 +35,15 @@ const MAX_BLOCKED: usize = 1000;
 /// # Errors
 /// If a payload has an owner already.
 pub fn register(registry: &mut Registry) -> Result<(), TwoOwners> {
+    registry.xep(XEP);
     registry.feature(Host::Main, ns::BLOCKING);
     registry.feature(Host::Things, ns::BLOCKING);
     registry.part::<BlockList>();
     registry.on_sent(Phase::Filter, Arc::new(Blocking));
     registry.on_received(Phase::Filter, Arc::new(Blocking));
-    registry.handle::<Get>(Arc::new(Blocking))?;
-    registry.handle::<Block>(Arc::new(Blocking))?;
-    registry.handle::<Unblock>(Arc::new(Blocking))
+    registry.handle::<Get>(Scope::Own, Arc::new(Blocking))?;
+    registry.handle::<Block>(Scope::Own, Arc::new(Blocking))?;
+    registry.handle::<Unblock>(Scope::Own, Arc::new(Blocking))
 }
 
 struct Blocking;
@@ -134,8 +134,7 @@ fn bad(text: &'static str) -> StanzaError {
 
 /// A list is its owner's alone, and is asked for with the right type.
 fn own<T>(iq: &Iq<T>, type_: IqType) -> Result<&Arc<Account>, StanzaError> {
-    let account = iq.account.as_ref().filter(|_| iq.is_for_own_account());
-    let account = account.ok_or_else(|| StanzaError::new(Condition::Forbidden))?;
+    let account = iq.account()?;
     if iq.is_set() == (type_ == IqType::Set) { Ok(account) } else { Err(bad("the type is the wrong one")) }
 }
 

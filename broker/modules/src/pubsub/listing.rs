@@ -49,7 +49,7 @@ impl Pubsub {
     }
 
     fn entry(&self) -> Element {
-        let host = self.parts.hosts.name(tavi_core::principal::Host::Pubsub);
+        let host = self.parts.hosts.name(crate::PUBSUB);
         Element::new(ns::DISCO_ITEMS, "item").attr("jid", host.to_owned())
     }
 }

@@ -10,23 +10,24 @@ mod request;
 mod subscribers;
 mod value;
 
-use crate::Xep;
+use crate::PUBSUB;
 use bytes::Bytes;
 use request::Request;
 use std::sync::Arc;
 use subscribers::Subscribers;
 use tavi_core::{
     Effect, Effects, Envelope, Parts, Principal, Refusal, Registry, Ticket,
-    hooks::{BoxFuture, Service, TwoOwners},
-    principal::Host,
+    hooks::{BoxFuture, Service, TwoOwners, Xep},
 };
 use tavi_store::StoreError;
 use tavi_xmpp_proto::{Condition, Element, IqType, Jid, Kind, Stanza, StanzaError, StanzaType, ns};
 
 /// The line of the table of extensions.
-pub const XEP: Xep = Xep { number: 60, name: "Publish-Subscribe", version: "1.26.0", module: "pubsub" };
+const XEP: Xep = Xep { number: 60, name: "Publish-Subscribe", version: "1.26.0", module: "pubsub" };
+/// Lists of nodes are paged.
+const RSM: Xep = Xep { number: 59, name: "Result Set Management", version: "1.0", module: "pubsub" };
 /// JSON values in items.
-pub const JSON: Xep = Xep { number: 335, name: "JSON Containers", version: "0.1.1", module: "pubsub" };
+const JSON: Xep = Xep { number: 335, name: "JSON Containers", version: "0.1.1", module: "pubsub" };
 
 /// XEP-0060 §10: what of it is here, and what else the host answers.
 const FEATURES: [&str; 19] = [
@@ -56,10 +57,11 @@ const FEATURES: [&str; 19] = [
 /// # Errors
 /// If the host has an owner already.
 pub fn register(registry: &mut Registry, parts: &Parts) -> Result<(), TwoOwners> {
-    FEATURES.iter().for_each(|var| registry.feature(Host::Pubsub, var));
+    [XEP, RSM, JSON].into_iter().for_each(|xep| registry.xep(xep));
+    FEATURES.iter().for_each(|var| registry.feature(PUBSUB, var));
     let subscribers = Arc::new(Subscribers::new(parts));
     registry.on_session(subscribers.clone());
-    registry.service(Host::Pubsub, Arc::new(Pubsub { parts: parts.clone(), subscribers }))
+    registry.service(PUBSUB, Arc::new(Pubsub { parts: parts.clone(), subscribers }))
 }
 
 /// The service that owns the pubsub host.
@@ -104,6 +106,11 @@ impl From<Ticket> for Answer {
 }
 
 impl Service for Pubsub {
+    /// What is published in one topic has its order there, whoever it is from; here only what one client asks has one.
+    fn key(&self, env: &Envelope) -> Box<str> {
+        env.from().map(Jid::as_str).unwrap_or_default().into()
+    }
+
     fn serve(&self, env: Envelope) -> BoxFuture<'_, Effects> {
         Box::pin(async move {
             let mut fx = Effects::default();

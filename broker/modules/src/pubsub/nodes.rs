@@ -8,7 +8,6 @@ use super::{
 use tavi_core::{
     Action, Change, Draft, Permit, Principal, Qos, Refusal, Ticket,
     permit::{Actions, Grant, Rights},
-    principal::Host,
 };
 use tavi_store::{Expect, Op, Owner, StoreError, Table};
 use tavi_wire::topic::{check_topic, is_filter};
@@ -201,7 +200,7 @@ impl Pubsub {
             ticket.wait_for(self.parts.store.commit(&owner, vec![op]));
             ticket.wait_for(withdraw(&self.parts.permit, &record.value));
         }
-        let pubsub = self.parts.hosts.jid(Host::Pubsub);
+        let pubsub = self.parts.hosts.jid(crate::PUBSUB);
         let after = readers.iter().map(|jid| notice(pubsub, jid, deleted(node))).collect();
         Ok(Answer { ticket, after, ..Answer::default() })
     }

@@ -11,7 +11,6 @@ use tavi_core::{
     Envelope, Homes, Hosts, Parts, Principal, Publication, Qos, Refusal, SeatId, SubOptions, Subscriber, Topics, Weigh,
     accounts::Accounts,
     hooks::{OnSession, Place, SessionEvent},
-    principal::Host,
     topics::RetainedStream,
 };
 use tavi_store::{Commit, Expect, Op, Owner, Row, SharedStore, StoreError, Table};
@@ -175,7 +174,7 @@ impl Subscribers {
 
     /// The last item as a message to a subscriber (XEP-0060 §6.1.7).
     pub(super) fn last_item(&self, jid: &Jid, last: &Publication) -> Envelope {
-        last_item(self.hosts.jid(Host::Pubsub), jid, last)
+        last_item(self.hosts.jid(crate::PUBSUB), jid, last)
     }
 
     /// Gives what a new subscription to a filter finds to the sessions of the JID, as they have room.
@@ -187,7 +186,7 @@ impl Subscribers {
     }
 
     fn spawn_feed(&self, seat: SeatId, sources: Vec<Source>) {
-        let pubsub = self.hosts.jid(Host::Pubsub).clone();
+        let pubsub = self.hosts.jid(crate::PUBSUB).clone();
         tokio::spawn(feed((pubsub, self.searches.clone()), (self.homes.clone(), seat), sources));
     }
 
@@ -207,7 +206,7 @@ impl Subscribers {
             id: self.topics.next_subscriber(),
             principal: who.clone(),
             jid: jid.clone(),
-            pubsub: self.hosts.jid(Host::Pubsub).clone(),
+            pubsub: self.hosts.jid(crate::PUBSUB).clone(),
             homes: self.homes.clone(),
         })
     }

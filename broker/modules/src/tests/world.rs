@@ -60,7 +60,7 @@ impl World {
         limits: SessionLimits,
         journal: Arc<Journal>,
     ) -> World {
-        let hosts = Hosts::new("localhost").unwrap();
+        let hosts = Hosts::new("localhost", &crate::HOSTS).unwrap();
         let mut parts = Parts::load(hosts, store.clone(), clock.clone(), limits).await.unwrap();
         parts.journal = journal;
         let mut registry = Registry::default();

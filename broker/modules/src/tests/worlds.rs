@@ -116,7 +116,7 @@ impl Worlds {
 
 async fn node(number: NodeId, store: &Arc<MemoryStore>, ends: &[Arc<Mutex<Channel>>; 2]) -> Node {
     let store: SharedStore = store.clone();
-    let (hosts, clock) = (Hosts::new("localhost").unwrap(), Arc::new(FakeClock::at(1_795_359_600_000)));
+    let (hosts, clock) = (Hosts::new("localhost", &crate::HOSTS).unwrap(), Arc::new(FakeClock::at(1_795_359_600_000)));
     let parts = Parts::load_for(number, (hosts, store), clock, SessionLimits::default()).await.unwrap();
     let mut registry = Registry::default();
     crate::register(&mut registry, &parts).unwrap();

@@ -45,7 +45,7 @@ impl World {
     pub async fn beside(bus: Arc<dyn Bus>, store: Arc<MemoryStore>, (config, now_ms): (Config, u64)) -> World {
         let clock = Arc::new(FakeClock::at(now_ms));
         let shared: SharedStore = store.clone();
-        let hosts = (Hosts::new("localhost").unwrap(), shared);
+        let hosts = (Hosts::new("localhost", &[]).unwrap(), shared);
         let parts = Parts::load_for(bus.node(), hosts, clock.clone(), SessionLimits::default()).await.unwrap();
         let node = Node::on(bus, parts, Registry::default());
         let hub = Hub::recall(node, config).await.unwrap();

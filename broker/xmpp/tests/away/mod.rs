@@ -46,7 +46,7 @@ impl Went {
 
 async fn broker(config: Config, limits: SessionLimits) -> (Broker, Arc<Went>) {
     let (store, went): (SharedStore, _) = (Arc::new(MemoryStore::default()), Arc::new(Went::default()));
-    let hosts = Hosts::new("localhost").unwrap();
+    let hosts = Hosts::new("localhost", &[]).unwrap();
     let parts = Parts::load(hosts, store.clone(), Arc::new(SystemClock), limits).await.unwrap();
     for (user, password) in [("romeo", "oemor"), ("juliet", "teiluj")] {
         parts.accounts.create(&format!("{user}@localhost").parse().unwrap(), password).await.unwrap();

@@ -39,7 +39,7 @@ impl Broker {
 
     pub async fn with(config: Config, limits: SessionLimits) -> Broker {
         let store: SharedStore = Arc::new(MemoryStore::default());
-        let hosts = Hosts::new("localhost").unwrap();
+        let hosts = Hosts::new("localhost", &[]).unwrap();
         let parts = Parts::load(hosts, store.clone(), Arc::new(SystemClock), limits).await.unwrap();
         for (user, password) in [("romeo", "oemor"), ("juliet", "teiluj")] {
             let jid = format!("{user}@localhost").parse().unwrap();

@@ -278,7 +278,7 @@ async fn cut(phone: &mut Phone) {
 /// A broker whose commits wait when they are held.
 async fn on_a_store(config: Config, journal: Journal) -> (Broker, Arc<MemoryStore>) {
     let store = Arc::new(MemoryStore::default());
-    let hosts = Hosts::new("localhost").unwrap();
+    let hosts = Hosts::new("localhost", &[]).unwrap();
     let mut parts = Parts::load(hosts, store.clone(), Arc::new(SystemClock), SessionLimits::default()).await.unwrap();
     journal.open();
     parts.journal = Arc::new(journal);

@@ -57,7 +57,7 @@ async fn two_brokers(seed: u64) -> [Broker; 2] {
     let ends: Ends = Default::default();
     let mut brokers = Vec::new();
     for number in 0..2 {
-        let hosts = Hosts::new("localhost").unwrap();
+        let hosts = Hosts::new("localhost", &[]).unwrap();
         let limits = SessionLimits::default();
         let parts = Parts::load_for(number, (hosts, store.clone()), Arc::new(SystemClock), limits).await.unwrap();
         if number == 0 {
