@@ -51,9 +51,8 @@ impl Router {
             return Ok(Target::Account(None));
         }
         let account = self.parts.homes.account(&to).await.map_err(unreadable)?;
-        match &account {
-            Some(account) => self.let_in(env.clone(), account)?,
-            None => {}
+        if let Some(account) = &account {
+            self.let_in(env.clone(), account)?;
         }
         Ok(Target::Account(account))
     }

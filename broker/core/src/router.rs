@@ -357,7 +357,7 @@ impl Router {
             // RFC 6121 §8.5.3.2.1: a normal one was for that session only, and is refused or ignored. What the session was
             // there to take and did not acknowledge goes to another one or is kept, whoever sent it.
             (None, StanzaType::Message(MessageType::Normal))
-                if !to.is_bare() && !(env.meta.chosen && env.is_lasting()) =>
+                if !(to.is_bare() || env.meta.chosen && env.is_lasting()) =>
             {
                 if !env.is_notice() {
                     run.refuse(&env, &Condition::ServiceUnavailable.into());
