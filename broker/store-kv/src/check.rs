@@ -173,11 +173,25 @@ impl Check<'_> {
         let cell = Cell::decode(Family::Queue, row.to_vec()).map_err(text)?;
         let size = self.queues.entry(owner.unwrap_or(0)).or_default();
         *size = QueueSize { rows: size.rows + 1, bytes: size.bytes + cell.len() };
+        self.viewed(&cell, key)?;
         if let Some(share) = cell.share {
             let rows = self.bodies.get(&share.id).map_or(0, |body| body.rows);
             self.bodies.insert(share.id, QueueSize { rows: rows + 1, bytes: u64::from(share.len) });
         }
         Ok(())
+    }
+
+    /// A view has its stanza, of the length that it says.
+    fn viewed(&self, cell: &Cell, key: &[u8]) -> Result<(), String> {
+        if !cell.is_view() || keys::number_at(key, 0).is_some_and(|owner| self.dead.contains(&owner)) {
+            return Ok(());
+        }
+        let stanza = self.kv.get(Family::Archive, key).map_err(text)?.ok_or("its archived stanza is missing")?;
+        let stanza = Cell::decode(Family::Archive, stanza).map_err(text)?;
+        if !stanza.retracted && stanza.len() == cell.len() {
+            return Ok(());
+        }
+        Err(format!("{} bytes, but its archived stanza has {}", cell.len(), stanza.len()))
     }
 
     /// A shared body, or the number of the rows that name it.
@@ -256,7 +270,7 @@ impl Check<'_> {
                 self.blobs.insert(blob, len);
                 Ok(())
             }
-            Body::Inline(_) => Ok(()),
+            Body::Inline(_) | Body::Archived { .. } => Ok(()),
         }
     }
 

@@ -99,7 +99,7 @@ impl Kv for Fjall {
         let queue = self.keyspace(Family::Queue);
         let Plain { new, gone } = rows.take_plain();
         change.reserve(new.len());
-        new.into_iter().for_each(|(place, value)| change.put(place, Value::Plain(value)));
+        new.into_iter().for_each(|(place, value)| change.put(place, value));
         // A row and its deletion go as one: neither is ever written to a table.
         for place in gone.into_iter().filter(|place| !change.take(*place)) {
             batch.remove_weak(queue, place.to_be_bytes());

@@ -7,6 +7,7 @@ use crate::{
     kv::{Family, Key, Kv, Rows, Undo},
     names,
     value::{self, Body, CHUNK, Cell, InboxCell, Share},
+    young::Value,
 };
 use bytes::Bytes;
 use std::{
@@ -270,14 +271,14 @@ impl<'a> Group<'a> {
         cell.share.map_or(Ok(()), |share| self.release(share))
     }
 
-    /// The usual case of a new row: nothing is there, and all that it is fits into it. False if it is another case.
-    fn push_new(&mut self, owner: Number, id: u64, value: &Bytes) -> Result<bool, StoreError> {
-        if !self.rows.is_above(id) || !Cell::head(0).fits(Family::Queue, value.len()) {
+    /// The usual case of a new row, `len` bytes long: nothing is there, and it has nothing outside itself. False if it is
+    /// another case.
+    fn push_new(&mut self, (owner, id): (Number, u64), row: Value, len: u64) -> Result<bool, StoreError> {
+        if !self.rows.is_above(id) {
             return Ok(false);
         }
         let before = self.queue_size(owner)?;
-        let len = value.len() as u64;
-        self.rows.push_new(keys::place(owner, id), value.clone());
+        self.rows.push_new(keys::place(owner, id), row);
         self.note_row((owner, id), Some(len));
         self.resize(owner, before, (None, Some(len)));
         Ok(true)
@@ -297,6 +298,25 @@ impl<'a> Group<'a> {
             None => self.marks.pushed.forget(&row),
         }
         self.touched.push(row);
+    }
+
+    /// If the queued row is a view of an archived stanza, `now` stands there instead, or nothing; gives whether it is.
+    fn change_view(&mut self, (owner, id): (Number, u64), now: Option<Cell>) -> Result<bool, StoreError> {
+        self.settle();
+        let Some(view) = self.cell(Family::Queue, &keys::dated(owner, id))?.filter(Cell::is_view) else {
+            return Ok(false);
+        };
+        let before = self.queue_size(owner)?;
+        self.replace_row((owner, id), before, (Some(&view), now));
+        Ok(true)
+    }
+
+    /// Sets a queued row that has nothing to be written outside itself, or deletes it; the queue held `before`.
+    fn replace_row(&mut self, (owner, id): (Number, u64), before: Held, (old, now): (Option<&Cell>, Option<Cell>)) {
+        let lens = (old.map(Cell::len), now.as_ref().map(Cell::len));
+        self.note_row((owner, id), None);
+        self.set(Family::Queue, keys::dated(owner, id), now.map(|now| now.encode(Family::Queue)));
+        self.resize(owner, before, lens);
     }
 
     /// Notes what a queue holds after one row of it was taken away and another one came; it held `before`.
@@ -443,7 +463,13 @@ impl<'a> Group<'a> {
         let key = keys::dated(owner, id);
         let Some(cell) = self.cell(Family::Archive, &key)? else { return Ok(false) };
         self.set(Family::ArchiveWith, keys::archive_with(owner, cell.number, id), None);
-        self.delete_cell(Family::Archive, key, &cell);
+        // A queued row that is a view of it takes over its bytes, wherever they are.
+        let by_value = Cell { body: cell.body.clone(), ..Cell::head(0) };
+        if self.change_view((owner, id), Some(by_value))? {
+            self.set(Family::Archive, key, None);
+        } else {
+            self.delete_cell(Family::Archive, key, &cell);
+        }
         Ok(true)
     }
 }
@@ -490,6 +516,7 @@ impl Part<'_, '_> {
                 let share = self.group.share(body)?;
                 self.push(*id, head, Some(share))
             }
+            Op::QueueArchived { id } => self.push_view(*id),
             Op::QueueDelete { id } => self.queue_delete(*id),
             Op::QueueAck { upto } => self.queue_ack(*upto),
             Op::Archive { id, with, value } => self.archive(*id, with, value),
@@ -608,7 +635,8 @@ impl Part<'_, '_> {
 
     fn push(&mut self, id: u64, value: &Bytes, share: Option<Share>) -> Result<(), StoreError> {
         let owner = self.made()?;
-        if share.is_none() && self.group.push_new(owner, id, value)? {
+        let plain = share.is_none() && Cell::head(0).fits(Family::Queue, value.len());
+        if plain && self.group.push_new((owner, id), Value::Plain(value.clone()), value.len() as u64)? {
             return Ok(());
         }
         self.group.settle();
@@ -624,6 +652,26 @@ impl Part<'_, '_> {
         self.group.note_row((owner, id), plain.then_some(come));
         self.group.write_cell(Family::Queue, key, cell, value);
         self.group.resize(owner, before, (old.map(|old| old.len()), Some(come)));
+        Ok(())
+    }
+
+    /// A row that is a view of the archived stanza; none if that is not there.
+    fn push_view(&mut self, id: u64) -> Result<(), StoreError> {
+        let Some(owner) = self.known()? else { return Ok(()) };
+        let key = keys::dated(owner, id);
+        let stanza = self.group.dated_cell(Family::Archive, &key, id)?.filter(|stanza| !stanza.retracted);
+        let Some(stanza) = stanza else { return Ok(()) };
+        let view = Cell { body: Body::Archived { len: stanza.len() as u32 }, ..Cell::head(0) };
+        let row = view.encode(Family::Queue);
+        if self.group.push_new((owner, id), Value::Whole(row.into()), view.len())? {
+            return Ok(());
+        }
+        self.group.settle();
+        self.group.rows.saw(id);
+        let before = self.group.queue_size(owner)?;
+        let old = self.group.dated_cell(Family::Queue, &key, id)?;
+        old.iter().try_for_each(|old| self.group.unqueue(old))?;
+        self.group.replace_row((owner, id), before, (old.as_ref(), Some(view)));
         Ok(())
     }
 
@@ -677,6 +725,8 @@ impl Part<'_, '_> {
         if let Some(old) = self.group.dated_cell(Family::Archive, &key, id)? {
             self.group.delete_chunks(&old);
             self.group.set(Family::ArchiveWith, keys::archive_with(owner, old.number, id), None);
+            let view = Cell { body: Body::Archived { len: value.len() as u32 }, ..Cell::head(0) };
+            self.group.change_view((owner, id), Some(view))?;
         }
         self.group.write_cell(Family::Archive, key, Cell::head(with), value);
         self.group.set(Family::ArchiveWith, keys::archive_with(owner, with, id), Some(Vec::new()));
@@ -689,7 +739,7 @@ impl Part<'_, '_> {
             let Some(old) = group.cell(Family::Archive, &key)? else { return Ok(()) };
             group.delete_chunks(&old);
             group.write_cell(Family::Archive, key, Cell { retracted: true, ..Cell::head(old.number) }, tombstone);
-            Ok(())
+            group.change_view((owner, id), None).map(drop)
         })
     }
 

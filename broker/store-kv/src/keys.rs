@@ -6,8 +6,8 @@ use std::ops::Bound;
 use tavi_store::Table;
 
 /// The version of this layout, stored under [`SCHEMA`]. 2 added the families body, queue_s and walk; 3 the log of
-/// young rows.
-pub(crate) const SCHEMA_VERSION: u64 = 3;
+/// young rows; 4 queued rows that are views of archived stanzas.
+pub(crate) const SCHEMA_VERSION: u64 = 4;
 
 /// System row: the version of the layout.
 pub(crate) const SCHEMA: &[u8] = b"schema";

@@ -1,7 +1,6 @@
 //! The small seam between the store's rows and an embedded engine.
 
-use crate::{StoreError, keys::Place, value::PLAIN};
-use bytes::Bytes;
+use crate::{StoreError, keys::Place, young::Value};
 use std::{
     collections::{BTreeMap, HashSet, btree_map::Entry},
     ops::{Bound, ControlFlow},
@@ -102,10 +101,10 @@ pub(crate) struct Rows {
     plain: Plain,
 }
 
-/// Plain rows of queues: new ones, each with its value, and deleted ones that were written once, ever.
+/// Plain rows of queues, which have nothing outside of themselves: new ones, and deleted ones that were written once, ever.
 #[derive(Default)]
 pub(crate) struct Plain {
-    pub new: Vec<(Place, Bytes)>,
+    pub new: Vec<(Place, Value)>,
     pub gone: Vec<Place>,
 }
 
@@ -145,7 +144,7 @@ impl Rows {
     }
 
     /// A plain row of a queue, under an id above all that this batch or an earlier one has written there.
-    pub fn push_new(&mut self, place: Place, value: Bytes) {
+    pub fn push_new(&mut self, place: Place, value: Value) {
         self.saw(place as u64);
         self.plain.new.push((place, value));
     }
@@ -179,11 +178,8 @@ impl Rows {
     /// Puts the plain rows among the others; those since `mark` are noted for being taken back.
     pub fn settle(&mut self, (new, gone): (usize, usize), undo: &mut Undo) {
         let plain = self.take_plain();
-        let new = plain
-            .new
-            .into_iter()
-            .enumerate()
-            .map(|(at, (place, value))| (at >= new, place, Some([&[PLAIN], &value[..]].concat())));
+        let new =
+            plain.new.into_iter().enumerate().map(|(at, (place, value))| (at >= new, place, Some(value.to_vec())));
         let gone = plain.gone.into_iter().enumerate().map(|(at, place)| (at >= gone, place, None));
         for (is_undone, place, row) in new.chain(gone) {
             let key = place.to_be_bytes().to_vec();

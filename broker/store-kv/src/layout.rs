@@ -18,7 +18,7 @@ const STEP: usize = 1_000;
 pub(crate) fn marks(kv: &dyn Kv) -> Result<Marks, OpenError> {
     match system(kv, keys::SCHEMA)? {
         Some(keys::SCHEMA_VERSION) => {}
-        Some(2) => write_version(kv, Rows::default())?,
+        Some(2 | 3) => write_version(kv, Rows::default())?,
         Some(1) => upgrade(kv)?,
         Some(found) => return Err(OpenError::NewerLayout { found, known: keys::SCHEMA_VERSION }),
         None => write_version(kv, Rows::default())?,
@@ -46,8 +46,8 @@ fn write_version(kv: &dyn Kv, mut rows: Rows) -> Result<(), StoreError> {
     kv.sync()
 }
 
-/// From layout 1: what queues hold, and the walks. What 3 has beyond 2 comes by use. If it is cut short, the next start begins it again; the
-/// version is written last.
+/// From layout 1: what queues hold, and the walks. What 3 and 4 have beyond 2 comes by use. If it is cut short, the next
+/// start begins it again; the version is written last.
 fn upgrade(kv: &dyn Kv) -> Result<(), StoreError> {
     tracing::info!(
         "the store is brought from layout 1 to layout {}; older releases will not open it",

@@ -126,11 +126,21 @@ impl Reader {
         let mut row = Some(row);
         for _ in 0..TRIES {
             let Some(whole) = self.whole(Family::Queue, key.clone(), row.take())? else { return Ok(None) };
+            if whole.cell.is_view() {
+                let stanza = self.whole(Family::Archive, key.clone(), None)?.filter(|stanza| !stanza.cell.retracted);
+                if let Some(Whole { value, .. }) = stanza {
+                    return Ok(Some(QueueRow { id, value, archived: true, ..QueueRow::default() }));
+                }
+                // It was retracted or has expired: the row is gone too, or has the bytes now, as is soon to be seen.
+                std::thread::yield_now();
+                continue;
+            }
             let Some(share) = whole.cell.share else {
-                return Ok(Some(QueueRow { id, value: whole.value, body: None, body_id: None }));
+                return Ok(Some(QueueRow { id, value: whole.value, ..QueueRow::default() }));
             };
             if let Some(body) = self.shared(share.id)? {
-                return Ok(Some(QueueRow { id, value: whole.value, body: Some(body), body_id: Some(share.id) }));
+                let (body, body_id) = (Some(body), Some(share.id));
+                return Ok(Some(QueueRow { id, value: whole.value, body, body_id, archived: false }));
             }
             // The body is gone: so is the row, else the store is damaged.
             if self.kv.get(Family::Queue, &key)?.is_some_and(|now| now == whole.cell.encode(Family::Queue)) {
@@ -391,6 +401,8 @@ impl Reader {
     pub fn body(&self, body: &Body) -> Result<Option<Bytes>, StoreError> {
         let (blob, len) = match body {
             Body::Inline(value) => return Ok(Some(value.clone())),
+            // The bytes are the archive's.
+            Body::Archived { .. } => return Ok(Some(Bytes::new())),
             Body::Chunked { blob, len } => (*blob, *len),
         };
         let (from, to) = (keys::chunk(blob, 0), keys::chunk(blob, value::chunks(len)));

@@ -11,6 +11,7 @@ const CHUNKED: u8 = 1;
 const RETRACTED: u8 = 2;
 const SHARED: u8 = 4;
 const DELETED: u8 = 8;
+const ARCHIVED: u8 = 16;
 
 /// The whole head of a queued row that holds its value inside, and nothing else.
 pub(crate) const PLAIN: u8 = 0;
@@ -48,6 +49,10 @@ pub(crate) enum Body {
         blob: Number,
         len: u32,
     },
+    /// Of a queued row: it has none, but is a view of the archived stanza with its owner and id, `len` bytes.
+    Archived {
+        len: u32,
+    },
 }
 
 /// How long the number of a family's rows is.
@@ -71,6 +76,11 @@ impl Cell {
         Cell { retracted: false, deleted: false, number, share: None, body: Body::Inline(Bytes::new()) }
     }
 
+    /// Whether it is a view of an archived stanza.
+    pub fn is_view(&self) -> bool {
+        matches!(self.body, Body::Archived { .. })
+    }
+
     /// Whether a value of `len` bytes fits into the row of the family.
     pub fn fits(&self, family: Family, len: usize) -> bool {
         self.head_len(family) + len <= MAX_ROW
@@ -80,7 +90,7 @@ impl Cell {
     pub fn len(&self) -> u64 {
         let own = match &self.body {
             Body::Inline(value) => value.len() as u64,
-            Body::Chunked { len, .. } => u64::from(*len),
+            Body::Chunked { len, .. } | Body::Archived { len } => u64::from(*len),
         };
         own + self.share.map_or(0, |share| u64::from(share.len))
     }
@@ -92,7 +102,7 @@ impl Cell {
     fn flags(&self) -> u8 {
         let chunked = matches!(self.body, Body::Chunked { .. });
         let flags = [(chunked, CHUNKED), (self.retracted, RETRACTED), (self.share.is_some(), SHARED)];
-        let flags = flags.into_iter().chain([(self.deleted, DELETED)]);
+        let flags = flags.into_iter().chain([(self.deleted, DELETED), (self.is_view(), ARCHIVED)]);
         flags.filter(|(set, _)| *set).fold(0, |flags, (_, flag)| flags | flag)
     }
 
@@ -101,6 +111,7 @@ impl Cell {
         let body_len = match &self.body {
             Body::Inline(value) => value.len(),
             Body::Chunked { .. } => 12,
+            Body::Archived { .. } => 4,
         };
         let mut row = Vec::with_capacity(self.head_len(family) + body_len);
         row.push(self.flags());
@@ -115,6 +126,7 @@ impl Cell {
                 row.extend_from_slice(&blob.to_be_bytes());
                 row.extend_from_slice(&len.to_be_bytes());
             }
+            Body::Archived { len } => row.extend_from_slice(&len.to_be_bytes()),
         }
         row
     }
@@ -123,7 +135,7 @@ impl Cell {
     pub fn decode(family: Family, row: Vec<u8>) -> Result<Cell, StoreError> {
         let mut rest = Bytes::from(row);
         let flags = take(&mut rest, 1).ok_or_else(|| short(family))?[0];
-        if flags & !(CHUNKED | RETRACTED | SHARED | DELETED) != 0 {
+        if flags & !(CHUNKED | RETRACTED | SHARED | DELETED | ARCHIVED) != 0 {
             return Err(StoreError::Corrupt(format!("unknown flags {flags:#x} in family {}", family.name()).into()));
         }
         let number = be64(&take(&mut rest, number_len(family)).ok_or_else(|| short(family))?);
@@ -134,9 +146,10 @@ impl Cell {
         if flags & SHARED != 0 && share.is_none() {
             return Err(short(family));
         }
-        let body = match flags & CHUNKED {
+        let body = match flags & (CHUNKED | ARCHIVED) {
             0 => Body::Inline(rest),
-            _ if rest.len() == 12 => Body::Chunked { blob: be64(&rest[..8]), len: be32(&rest[8..]) },
+            CHUNKED if rest.len() == 12 => Body::Chunked { blob: be64(&rest[..8]), len: be32(&rest[8..]) },
+            ARCHIVED if family == Family::Queue && rest.len() == 4 => Body::Archived { len: be32(&rest) },
             _ => return Err(short(family)),
         };
         Ok(Cell { retracted: flags & RETRACTED != 0, deleted: flags & DELETED != 0, number, share, body })
@@ -217,15 +230,18 @@ mod tests {
                 assert_eq!(Cell::decode(family, cell.encode(family)), Ok(cell));
             }
         }
+        let view = Cell { body: Body::Archived { len: 300 }, ..Cell::head(0) };
+        assert_eq!((view.len(), Cell::decode(Family::Queue, view.encode(Family::Queue))), (300, Ok(view)));
         let size = QueueSize { rows: 3, bytes: 1 << 40 };
         assert_eq!(decode_size(&encode_size(size)), Ok(size));
     }
 
     #[test]
     fn damaged_rows_are_told_from_whole_ones() {
-        for row in [vec![], vec![0; 8], vec![CHUNKED; 20], vec![0x80; 9], vec![SHARED; 20]] {
+        for row in [vec![], vec![0; 8], vec![CHUNKED; 20], vec![0x80; 9], vec![SHARED; 20], vec![ARCHIVED; 13]] {
             assert!(matches!(Cell::decode(Family::Record, row), Err(StoreError::Corrupt(_))));
         }
+        assert!(matches!(Cell::decode(Family::Queue, vec![ARCHIVED; 4]), Err(StoreError::Corrupt(_))));
         assert!(matches!(InboxCell::decode(&[0; 11]), Err(StoreError::Corrupt(_))));
     }
 

@@ -60,7 +60,8 @@ impl Value {
         }
     }
 
-    fn to_vec(&self) -> Vec<u8> {
+    /// The whole row.
+    pub fn to_vec(&self) -> Vec<u8> {
         let mut row = Vec::with_capacity(self.len());
         self.write(&mut row);
         row

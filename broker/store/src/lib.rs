@@ -54,6 +54,8 @@ pub struct QueueRow {
     pub body: Option<Bytes>,
     /// The id of that body.
     pub body_id: Option<u64>,
+    /// It is a view of the archived stanza with its id ([`Op::QueueArchived`]): the bytes are that one's.
+    pub archived: bool,
 }
 
 impl QueueRow {
@@ -223,7 +225,7 @@ pub trait Store: Send + Sync + 'static {
     fn owners<'a>(&'a self, after: Option<&'a Owner>, limit: usize) -> Read<'a, Vec<Owner>>;
 
     /// Deletes archive rows with an id below `before`, at most `limit` of them, durable when it returns; gives how
-    /// many were deleted.
+    /// many were deleted. What is still queued as a view of one ([`Op::QueueArchived`]) stays in the queue, by value.
     fn expire<'a>(&'a self, before: u64, limit: usize) -> Read<'a, usize>;
 
     /// Forgets marks of deletions ([`Op::DeleteOlder`], [`Op::DeleteThis`]) with an id below `before`, at most `limit` of

@@ -60,7 +60,7 @@ fn validate_op(op: &Op) -> Result<(), StoreError> {
             real(*last)?;
             within("correspondent", with.len(), MAX_WITH)
         }
-        Op::Outbox { id } => real(*id),
+        Op::Outbox { id } | Op::QueueArchived { id } => real(*id),
         Op::QueueDelete { .. } | Op::QueueAck { .. } | Op::OutboxDelete { .. } | Op::Drawn { .. } | Op::Purge => Ok(()),
     }
 }

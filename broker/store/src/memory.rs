@@ -245,7 +245,7 @@ impl Store for MemoryStore {
     fn expire<'a>(&'a self, before: u64, limit: usize) -> Read<'a, usize> {
         let mut state = self.state.lock();
         let old = state.archive.keys().filter(|key| key.1 < before).take(limit).cloned().collect::<Vec<_>>();
-        old.iter().for_each(|key| drop(state.archive.remove(key)));
+        old.iter().for_each(|key| state.expire(key));
         Box::pin(ready(Ok(old.len())))
     }
 
@@ -282,6 +282,8 @@ struct State {
 struct Queued {
     value: Bytes,
     body: Option<u64>,
+    /// Its bytes are those of the archived stanza with its id.
+    archived: bool,
 }
 
 impl State {
@@ -322,10 +324,15 @@ impl State {
             | Op::PutNewer { .. }
             | Op::DeleteOlder { .. }
             | Op::DeleteThis { .. } => self.apply_record(owner, op),
-            Op::QueuePush { id, value } => self.push(owner, id, Queued { value, body: None }),
+            Op::QueuePush { id, value } => self.push(owner, id, Queued { value, body: None, archived: false }),
             Op::QueueShare { id, head, body } => {
                 self.bodies.entry(body.id).or_insert((0, body.bytes)).0 += 1;
-                self.push(owner, id, Queued { value: head, body: Some(body.id) });
+                self.push(owner, id, Queued { value: head, body: Some(body.id), archived: false });
+            }
+            Op::QueueArchived { id } => {
+                if self.archive.get(&(owner.clone(), id)).is_some_and(|row| !row.retracted) {
+                    self.push(owner, id, Queued { value: Bytes::new(), body: None, archived: true });
+                }
             }
             Op::QueueDelete { id } => self.drop_row(owner, id),
             Op::QueueAck { upto } => self.ids(owner, upto).into_iter().for_each(|id| self.drop_row(owner, id)),
@@ -333,8 +340,12 @@ impl State {
                 self.archive.insert((owner.clone(), id), ArchiveRow { id, with, retracted: false, value });
             }
             Op::Retract { id, tombstone } => {
-                if let Some(row) = self.archive.get_mut(&(owner.clone(), id)) {
+                let key = (owner.clone(), id);
+                if let Some(row) = self.archive.get_mut(&key) {
                     *row = ArchiveRow { retracted: true, value: tombstone, ..row.clone() };
+                    if self.queue.get(&key).is_some_and(|row| row.archived) {
+                        self.queue.remove(&key);
+                    }
                 }
             }
             Op::Inbox { with, last, unread, preview } => self.apply_inbox(owner, with, (last, unread, preview)),
@@ -387,6 +398,14 @@ impl State {
         }
     }
 
+    /// A queued row that is a view of the stanza takes over its bytes.
+    fn expire(&mut self, key: &(Owner, u64)) {
+        let Some(stanza) = self.archive.remove(key) else { return };
+        if let Some(row) = self.queue.get_mut(key).filter(|row| row.archived) {
+            *row = Queued { value: stanza.value, body: None, archived: false };
+        }
+    }
+
     /// The ids of an owner's rows up to one.
     fn ids(&self, owner: &Owner, upto: u64) -> Vec<u64> {
         let range = self.queue.range((owner.clone(), 0)..=(owner.clone(), upto));
@@ -395,11 +414,12 @@ impl State {
 
     fn queue_rows(&self, owner: &Owner, after: u64) -> impl Iterator<Item = QueueRow> {
         let range = (Bound::Excluded((owner.clone(), after)), Bound::Included((owner.clone(), u64::MAX)));
-        self.queue.range(range).map(|((_, id), row)| QueueRow {
-            id: *id,
-            value: row.value.clone(),
+        self.queue.range(range).map(|(key, row)| QueueRow {
+            id: key.1,
+            value: self.archive.get(key).filter(|_| row.archived).map_or(&row.value, |stanza| &stanza.value).clone(),
             body: row.body.and_then(|body| self.bodies.get(&body)).map(|(_, bytes)| bytes.clone()),
             body_id: row.body,
+            archived: row.archived,
         })
     }
 

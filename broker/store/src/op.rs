@@ -142,6 +142,13 @@ pub enum Op {
         /// What it shares.
         body: Body,
     },
+    /// Appends a row to the owner's queue that is a view of his archived stanza of the same id: it holds no bytes of its
+    /// own, so the stanza is stored once. Ignored where no such stanza stands in the archive, or a tombstone. A
+    /// [`Op::Retract`] takes the row out of the queue; one whose stanza expires takes over the bytes.
+    QueueArchived {
+        /// The id of both.
+        id: u64,
+    },
     /// Deletes one row of the queue.
     QueueDelete {
         /// Its id.
@@ -161,7 +168,8 @@ pub enum Op {
         /// The stanza.
         value: Bytes,
     },
-    /// Replaces an archived stanza with a tombstone; no error if it is absent.
+    /// Replaces an archived stanza with a tombstone; no error if it is absent. A view of it ([`Op::QueueArchived`])
+    /// leaves the queue.
     Retract {
         /// Which.
         id: u64,
@@ -215,6 +223,7 @@ impl Op {
     pub fn id(&self) -> Option<u64> {
         match self {
             Op::QueuePush { id, .. }
+            | Op::QueueArchived { id }
             | Op::Archive { id, .. }
             | Op::Outbox { id }
             | Op::Drawn { id }

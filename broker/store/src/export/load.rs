@@ -57,6 +57,7 @@ impl<'a> Load<'a> {
                 self.bytes += head.len() + bytes.len();
                 self.ops.push(Op::QueueShare { id, head, body: Body { id: body, bytes } });
             }
+            Entry::View { id } => self.ops.push(Op::QueueArchived { id }),
             Entry::Archived { id, retracted, with, value } => {
                 self.bytes += value.len();
                 self.ops.push(Op::Archive { id, with, value: value.clone() });

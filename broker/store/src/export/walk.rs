@@ -22,11 +22,23 @@ pub(super) struct Walk<'a> {
 /// The next page of the owner in hand, or of the whole store.
 enum Step {
     NextOwner,
-    Records { table: usize, after: Option<Box<str>> },
-    Queue { after: u64 },
-    Archive { after: u64 },
-    Inbox { before: Option<u64> },
-    Outbox { after: u64 },
+    Records {
+        table: usize,
+        after: Option<Box<str>>,
+    },
+    Archive {
+        after: u64,
+    },
+    /// Behind the archive, of which rows may be views.
+    Queue {
+        after: u64,
+    },
+    Inbox {
+        before: Option<u64>,
+    },
+    Outbox {
+        after: u64,
+    },
     End,
 }
 
@@ -72,7 +84,7 @@ impl<'a> Walk<'a> {
 
     async fn records(&mut self, index: usize, after: Option<Box<str>>) -> Result<Vec<Entry>, StoreError> {
         let Some(table) = Table::ALL.get(index).copied() else {
-            self.step = Step::Queue { after: 0 };
+            self.step = Step::Archive { after: 0 };
             return Ok(Vec::new());
         };
         let rows = self.store.list(&self.owner(), table, after.as_deref(), PAGE).await?;
@@ -92,12 +104,13 @@ impl<'a> Walk<'a> {
     async fn queue(&mut self, after: u64) -> Result<Vec<Entry>, StoreError> {
         let bound = PageBound { rows: PAGE, bytes: PAGE_BYTES };
         let rows = self.store.queue_page(&self.owner(), after, bound).await?.rows;
-        self.step = rows.last().map_or(Step::Archive { after: 0 }, |row| Step::Queue { after: row.id });
+        self.step = rows.last().map_or(Step::Inbox { before: None }, |row| Step::Queue { after: row.id });
         Ok(rows.into_iter().map(|row| self.queued(row)).collect())
     }
 
     fn queued(&mut self, row: QueueRow) -> Entry {
         match row.body_id {
+            None if row.archived => Entry::View { id: row.id },
             None => Entry::Queued { id: row.id, value: row.value },
             Some(body) => {
                 let bytes = row.body.filter(|_| self.bodies.insert(body));
@@ -109,7 +122,7 @@ impl<'a> Walk<'a> {
     async fn archive(&mut self, after: u64) -> Result<Vec<Entry>, StoreError> {
         let query = ArchiveQuery { after: Some(after), limit: PAGE, ..ArchiveQuery::default() };
         let rows = self.store.archive(&self.owner(), &query).await?;
-        self.step = rows.last().map_or(Step::Inbox { before: None }, |row| Step::Archive { after: row.id });
+        self.step = rows.last().map_or(Step::Queue { after: 0 }, |row| Step::Archive { after: row.id });
         let entry = |row: crate::ArchiveRow| Entry::Archived {
             id: row.id,
             retracted: row.retracted,
