@@ -96,7 +96,8 @@ impl Handle<Items> for Disco {
             }
             let items = match asked {
                 Asked::Host(Host::Main) => {
-                    vec![item(self.hosts.name(crate::PUBSUB), "Topics"), item(self.hosts.name(Host::Bots), "Bots")]
+                    let hosts = [(crate::PUBSUB, "Topics"), (crate::ROOMS, "Rooms"), (Host::Bots, "Bots")];
+                    hosts.map(|(host, name)| item(self.hosts.name(host), name)).into()
                 }
                 Asked::Host(Host::Bots) => {
                     self.homes.bots(None, MAX_ITEMS).iter().map(|jid| bare_item(jid.as_str())).collect()

@@ -17,6 +17,7 @@ pub mod offline;
 pub mod ping;
 pub mod presence;
 pub mod pubsub;
+pub mod rooms;
 pub mod roster;
 pub mod subscription;
 pub mod time;
@@ -34,6 +35,8 @@ const STREAM_MANAGEMENT: Xep =
 pub const HOSTS: [&str; 3] = ["pubsub", "rooms", "upload"];
 /// The host of topics.
 pub const PUBSUB: Host = Host::Service(HOSTS[0]);
+/// The host of rooms.
+pub const ROOMS: Host = Host::Service(HOSTS[1]);
 
 /// Registers all modules: one line each. Inside a phase, hooks run in this order.
 ///
@@ -51,6 +54,7 @@ pub fn register(registry: &mut Registry, parts: &Parts) -> Result<(), TwoOwners>
     version::register(registry)?;
     time::register(registry, parts)?;
     pubsub::register(registry, parts)?;
+    rooms::register(registry, parts)?;
     // Last: it tells what all others have registered.
     disco::register(registry, parts)
 }

@@ -30,6 +30,10 @@ pub enum Table {
     System,
     /// Somebody with whom an account does not want to have to do (XEP-0191); item = the JID.
     Block,
+    /// A persistent room: item `""` its settings, others what changes by itself.
+    Room,
+    /// What somebody is to a room; item = the bare JID.
+    Affiliation,
 }
 
 /// Which state a record must be in for a put or delete to be applied.
@@ -282,7 +286,7 @@ impl Expect {
 
 impl Table {
     /// All tables, in the order of their codes.
-    pub const ALL: [Table; 12] = [
+    pub const ALL: [Table; 14] = [
         Table::Account,
         Table::Credential,
         Table::Roster,
@@ -295,6 +299,8 @@ impl Table {
         Table::Bot,
         Table::System,
         Table::Block,
+        Table::Room,
+        Table::Affiliation,
     ];
 
     /// The tables whose records of topics (item `""`) are found in the order of the topics' names, and counted.

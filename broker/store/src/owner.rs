@@ -5,7 +5,7 @@ use std::{borrow::Borrow, fmt, ops::Deref, sync::Arc};
 /// Whose rows: a bare JID, a topic, a durable MQTT session or one of the broker's own partitions. At most 4,095 bytes.
 ///
 /// A letter and a colon in front keep the kinds apart: `a:` account, bot or device (bare JID), `t:` topic, `m:` MQTT
-/// session, `s:` the system's.
+/// session, `r:` room, `s:` the system's.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Owner(Arc<str>);
 
@@ -23,6 +23,11 @@ impl Owner {
     /// The partition of a durable MQTT session: client ids are unique per principal only. Neither part holds U+0000.
     pub fn mqtt(principal: &str, client_id: &str) -> Owner {
         Owner(format!("m:{principal}\0{client_id}").into())
+    }
+
+    /// The partition of a room; `bare` is its bare JID.
+    pub fn room(bare: &str) -> Owner {
+        Owner(format!("r:{bare}").into())
     }
 
     /// A partition of the broker itself, such as `grants`.

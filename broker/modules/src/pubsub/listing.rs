@@ -55,14 +55,14 @@ impl Pubsub {
 }
 
 /// What a `<set/>` asks for (XEP-0059 §2).
-struct Page {
-    asked: bool,
-    after: Option<String>,
-    max: usize,
+pub(crate) struct Page {
+    pub(crate) asked: bool,
+    pub(crate) after: Option<String>,
+    pub(crate) max: usize,
 }
 
 impl Page {
-    fn read(query: &Element) -> Result<Page, StanzaError> {
+    pub(crate) fn read(query: &Element) -> Result<Page, StanzaError> {
         let Some(set) = query.get_child(ns::RSM, "set") else {
             return Ok(Page { asked: false, after: None, max: PAGE });
         };
@@ -78,7 +78,7 @@ impl Page {
 }
 
 /// XEP-0059 §2.1: the first and the last of this page.
-fn set(nodes: &[Arc<str>]) -> Element {
+pub(crate) fn set(nodes: &[Arc<str>]) -> Element {
     let end = |name: &'static str, node: Option<&Arc<str>>| {
         node.map(|node| Element::new(ns::RSM, name).text(node.to_string()))
     };

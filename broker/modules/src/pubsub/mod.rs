@@ -4,7 +4,7 @@
 //! the topics' own law; this module reads requests, keeps subscriptions and writes answers.
 
 mod config;
-mod listing;
+pub(crate) mod listing;
 mod nodes;
 mod request;
 mod subscribers;

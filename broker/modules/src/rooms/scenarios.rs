@@ -1,0 +1,1 @@
+//! Rooms and people: dialogues over a real node.
