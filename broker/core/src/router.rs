@@ -18,7 +18,7 @@ use crate::{
 use parking_lot::MutexGuard;
 use smallvec::SmallVec;
 use std::{collections::VecDeque, future::poll_fn, sync::Arc, time::Duration};
-use tavi_store::{Op, StoreError};
+use tavi_store::{Commit, Op, StoreError};
 use tavi_xmpp_proto::{
     error::{Condition, StanzaError},
     jid::{BareJid, Jid},
@@ -49,6 +49,8 @@ pub(crate) struct Run {
     pub(crate) ticket: Ticket,
     /// The session that sent the stanza: it waits for room before it makes more for itself.
     origin: Option<(SeatId, Arc<Inbox>)>,
+    /// A service sends it.
+    serving: bool,
     /// The ticket waits for more than commits of accounts: nobody else is to wait behind it.
     slow: bool,
     /// What hooks want saved for the account in hand, with the stanza's own row if it gets one.
@@ -58,6 +60,19 @@ pub(crate) struct Run {
 }
 
 impl Run {
+    /// What a service sends.
+    pub(crate) fn of_service() -> Run {
+        Run { serving: true, ..Run::default() }
+    }
+
+    /// A service has a stanza. Whoever sent it waits for its turn there; another service does not, nor does the same one: its
+    /// own mailbox would wait for what lies behind in it.
+    fn handed_over(&mut self, commit: Commit) {
+        if !self.serving {
+            self.ticket.wait_late(commit);
+        }
+    }
+
     pub(crate) fn take(&mut self, fx: Effects) {
         self.fresh.extend(fx.list);
         self.ticket.join(fx.ticket);
@@ -251,7 +266,7 @@ impl Router {
             }
             Some(host) => match self.registry.service_of(host) {
                 Some(service) => match self.services.enqueue(self, (host, service), &env) {
-                    Ok(commit) => run.ticket.wait_late(commit),
+                    Ok(commit) => run.handed_over(commit),
                     Err(error) => run.reply(env.refuse(&error)),
                 },
                 None if is_request && answers(host) => self.ask(env, run).await,

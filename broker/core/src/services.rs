@@ -115,7 +115,7 @@ impl Worker {
 }
 
 async fn serve(router: Arc<Router>, service: Arc<dyn Service>, env: Envelope) -> Ticket {
-    let mut run = Run::default();
+    let mut run = Run::of_service();
     match tokio::time::timeout(HANDLER_DEADLINE, service.serve(env.clone())).await {
         Ok(fx) => run.take(fx),
         Err(_) => {
