@@ -38,8 +38,7 @@ pub use room::Limits;
 /// The line of the table of extensions.
 const XEP: Xep = Xep { number: 45, name: "Multi-User Chat", version: "1.35.5", module: "rooms" };
 /// Messages of rooms have their place in them.
-const STANZA_IDS: Xep =
-    Xep { number: 359, name: "Unique and Stable Stanza IDs", version: "0.7.0", module: "rooms" };
+const STANZA_IDS: Xep = Xep { number: 359, name: "Unique and Stable Stanza IDs", version: "0.7.0", module: "rooms" };
 /// Whether one is still in a room.
 const SELF_PING: Xep =
     Xep { number: 410, name: "MUC Self-Ping (Schrödinger's Chat)", version: "1.1.0", module: "rooms" };

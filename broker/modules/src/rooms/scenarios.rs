@@ -1,7 +1,7 @@
 //! Rooms and people: dialogues over a real node.
 
 use crate::tests::world::{Person, World};
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 use tavi_core::FakeClock;
 use tavi_store::MemoryStore;
 use tokio::task::JoinSet;
@@ -101,6 +101,8 @@ async fn a_session_that_another_one_replaced_has_left_unless_its_successor_is_in
     juliet.ends().await;
     romeo.sees(&went("Juliet"));
     says(&mut successor, "Hi").await;
+    // To the room it is the same address.
+    successor.sees(&went("Juliet"));
     successor.sees_error("not-acceptable");
     enters(&mut successor, "Juliet").await;
     romeo.sees(&format!("<presence from='{ROOM}/Juliet'/>"));
@@ -173,13 +175,39 @@ async fn where_a_history_is_kept_nobody_hears_what_is_not_saved() {
     juliet.skip();
     store.hold();
     let said = romeo.begins(&format!("<message to='{ROOM}' type='groupchat'><body>Hi</body></message>")).await;
-    tokio::task::yield_now().await;
-    assert!(!said.is_ready(), "the sender's acknowledgement waits");
+    let acknowledged = tokio::spawn(said.complete());
+    while store.waiting() == 0 {
+        tokio::task::yield_now().await;
+    }
+    assert!(!acknowledged.is_finished(), "the sender's acknowledgement waits");
     juliet.sees_nothing();
     store.release_all();
-    said.complete().await.unwrap();
+    acknowledged.await.unwrap().unwrap();
     juliet.sees("<message><body>Hi</body></message>");
     romeo.sees("<message><body>Hi</body></message>");
+}
+
+#[tokio::test]
+async fn a_burst_to_somebody_who_is_gone_holds_up_nobody() {
+    let world = World::new().await;
+    let (mut romeo, juliet) = meeting(&world, &[]).await;
+    romeo.skip();
+    // Her sessions are closed, and nobody has said so yet.
+    world.node.parts.homes.expel(&juliet.jid().to_bare());
+    let mut said = Vec::new();
+    for n in 0..200 {
+        let message = format!("<message to='{ROOM}' type='groupchat'><body>{n}</body></message>");
+        said.push(romeo.begins(&message).await);
+    }
+    let all = async {
+        for ticket in said {
+            ticket.complete().await.unwrap();
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), all).await.expect("no message is stuck");
+    let heard = romeo.takes(201);
+    let left: Vec<_> = heard.iter().filter(|text| !text.contains("<body>")).collect();
+    assert!(left.len() == 1 && left[0].contains("code='333'"), "the room goes on without her: {left:?}");
 }
 
 #[tokio::test]
