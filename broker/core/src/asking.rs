@@ -5,7 +5,7 @@ use crate::{
     envelope::Envelope,
     hooks::{BoxFuture, Flow, Phase, Reply, registry::Target},
     mailbox::Weigh,
-    router::{HANDLER_DEADLINE, Router, Run, too_long},
+    router::{Router, Run, too_long},
 };
 use std::{future::poll_fn, sync::Arc, task::Poll};
 use tavi_store::{Commit, StoreError};
@@ -75,7 +75,8 @@ impl Router {
     fn answer_later(self: &Arc<Self>, env: Envelope, answering: BoxFuture<'static, Answer>) -> Commit {
         let (router, (slot, commit)) = (self.clone(), Commit::pending());
         tokio::spawn(async move {
-            let answer = tokio::time::timeout(HANDLER_DEADLINE, answering).await.unwrap_or_else(|_| Err(too_long()));
+            let answer =
+                tokio::time::timeout(router.registry.deadline(), answering).await.unwrap_or_else(|_| Err(too_long()));
             let mut run = Run::default();
             conclude(&env, answer, &mut run);
             router.space_for(&env, run.weight()).await;

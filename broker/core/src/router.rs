@@ -17,16 +17,13 @@ use crate::{
 };
 use parking_lot::MutexGuard;
 use smallvec::SmallVec;
-use std::{collections::VecDeque, future::poll_fn, sync::Arc, time::Duration};
+use std::{collections::VecDeque, future::poll_fn, sync::Arc};
 use tavi_store::{Commit, Op, StoreError};
 use tavi_xmpp_proto::{
     error::{Condition, StanzaError},
     jid::{BareJid, Jid},
     stanza::{IqType, Kind, MessageType, PresenceType, StanzaType},
 };
-
-/// How long a handler or a service may take.
-pub(crate) const HANDLER_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Routes stanzas between sessions, modules and services. What sessions are owed is in `handover.rs`.
 pub struct Router {

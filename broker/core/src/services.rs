@@ -7,7 +7,7 @@ use crate::{
     hooks::{BoxFuture, Service},
     mailbox::Weigh,
     principal::Host,
-    router::{HANDLER_DEADLINE, Router, Run, too_long},
+    router::{Router, Run, too_long},
     ticket::{Ticket, TicketQueue},
 };
 use hashbrown::HashMap;
@@ -116,7 +116,7 @@ impl Worker {
 
 async fn serve(router: Arc<Router>, service: Arc<dyn Service>, env: Envelope) -> Ticket {
     let mut run = Run::of_service();
-    match tokio::time::timeout(HANDLER_DEADLINE, service.serve(env.clone())).await {
+    match tokio::time::timeout(router.registry.deadline(), service.serve(env.clone())).await {
         Ok(fx) => run.take(fx),
         Err(_) => {
             let mut fx = Effects::default();

@@ -10,7 +10,7 @@ use crate::{
     principal::Host,
 };
 use hashbrown::{Equivalent, HashMap};
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 use tavi_store::StoreError;
 use tavi_xmpp_proto::{
     element::Element,
@@ -39,7 +39,11 @@ pub struct Registry {
     xeps: Vec<Xep>,
     stream_features: Vec<Arc<dyn StreamFeature>>,
     pub(crate) parts: Vec<Loader>,
+    deadline: Option<Duration>,
 }
+
+/// How long a handler or a service may take.
+const DEADLINE: Duration = Duration::from_secs(10);
 
 /// The handlers of one payload, by scope.
 #[derive(Default)]
@@ -128,6 +132,15 @@ impl Registry {
     /// Adds a way to other domains. The first that serves a domain gets what is for it.
     pub fn remote(&mut self, remote: Arc<dyn Remote>) {
         self.remotes.push(remote);
+    }
+
+    /// How long a handler or a service may take for one stanza, instead of ten seconds.
+    pub fn set_deadline(&mut self, deadline: Duration) {
+        self.deadline = Some(deadline);
+    }
+
+    pub(crate) fn deadline(&self) -> Duration {
+        self.deadline.unwrap_or(DEADLINE)
     }
 
     /// Starts all services.

@@ -60,11 +60,27 @@ impl World {
         limits: SessionLimits,
         journal: Arc<Journal>,
     ) -> World {
+        World::made((store, clock), limits, journal, |_| {}).await
+    }
+
+    /// A world with more than the modules' own hooks.
+    pub(crate) async fn with(store: SharedStore, more: impl FnOnce(&mut Registry)) -> World {
+        let (clock, journal) = (Arc::new(FakeClock::at(NOW)), Arc::new(Journal::none()));
+        World::made((store, clock), SessionLimits::default(), journal, more).await
+    }
+
+    async fn made(
+        (store, clock): (SharedStore, Arc<FakeClock>),
+        limits: SessionLimits,
+        journal: Arc<Journal>,
+        more: impl FnOnce(&mut Registry),
+    ) -> World {
         let hosts = Hosts::new("localhost", &crate::HOSTS).unwrap();
         let mut parts = Parts::load(hosts, store.clone(), clock.clone(), limits).await.unwrap();
         parts.journal = journal;
         let mut registry = Registry::default();
         crate::register(&mut registry, &parts).unwrap();
+        more(&mut registry);
         let node = Node::new(parts, registry);
         crate::start(&node).await.unwrap();
         World { node, clock, store }
