@@ -50,6 +50,8 @@ enum Chore {
     },
     /// Fails on an upward or sideways dependency between crates.
     Layers,
+    /// Writes broker/docs/xeps.md and broker/docs/tavi.doap from what the modules register. The tests compare them.
+    Doap,
     /// Fails when a file named in broker/docs/paths.md is gone.
     Paths,
     /// Prints the figures of the code's shape with their bars.
@@ -79,10 +81,18 @@ fn run(chore: Chore) -> anyhow::Result<bool> {
         Chore::Test { .. } => suites::test(&tree, Scope::Possible),
         Chore::Setup => Ok(suites::set_up(&tree)),
         Chore::Ci { chores_only } => ci(&tree, chores_only),
+        Chore::Doap => doap(),
         Chore::Layers => layers::check(&tree),
         Chore::Paths => paths::check(&tree),
         Chore::Sheet { check } => Ok(sheet::print(&tree)? || !check),
     }
+}
+
+/// The test that compares the documents writes them, if it is told to.
+fn doap() -> anyhow::Result<bool> {
+    let mut cargo = std::process::Command::new(env!("CARGO"));
+    cargo.args(["test", "-q", "-p", "tavi-modules", "--lib", "the_documents_tell_what_is_registered"]);
+    Ok(cargo.env("TAVI_WRITE_DOCUMENTS", "1").status()?.success())
 }
 
 fn ci(tree: &Tree, chores_only: bool) -> anyhow::Result<bool> {

@@ -1,5 +1,6 @@
 //! Dialogues over several modules: the proof that the hook model holds.
 
+mod documents;
 mod hooks;
 mod owed;
 mod restart;
