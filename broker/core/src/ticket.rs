@@ -238,7 +238,8 @@ impl<A> TicketQueue<A> {
         let Some((_, ack, bytes)) = self.open.pop_front() else { return Poll::Ready(None) };
         self.bytes -= bytes;
         if self.open.is_empty() {
-            self.open.shrink_to(4);
+            // An idle session keeps no memory for this.
+            self.open = VecDeque::new();
         }
         Poll::Ready(Some((ack, result)))
     }
@@ -316,6 +317,15 @@ mod tests {
         assert_eq!(poll(&mut queue), Some((1, Ok(()))));
         assert_eq!(poll(&mut queue), Some((2, Ok(()))));
         assert_eq!(*log.lock(), ["first", "second"]);
+    }
+
+    #[test]
+    fn a_queue_without_tickets_holds_no_memory() {
+        let mut queue = TicketQueue::default();
+        queue.push(Ticket::done(), 1, 10);
+        assert!(queue.open.capacity() > 0);
+        assert_eq!(poll(&mut queue), Some((1, Ok(()))));
+        assert_eq!(queue.open.capacity(), 0);
     }
 
     #[test]

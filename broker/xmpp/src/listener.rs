@@ -16,11 +16,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 use crate::config::Config;
-use crate::negotiate::{Talk, is_login_host};
+use crate::life::Life;
+use crate::negotiate::is_login_host;
 use crate::resume::Resumables;
 use crate::session::Session;
 use crate::tls::Tls;
-use crate::wire::Wire;
 
 static FULL: Lines = Lines::new();
 
@@ -102,7 +102,7 @@ impl Xmpp {
     pub fn restore(&self, sessions: Vec<tavi_core::restore::Restored>) {
         for restored in sessions {
             let session = Session::restored(Connection::new(self.shared.clone(), None), restored);
-            tokio::spawn(session.wait_and_run());
+            tokio::spawn(Life::of_waiting(session));
         }
     }
 
@@ -133,7 +133,7 @@ impl Shared {
         while let Some((stream, peer)) = self.next(&listener).await {
             let connection = Connection::new(self.clone(), Some(peer.ip()));
             self.prepare(&stream);
-            tokio::spawn(async move { connection.serve(stream, peer.ip(), port).await });
+            tokio::spawn(Life::of(connection, stream, (peer.ip(), port)));
         }
     }
 
@@ -253,13 +253,6 @@ impl Connection {
     pub fn join(&mut self) {
         self.count();
         self.shared.waiting.fetch_sub(1, Ordering::AcqRel);
-    }
-
-    /// The whole life of a connection. Negotiation and end are boxed, so that an idle session does not pay for them.
-    async fn serve(self, stream: TcpStream, peer: IpAddr, port: Port) {
-        let talk = Box::pin(Talk::new(self.shared(), Wire::Clear(stream), peer).run(port));
-        let Some(negotiated) = talk.await else { return };
-        Session::new(self, negotiated).run().await;
     }
 }
 

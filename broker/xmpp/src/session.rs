@@ -54,7 +54,7 @@ enum Due {
 }
 
 /// Why a session ends, or its connection.
-enum End {
+pub(crate) enum End {
     /// The connection broke.
     Broken,
     /// The client closed its stream, or its side of the connection.
@@ -101,7 +101,7 @@ pub(crate) struct Session {
     /// Read, but not dealt with yet.
     pending: Pending,
     /// The end that comes behind what is pending.
-    ending: Option<End>,
+    ending: Option<Box<End>>,
     /// The core knows that the session is about to go away.
     hurried: bool,
     out: Vec<u8>,
@@ -282,20 +282,19 @@ impl Session {
         }
     }
 
-    /// The same for a session that has no connection.
-    pub async fn wait_and_run(mut self) {
-        match Box::pin(self.outlive(End::Broken)).await {
-            Ok(()) => self.run().await,
-            Err(end) => Box::pin(self.end(end)).await,
-        }
+    /// Waits for a first connection; `None` if none came.
+    pub async fn wait_first(self: Box<Self>) -> Option<Box<Session>> {
+        self.go_on(End::Broken).await
     }
 
-    /// Lives until the stream ends.
-    pub async fn run(mut self) {
-        loop {
-            let end = poll_fn(|cx| self.poll(cx)).await;
-            if let Err(end) = Box::pin(self.outlive(end)).await {
-                return Box::pin(self.end(end)).await;
+    /// Behind an end: the session with another connection, or `None` when all is over.
+    pub async fn go_on(mut self: Box<Self>, end: End) -> Option<Box<Session>> {
+        match self.outlive(end).await {
+            Ok(()) => Some(self),
+            // Boxed, because it is large and a session that waits for a connection does not need it.
+            Err(end) => {
+                Box::pin(self.end(end)).await;
+                None
             }
         }
     }
@@ -409,7 +408,8 @@ impl Session {
             Some(Routing { route: self.link.returned(), size: 0, due: Due::Nothing, own: true, changes: false });
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+    /// Lives until the stream ends or breaks, or another connection comes.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         loop {
             match self.turn(cx) {
                 Ok(true) => {}
@@ -434,7 +434,7 @@ impl Session {
             && self.routing.is_none()
             && let Some(end) = self.ending.take()
         {
-            return Err(end);
+            return Err(*end);
         }
         moved |= if stuck { self.poll_only_close(cx)? } else { self.poll_inbox(cx)? };
         self.poll_deadline(cx, stuck)?;
@@ -643,7 +643,7 @@ impl Session {
             Poll::Ready(Err(error)) => broken(&error),
         };
         // What was read before is dealt with first.
-        self.ending.get_or_insert(end);
+        self.ending.get_or_insert_with(|| Box::new(end));
         true
     }
 
@@ -814,7 +814,7 @@ impl Session {
     }
 
     /// Says goodbye, lets the open tickets complete, and gives back what the client did not get.
-    async fn end(mut self, end: End) {
+    async fn end(mut self: Box<Self>, end: End) {
         note(&end, &self.link, &self.connection);
         let deadline = self.shared.config.farewell_deadline;
         let concluding = self.resumption.take().map(|resumption| resumption.conclude(2 * deadline));
@@ -835,7 +835,7 @@ impl Session {
             self.all_written();
         }
         let handled = self.management.as_ref().map_or(0, |management| management.handled());
-        let Session { shared, mut wire, link, entered, tickets, routing, notes, .. } = self;
+        let Session { shared, mut wire, link, entered, tickets, routing, notes, .. } = *self;
         drain((tickets, routing), (handled, concluding), shared.node.parts.metrics.clone());
         let left = match notes.filter(|_| stops) {
             Some(_) => link.suspend(),
@@ -939,13 +939,13 @@ fn poll_rest(
 }
 
 /// Reads everything that is complete.
-fn read_all(bytes: &[u8], ingress: &mut Ingress, pending: &mut Pending, ending: &mut Option<End>) {
+fn read_all(bytes: &[u8], ingress: &mut Ingress, pending: &mut Pending, ending: &mut Option<Box<End>>) {
     let mut input = bytes;
     while ending.is_none() {
         match ingress.next(&mut input) {
             Ok(Some(incoming)) => pending.push(incoming),
             Ok(None) => return,
-            Err(error) => *ending = Some(End::Error(error)),
+            Err(error) => *ending = Some(Box::new(End::Error(error))),
         }
     }
 }
