@@ -168,7 +168,7 @@ impl Removals {
         for type_ in [PresenceType::Unsubscribe, PresenceType::Unsubscribed] {
             let head = Head::presence(type_).from(Jid::from(contact.clone())).to(Jid::from(jid.clone()));
             let now = self.node.parts.clock.now_ms();
-            self.node.route(Envelope::received(Stanza::new(head, None), Origin::Managed, now)).await.complete().await?;
+            self.node.route(Envelope::received(Stanza::new(head, None), Origin::Broker, now)).await.complete().await?;
         }
         Ok(())
     }
@@ -248,7 +248,7 @@ mod tests {
         format!("{name}@localhost").parse().unwrap()
     }
 
-    /// Dora, whom Ben has in his roster in every way, with a grant, a value and a message.
+    /// Dora, whom Ben has in his roster in every way, with a grant, a value and a message. They have blocked each other.
     async fn dora() -> SharedStore {
         let store: SharedStore = Arc::new(MemoryStore::default());
         let node = node(&store).await;
@@ -258,7 +258,12 @@ mod tests {
         let item = "<item xmlns='jabber:iq:roster' jid='dora@localhost' name='D' subscription='both' approved='true'><added/></item>";
         let (item, value) = ("dora@localhost".into(), item.into());
         let put = Op::Put { table: Table::Roster, item, value, expect: Expect::Any };
-        store.commit(&Owner::account("ben@localhost"), vec![put]).await.unwrap();
+        let block = |whom: &str| {
+            let (item, value) = (whom.into(), Default::default());
+            Op::Put { table: Table::Block, item, value, expect: Expect::Any }
+        };
+        store.commit(&Owner::account("ben@localhost"), vec![put, block("dora@localhost")]).await.unwrap();
+        store.commit(&Owner::account("dora@localhost"), vec![block("ben@localhost")]).await.unwrap();
         for (id, subject) in [(1, "dora@localhost"), (2, EVERYONE)] {
             let grant = Grant::new(id, subject, "publish".parse().unwrap(), "x/#").unwrap();
             node.parts.permit.add(grant).await.unwrap();
@@ -277,6 +282,7 @@ mod tests {
         assert!(!node.parts.accounts.exists(&jid("dora")).await.unwrap());
         assert!(store.load(&owner, Table::System, MARK).await.unwrap().is_none());
         assert!(store.queue(&owner, 0, 10).await.unwrap().is_empty());
+        assert!(store.list(&owner, Table::Block, None, 10).await.unwrap().is_empty());
         assert_eq!(node.parts.permit.list(None).len(), 1, "the other's grant stays");
         assert!(node.parts.topics.retained("u/dora/#").is_empty());
         let ben = node.parts.homes.account(&jid("ben")).await.unwrap().unwrap();

@@ -51,7 +51,9 @@ struct Blocking;
 impl OnSent for Blocking {
     /// XEP-0191 §3.3: nothing goes to whom one has blocked.
     fn on_sent(&self, ev: &mut Ev<'_>) -> Flow {
-        if !ev.env.to().is_some_and(|to| block_list(ev.state).covers(to)) {
+        let blocked = ev.env.to().is_some_and(|to| block_list(ev.state).covers(to));
+        // What the broker does in somebody's name, such as ending the subscriptions of an account that is removed, is done.
+        if !blocked || is_of_broker(ev.env) {
             return Flow::Continue;
         }
         let blocked = Element::new(ns::BLOCKING_ERRORS, "blocked");
@@ -70,7 +72,12 @@ impl OnReceived for Blocking {
 
 /// The broker's word on what one has sent: it bears the address to which that was sent.
 fn is_refusal(env: &Envelope) -> bool {
-    env.meta.origin == Origin::Broker && env.meta.sender == 0 && env.head().type_.is_error()
+    is_of_broker(env) && env.head().type_.is_error()
+}
+
+/// Whether no session sent it, nor a bot.
+fn is_of_broker(env: &Envelope) -> bool {
+    env.meta.origin == Origin::Broker && env.meta.sender == 0
 }
 
 /// XEP-0191 §3.3: as if there were no such account. Results and errors are never answered.
