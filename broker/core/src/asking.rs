@@ -3,6 +3,7 @@
 use crate::{
     effects::Effects,
     envelope::Envelope,
+    homes::{Account, AccountState},
     hooks::{BoxFuture, Flow, Phase, Reply, registry::Target},
     mailbox::Weigh,
     router::{Router, Run, too_long},
@@ -50,19 +51,27 @@ impl Router {
         if !self.registry.asks_accounts((payload.ns(), payload.name())) {
             return Ok(Target::Account(None));
         }
-        let account = self.parts.homes.account(&to).await.map_err(unreadable)?;
-        if let Some(account) = &account {
-            self.let_in(env.clone(), account)?;
+        let Some(account) = self.parts.homes.account(&to).await.map_err(unreadable)? else {
+            return Ok(Target::Account(None));
+        };
+        let let_in = self.let_in(&mut env.clone(), (&account, &mut account.lock()));
+        match let_in {
+            Ok(()) => Ok(Target::Account(Some(account))),
+            // Whoever is not to know that somebody is there is told what he would be told if there were nobody.
+            Err(error) if error.condition == Condition::ServiceUnavailable => Ok(Target::Account(None)),
+            Err(error) => Err(error),
         }
-        Ok(Target::Account(account))
     }
 
-    /// Whoever an account wants to hear nothing of does not get an answer either.
-    fn let_in(&self, mut env: Envelope, account: &Arc<crate::Account>) -> Result<(), StanzaError> {
+    /// Whether an account, which is locked, wants to have to do with what goes past its chain: the filters say it.
+    pub(crate) fn let_in(
+        &self,
+        env: &mut Envelope,
+        (account, state): (&Arc<Account>, &mut AccountState),
+    ) -> Result<(), StanzaError> {
         let (mut fx, mut ops) = (Effects::default(), Vec::new());
-        let mut state = account.lock();
         for (_, hook) in self.registry.on_received.iter().take_while(|(phase, _)| *phase == Phase::Filter) {
-            match hook.on_received(&mut self.ev(&mut env, (account, &mut state), &mut fx, &mut ops)) {
+            match hook.on_received(&mut self.ev(env, (account, state), &mut fx, &mut ops)) {
                 Flow::Continue => {}
                 Flow::Stop => return Err(Condition::ServiceUnavailable.into()),
                 Flow::Refuse(error) => return Err(error),

@@ -3,7 +3,7 @@
 
 use crate::{
     envelope::Envelope,
-    homes::SeatId,
+    homes::{Account, AccountState, SeatId},
     router::Router,
     topics::{Late, Turn},
 };
@@ -34,8 +34,15 @@ impl Post {
     }
 
     /// A headline for somebody who is not home here.
-    pub(crate) fn notify(&self, to: &BareJid, envelope: &Envelope) {
-        self.router().iter().for_each(|router| router.exchange.notify(to, envelope));
+    pub(crate) fn notify(&self, to: &BareJid, envelope: Envelope) {
+        if let Some(router) = self.router() {
+            router.exchange.notify(to, envelope);
+        }
+    }
+
+    /// Whether an account, which is locked, lets a headline in.
+    pub(crate) fn lets_in(&self, envelope: &mut Envelope, at: (&Arc<Account>, &mut AccountState)) -> bool {
+        self.router().is_none_or(|router| router.let_in(envelope, at).is_ok())
     }
 
     fn router(&self) -> Option<Arc<Router>> {

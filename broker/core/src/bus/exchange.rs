@@ -87,9 +87,9 @@ impl Exchange {
     }
 
     /// A headline for somebody who may be home elsewhere.
-    pub(crate) fn notify(&self, to: &BareJid, envelope: &Envelope) {
+    pub(crate) fn notify(&self, to: &BareJid, envelope: Envelope) {
         if let Some(node) = self.bus.away(to) {
-            self.bus.send(node, Word::Notice { envelope: envelope.clone() });
+            self.bus.send(node, Word::Notice { envelope });
         }
     }
 

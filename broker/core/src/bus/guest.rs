@@ -89,9 +89,9 @@ impl Node {
                 self.with_guest((from, link), |link| link.begin(&requests));
             }
             Word::Notice { envelope } => {
-                if let Some(to) = envelope.to() {
+                if let Some(to) = envelope.to().cloned() {
                     // Whoever is not there misses it.
-                    self.parts.homes.notify_here(to, &envelope);
+                    let _ = self.parts.homes.notify_here(&to, envelope);
                 }
             }
             Word::Owe { seat, options, publication } => self.owe(from, seat, (options, publication)),

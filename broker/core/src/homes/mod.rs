@@ -222,24 +222,27 @@ impl Homes {
     }
 
     /// Hands a notice that the broker made to a session, or with a bare JID to all that take messages (RFC 6121
-    /// §8.5.2.1.1), wherever they are home; nothing is kept.
-    pub fn notify(&self, to: &Jid, envelope: &Envelope) {
-        if !self.notify_here(to, envelope) {
-            self.post.notify(&to.to_bare(), envelope);
+    /// §8.5.2.1.1), wherever they are home; nothing is kept. Filters see it first.
+    pub fn notify(&self, to: &Jid, envelope: Envelope) {
+        if let Err(envelope) = self.notify_here(to, envelope) {
+            self.post.notify(&to.to_bare(), *envelope);
         }
     }
 
-    /// The same for those who are home here; false: the account is not in memory.
-    pub(crate) fn notify_here(&self, to: &Jid, envelope: &Envelope) -> bool {
-        let Some(account) = self.known(&to.to_bare()) else { return false };
+    /// The same for those who are home here; back comes what is for an account that is not in memory.
+    pub(crate) fn notify_here(&self, to: &Jid, mut envelope: Envelope) -> Result<(), Box<Envelope>> {
+        let Some(account) = self.known(&to.to_bare()) else { return Err(Box::new(envelope)) };
         let mut state = account.lock();
+        if !self.post.lets_in(&mut envelope, (&account, &mut state)) {
+            return Ok(());
+        }
         // Whoever does not read goes without, and finds the last items when it comes back.
         if to.is_bare() {
             state.receivers().for_each(|session| session.inbox.push_or_close(envelope.clone()));
         } else if let Some(session) = state.session_at(to) {
-            session.inbox.push_or_close(envelope.clone());
+            session.inbox.push_or_close(envelope);
         }
-        true
+        Ok(())
     }
 
     /// The sessions of a JID that take messages: that of a full one, or all of a bare one.

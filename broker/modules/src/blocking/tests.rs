@@ -1,4 +1,5 @@
 use crate::tests::world::{Person, World};
+use tavi_core::Draft;
 
 const GET: &str = "<iq type='get' id='list'><blocklist xmlns='urn:xmpp:blocking'/></iq>";
 
@@ -114,7 +115,7 @@ async fn nobody_sees_or_changes_another_s_list() {
 }
 
 /// All that romeo can send to an address, from whose answers he might see that somebody is there.
-const KNOCKS: [&str; 12] = [
+const KNOCKS: [&str; 18] = [
     "<message to='TO' type='chat' id='k'><body>Hi</body></message>",
     "<message to='TO/balcony' type='chat' id='k'><body>Hi</body></message>",
     "<message to='TO' id='k'><received xmlns='urn:xmpp:receipts' id='x'/></message>",
@@ -123,6 +124,12 @@ const KNOCKS: [&str; 12] = [
     "<message to='TO' type='error' id='k'><body>Hi</body></message>",
     "<iq to='TO/balcony' type='get' id='k'><ping xmlns='urn:xmpp:ping'/></iq>",
     "<iq to='TO/balcony' type='result' id='k'/>",
+    "<iq to='TO' type='get' id='k'><ping xmlns='urn:xmpp:ping'/></iq>",
+    "<iq to='TO' type='get' id='k'><query xmlns='http://jabber.org/protocol/disco#info'/></iq>",
+    "<iq to='TO' type='get' id='k'><query xmlns='http://jabber.org/protocol/disco#items'/></iq>",
+    "<iq to='TO' type='set' id='k'><query xmlns='http://jabber.org/protocol/disco#items'/></iq>",
+    "<iq to='TO' type='get' id='k'><query xmlns='jabber:iq:roster'/></iq>",
+    "<iq to='TO' type='get' id='k'><odd xmlns='urn:example'/></iq>",
     "<presence to='TO' type='subscribe'/>",
     "<presence to='TO' type='probe'/>",
     "<presence to='TO/balcony'/>",
@@ -288,4 +295,35 @@ async fn a_blocked_contact_hears_no_presence_over_logins_and_requests_wait_unsee
     juliet.sees("<iq type='result' id='r'/>");
     let told = romeo.takes_all();
     assert!(!told.iter().any(|stanza| stanza.contains("unavailable")), "not whether she is there: {told:?}");
+}
+
+#[tokio::test]
+async fn events_of_a_blocked_host_do_not_come_nor_its_last_items() {
+    let world = World::new().await;
+    world.grant("juliet@localhost", "subscribe,retrieve", "d/abc/up/#").await;
+    let publish = async |payload: &'static str| {
+        let draft = Draft { topic: "d/abc/up/t".into(), payload: payload.into(), retain: true, ..Draft::default() };
+        world.node.parts.topics.publish(&world.device("abc"), draft).unwrap().complete().await.unwrap();
+    };
+    let mut juliet = world.online("juliet/balcony").await;
+    let subscribe = "<subscribe node='d/abc/up/t' jid='juliet@localhost'/>";
+    juliet.sends(&format!("<iq type='set' to='pubsub.localhost' id='s'><pubsub xmlns='http://jabber.org/protocol/pubsub'>{subscribe}</pubsub></iq>")).await;
+    juliet.sees("<iq type='result' id='s'/>");
+    publish("21").await;
+    juliet.sees("<message from='pubsub.localhost' type='headline'/>");
+    juliet.blocks("pubsub.localhost").await;
+    publish("22").await;
+    let mut chamber = world.online("juliet/chamber").await;
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    chamber.sees("<presence from='juliet@localhost/balcony'/>");
+    chamber.sees_nothing();
+    juliet.sees("<presence from='juliet@localhost/chamber'/>");
+    juliet.sees_nothing();
+    juliet.unblocks("pubsub.localhost").await;
+    juliet.sees("<iq type='result' id='unblock'/>");
+    publish("23").await;
+    juliet.sees("<message from='pubsub.localhost' type='headline'/>");
+    chamber.sees("<message from='pubsub.localhost' type='headline'/>");
 }

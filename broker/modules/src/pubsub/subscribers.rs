@@ -1,6 +1,7 @@
 //! JIDs as subscribers of topics: who subscribed to what, durably, and how events reach them.
 
 use super::value;
+use crate::blocking::block_list;
 use parking_lot::Mutex;
 use std::{
     collections::{BTreeSet, HashMap},
@@ -274,7 +275,7 @@ impl Subscriber for Reader {
     fn deliver(&self, publication: &Arc<Publication>, _: &[SubOptions]) {
         let event = value::event(publication);
         if !event.is_empty() {
-            self.homes.notify(&self.jid, &notice(&self.pubsub, &self.jid, event));
+            self.homes.notify(&self.jid, notice(&self.pubsub, &self.jid, event));
         }
     }
 }
@@ -282,7 +283,9 @@ impl Subscriber for Reader {
 impl OnSession for Subscribers {
     /// The last item on presence (XEP-0060 §12.1): by the account's own events, nobody sends presence to topics.
     fn on_session(&self, event: SessionEvent, id: u64, at: &mut Place<'_>) {
-        let Some(session) = at.state.session(id).filter(|_| event == SessionEvent::Available) else { return };
+        let is_blocked = block_list(at.state).covers(self.hosts.jid(crate::PUBSUB));
+        let wanted = event == SessionEvent::Available && !is_blocked;
+        let Some(session) = at.state.session(id).filter(|_| wanted) else { return };
         let mut sources = Vec::new();
         for (jid, filter) in self.of_account(&at.account.jid) {
             if jid.is_bare() || jid == session.jid {
