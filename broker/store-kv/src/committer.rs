@@ -6,7 +6,7 @@ use crate::{
     keys::Number,
     kv::{Key, Kv},
     stats::Counters,
-    waiting::{Bounds, Expiry, Next, Old, Request, Waiting},
+    waiting::{Bounds, Expiry, Made, Next, Old, Request, Waiting},
 };
 use parking_lot::Mutex;
 use std::{
@@ -128,7 +128,7 @@ impl Worker {
     fn run(mut self) {
         loop {
             match self.next() {
-                Next::Group(group) => self.group(group),
+                Next::Group(made) => self.group(made),
                 // Nobody may be waiting any more; the stanzas are deleted all the same.
                 Next::Expire(Expiry { old, answer }) => drop(answer.send(self.expire(old))),
                 Next::End => return,
@@ -149,10 +149,10 @@ impl Worker {
 
     /// Writes a group, makes all of it durable at once, and tells it. Only an engine that wants short batches gets
     /// more than one of them before the flush.
-    fn group(&mut self, requests: Vec<Request>) {
-        let most = self.kv.batch();
-        let mut taken = Vec::with_capacity(requests.len());
-        let mut requests = requests.into_iter().peekable();
+    fn group(&mut self, made: Made) {
+        let (waiting, most) = (self.waiting.clone(), self.kv.batch());
+        let mut taken = Vec::new();
+        let mut requests = waiting.requests(made).fuse().peekable();
         while requests.peek().is_some() {
             self.batch(requests.by_ref().take(most), &mut taken);
         }

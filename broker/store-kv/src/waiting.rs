@@ -2,8 +2,9 @@
 //!
 //! Most wait in one line. Those that give a row to one of many receivers of one publication (they share its body) wait
 //! in a lane of that publication, and of each lane only a part goes into a group: so the fan-out to ten thousand
-//! receivers neither holds up the commits of others nor other fan-outs. Commits of one owner keep their order: an owner
-//! that waits in a lane has all its later commits there, and no commit of a lane overtakes an earlier one of the line.
+//! receivers neither holds up the commits of others nor other fan-outs. A group of lanes alone is taken slice by slice, and
+//! ends as soon as somebody comes who is not of them. Commits of one owner keep their order: an owner that waits in a lane
+//! has all its later commits there, and no commit of a lane overtakes an earlier one of the line.
 
 use crate::{keys::Number, kv::Key};
 use parking_lot::{Condvar, Mutex};
@@ -17,8 +18,11 @@ use tokio::sync::oneshot;
 
 /// A group is closed when it has so much; its last commit may be large.
 const GROUP: Size = Size { commits: 1_024, ops: 4_096, bytes: 4 << 20 };
-/// What lanes get in a group that has commits of the line.
-const LANES: Size = Size { commits: 256, ops: 1_024, bytes: 1 << 20 };
+/// What lanes get in a group that has commits of the line; besides, one commit for so many of the line.
+const LANES: Size = Size { commits: 64, ops: 256, bytes: 256 << 10 };
+const FOR_ONE: usize = 4;
+/// What lanes give before it is asked again whether anybody else waits.
+const SLICE: Size = Size { commits: 128, ops: 512, bytes: 256 << 10 };
 /// A lane gives so many commits before the next one has its turn.
 const TURN: usize = 32;
 
@@ -51,7 +55,7 @@ pub(crate) struct Expiry {
 
 /// What the committer is to do next.
 pub(crate) enum Next {
-    Group(Vec<Request>),
+    Group(Made),
     Expire(Expiry),
     /// All is done after a stop.
     End,
@@ -106,9 +110,12 @@ struct Size {
 
 /// A group in the making.
 #[derive(Default)]
-struct Made {
-    group: Vec<Request>,
+pub(crate) struct Made {
+    /// What was not given out yet.
+    requests: Vec<Request>,
     size: Size,
+    /// Others than lanes have a part in it.
+    has_line: bool,
 }
 
 impl Waiting {
@@ -157,6 +164,25 @@ impl Waiting {
         }
     }
 
+    /// The requests of a group, as they are taken.
+    pub fn requests(&self, mut made: Made) -> impl Iterator<Item = Request> {
+        let mut slice = Vec::new().into_iter();
+        std::iter::from_fn(move || {
+            if slice.len() == 0 && (!made.requests.is_empty() || self.more(&mut made)) {
+                slice = std::mem::take(&mut made.requests).into_iter();
+            }
+            slice.next()
+        })
+    }
+
+    /// Goes on with a group whose requests were taken out; false if it is to be ended.
+    fn more(&self, made: &mut Made) -> bool {
+        let mut state = self.state.lock();
+        let any = state.more(made);
+        self.tell(&state);
+        any
+    }
+
     /// What is next, if anything waits.
     pub fn try_next(&self) -> Option<Next> {
         self.take(&mut self.state.lock())
@@ -167,7 +193,7 @@ impl Waiting {
             return Some(Next::Expire(expiry));
         }
         let group = state.group();
-        if !group.is_empty() {
+        if !group.requests.is_empty() {
             self.tell(state);
             return Some(Next::Group(group));
         }
@@ -220,19 +246,34 @@ impl State {
         waiters.push_back(waiter);
     }
 
-    fn group(&mut self) -> Vec<Request> {
+    fn group(&mut self) -> Made {
         let mut made = Made::default();
-        made.group.reserve(self.line.len().min(GROUP.commits));
+        made.requests.reserve(self.line.len().min(GROUP.commits));
         while made.size.is_below(GROUP) {
             let Some(waiter) = self.line.pop_front() else { break };
             self.add(waiter, &mut made);
         }
-        let bound = match made.group.is_empty() {
-            true => GROUP,
-            false => made.size.plus(LANES),
+        made.has_line = !made.requests.is_empty();
+        let more = made.requests.len() / FOR_ONE;
+        let share = match made.has_line {
+            true => LANES.plus(Size { commits: more, ops: 4 * more, bytes: 0 }),
+            false => SLICE,
         };
-        while made.size.is_below(bound) && self.turn(&mut made, bound) {}
-        made.group
+        self.take_lanes(&mut made, share);
+        made
+    }
+
+    fn more(&mut self, made: &mut Made) -> bool {
+        if made.has_line || !self.line.is_empty() || !self.expiries.is_empty() || !made.size.is_below(GROUP) {
+            return false;
+        }
+        self.take_lanes(made, SLICE);
+        !made.requests.is_empty()
+    }
+
+    fn take_lanes(&mut self, made: &mut Made, share: Size) {
+        let bound = made.size.plus(share);
+        while made.size.is_below(bound) && self.turn(made, bound) {}
     }
 
     /// Gives the next lane its turn; false when nothing more may be taken.
@@ -284,7 +325,7 @@ impl State {
                 self.bytes -= entry.remove().bytes;
             }
         }
-        made.group.push(waiter.request);
+        made.requests.push(waiter.request);
     }
 }
 
@@ -342,13 +383,29 @@ mod tests {
         assert!(waiting.push(request).is_ok());
     }
 
-    fn group(waiting: &Waiting) -> Vec<(String, u64)> {
-        let Some(Next::Group(group)) = waiting.try_next() else { return Vec::new() };
-        let row = |request: &Request| match &request.ops[0] {
+    fn begun(waiting: &Waiting) -> Made {
+        match waiting.try_next() {
+            Some(Next::Group(made)) => made,
+            _ => Made::default(),
+        }
+    }
+
+    fn rows(made: &mut Made) -> Vec<(String, u64)> {
+        let row = |request: Request| match &request.ops[0] {
             Op::QueuePush { id, .. } | Op::QueueShare { id, .. } => (request.owner.name().to_owned(), *id),
             _ => panic!("only rows of queues were pushed"),
         };
-        group.iter().map(row).collect()
+        made.requests.drain(..).map(row).collect()
+    }
+
+    /// A whole group, while nobody comes.
+    fn group(waiting: &Waiting) -> Vec<(String, u64)> {
+        let mut made = begun(waiting);
+        let mut all = rows(&mut made);
+        while waiting.more(&mut made) {
+            all.extend(rows(&mut made));
+        }
+        all
     }
 
     #[test]
@@ -360,6 +417,30 @@ mod tests {
         assert_eq!((first[0].clone(), first.len()), (("chat".to_owned(), 2), 1 + LANES.commits));
         // With nobody else to wait for, the fan-out has the whole group.
         assert_eq!(group(&waiting).len(), GROUP.commits);
+    }
+
+    #[test]
+    fn a_fan_out_s_group_ends_when_somebody_else_comes() {
+        let waiting = waiting(100_000, 1 << 30);
+        (0..10_000).for_each(|reader| push(&waiting, &reader.to_string(), 1, Some((1, 100))));
+        let mut made = begun(&waiting);
+        assert_eq!(rows(&mut made).len(), SLICE.commits);
+        assert!(waiting.more(&mut made));
+        assert_eq!(rows(&mut made).len(), SLICE.commits);
+        push(&waiting, "chat", 2, None);
+        assert!(!waiting.more(&mut made));
+        let mut made = begun(&waiting);
+        assert_eq!(rows(&mut made)[0], ("chat".to_owned(), 2));
+        assert!(!waiting.more(&mut made), "chat waits for its own group no longer than it must");
+    }
+
+    #[test]
+    fn many_of_the_line_leave_lanes_their_part() {
+        let waiting = waiting(100_000, 1 << 30);
+        (0..10_000).for_each(|reader| push(&waiting, &reader.to_string(), 1, Some((1, 100))));
+        (0..2 * GROUP.commits as u64).for_each(|id| push(&waiting, "chat", 2 + id, None));
+        let lanes = group(&waiting).iter().filter(|(_, id)| *id == 1).count();
+        assert_eq!(lanes, LANES.commits + GROUP.commits / FOR_ONE);
     }
 
     #[test]
