@@ -27,6 +27,8 @@ pub struct Ticket {
     deliveries: SmallVec<[Deed; 1]>,
     /// What is dealt with elsewhere: only the acknowledgement waits for it.
     late: Vec<Commit>,
+    /// Resolves when all its saves are handed in.
+    made: Option<Commit>,
     failed: Option<StoreError>,
 }
 
@@ -44,6 +46,11 @@ impl Ticket {
     /// Adds a commit to be waited for.
     pub fn wait_for(&mut self, commit: Commit) {
         self.commits.push(commit);
+    }
+
+    /// Not all of its saves are handed in; that they are is told here.
+    pub(crate) fn is_made(&mut self, made: Commit) {
+        self.made = Some(made);
     }
 
     /// Adds saves that begin when all that was added before has landed, still before the deliveries: what a restart
@@ -76,6 +83,7 @@ impl Ticket {
         self.landings.extend(other.landings);
         self.deliveries.extend(other.deliveries);
         self.late.extend(other.late);
+        self.made = other.made.or(self.made.take());
         self.failed = self.failed.take().or(other.failed);
     }
 
@@ -145,9 +153,16 @@ impl Ticket {
         }
     }
 
+    /// Polls the first commit only, until it has landed: they land in about their order, and there may be thousands.
     fn poll_commits(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.made.as_mut().is_some_and(|made| Pin::new(made).poll(cx).is_ready()) {
+            self.made = None;
+            // Its sender may go on.
+            cx.waker().wake_by_ref();
+        }
         let Ticket { commits, failed, .. } = self;
-        commits.retain(|commit| is_open(commit, failed, cx));
+        let first = commits.iter_mut().position(|commit| is_open(commit, failed, cx));
+        commits.drain(..first.unwrap_or(commits.len()));
         if commits.is_empty() { Poll::Ready(()) } else { Poll::Pending }
     }
 
@@ -213,9 +228,10 @@ impl<A> TicketQueue<A> {
         self.open.push_back((ticket, ack, bytes));
     }
 
-    /// Whether the session must stop reading until a ticket completes.
+    /// Whether the session must stop reading until a ticket completes, or until the last one's saves are handed in.
     pub fn is_full(&self) -> bool {
-        self.open.len() >= WINDOW_TICKETS || self.bytes >= WINDOW_BYTES
+        let is_making = self.open.back().is_some_and(|(ticket, ..)| ticket.made.is_some());
+        self.open.len() >= WINDOW_TICKETS || self.bytes >= WINDOW_BYTES || is_making
     }
 
     /// Whether no ticket is open.

@@ -4,6 +4,7 @@
 use super::{
     Topics,
     kept::{Kept, LARGE},
+    making::{self, Making},
     place::{Place, State},
     quota::Paid,
     receivers::{Audience, Match},
@@ -12,12 +13,13 @@ use crate::publication::{Change, Publication};
 use parking_lot::MutexGuard;
 use std::{collections::VecDeque, mem, sync::Arc};
 use tavi_store::{Commit, CommitSlot};
+use tokio::runtime::Handle;
 
 /// So many small publications of a topic may be saved and not yet handed out before their publishers wait.
 const AHEAD: usize = 16;
 /// A larger one's publisher always waits.
 const SMALL: usize = 16 * 1024;
-/// Deliveries that one publisher makes at most of what others published meanwhile; the rest is a task's.
+/// Deliveries that one publisher makes at most, and of what others published meanwhile; the rest is a task's.
 const AT_ONCE: usize = 1024;
 
 /// A publication that was begun.
@@ -28,7 +30,11 @@ pub(super) struct Open {
     pub(super) seen: u64,
     /// Its id was drawn when it was begun, so it is newer than all that landed before.
     fresh: bool,
+    /// The rows that it lacks.
+    pub(super) making: Option<Making>,
     fate: Fate,
+    /// So many receivers were told of its fate.
+    told: usize,
     /// Its publisher waits until it is handed out.
     waits: Option<CommitSlot>,
 }
@@ -42,12 +48,22 @@ enum Fate {
 
 impl Open {
     pub(super) fn new(publication: Arc<Publication>, fresh: bool, (audience, seen): (Audience, u64)) -> Open {
-        Open { publication, audience, seen, fresh, fate: Fate::Saving, waits: None }
+        Open { publication, audience, seen, fresh, making: None, fate: Fate::Saving, told: 0, waits: None }
     }
 
     /// Whether it will be a retained value that a subscriber who came with change `since` has no part in.
     pub(super) fn is_missed(&self, since: u64) -> bool {
         self.publication.retain && self.seen < since && self.fate != Fate::Failed
+    }
+
+    /// Something of it could not be saved.
+    pub(super) fn has_failed(&self) -> bool {
+        self.fate == Fate::Failed
+    }
+
+    /// Whether its fate is to be told: it is decided, and nobody makes rows of it any more.
+    fn is_due(&self) -> bool {
+        self.fate != Fate::Saving && self.making.is_none()
     }
 }
 
@@ -63,10 +79,18 @@ pub(crate) struct Turn {
 
 impl Turn {
     /// Puts a publication behind those of its topic that are open; the topic's lock is held.
-    pub(super) fn begin(topics: &Arc<Topics>, place: &Place, state: &mut State, open: Open) -> Turn {
+    pub(super) fn begin(topics: &Arc<Topics>, place: &Arc<Place>, state: &mut State, open: Open) -> Turn {
         let (number, topic) = (state.first + state.open.len() as u64, open.publication.topic.clone());
+        let lacks = open.making.is_some();
         state.open.push_back(open);
         place.expects(state);
+        if lacks
+            && !state.making
+            && let Ok(runtime) = Handle::try_current()
+        {
+            state.making = true;
+            runtime.spawn(making::make_on(topics.clone(), place.clone()));
+        }
         Turn { topics: topics.clone(), topic, hash: place.hash, number, decided: false }
     }
 
@@ -96,6 +120,9 @@ impl Turn {
 
     /// The publication, with how many of its topic are before it; `None` when it is handed out.
     fn of<'a>(&self, state: &'a mut State) -> Option<(usize, &'a mut Open)> {
+        if self.number + 1 == state.first {
+            return state.handing.as_mut().map(|open| (0, &mut **open));
+        }
         let at = self.number.checked_sub(state.first)? as usize;
         state.open.get_mut(at).map(|open| (at, open))
     }
@@ -136,13 +163,13 @@ impl Drop for Late {
 impl Topics {
     /// Whatever is at the front and decided takes its effect, one after the other; one thread at a time does this for a
     /// topic, and if there is much to do, a task of its own.
-    fn settle(self: &Arc<Self>, place: &Arc<Place>, state: &mut MutexGuard<'_, State>) {
+    pub(super) fn settle(self: &Arc<Self>, place: &Arc<Place>, state: &mut MutexGuard<'_, State>) {
         if mem::replace(&mut state.delivering, true) {
             return;
         }
         if !self.settle_some(place, state) {
             state.delivering = false;
-        } else if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        } else if let Ok(runtime) = Handle::try_current() {
             runtime.spawn(settle_on(self.clone(), place.clone()));
         } else {
             while self.settle_some(place, state) {}
@@ -152,22 +179,14 @@ impl Topics {
 
     /// Gives whether there is more to do. The caller delivers.
     fn settle_some(&self, place: &Place, state: &mut MutexGuard<'_, State>) -> bool {
-        let mut made = 0;
-        while let Some(mut open) = state.open.pop_front_if(|open| open.fate != Fate::Saving) {
-            state.first += 1;
-            match open.fate {
-                Fate::Saved => self.change_value(state, &open),
-                // Nobody knows what of it the store has.
-                _ if open.publication.retain => (state.kept, state.paid) = (Kept::InStore, Paid::Unknown),
-                _ => {}
+        let mut left = AT_ONCE;
+        while let Some(mut open) = state.handing.take().map(|open| *open).or_else(|| self.take_due(place, state)) {
+            let is_done = MutexGuard::unlocked(state, || open.hand_out(&mut left));
+            if !is_done {
+                state.handing = Some(Box::new(open));
+                return true;
             }
-            self.places.charge(place, state, open.publication.topic.len());
-            if open.publication.retain {
-                self.saving.leave(&open.publication.topic);
-                state.waiting.drain(..).for_each(|waker| waker.wake());
-            }
-            made += MutexGuard::unlocked(state, || open.hand_out());
-            if made >= AT_ONCE && state.open.front().is_some_and(|open| open.fate != Fate::Saving) {
+            if left == 0 && state.open.front().is_some_and(Open::is_due) {
                 return true;
             }
         }
@@ -177,6 +196,24 @@ impl Topics {
             state.open = VecDeque::new();
         }
         false
+    }
+
+    /// The first publication, if it is decided: it is the topic's value, or will never be.
+    fn take_due(&self, place: &Place, state: &mut State) -> Option<Open> {
+        let open = state.open.pop_front_if(|open| open.is_due())?;
+        state.first += 1;
+        match open.fate {
+            Fate::Saved => self.change_value(state, &open),
+            // Nobody knows what of it the store has.
+            _ if open.publication.retain => (state.kept, state.paid) = (Kept::InStore, Paid::Unknown),
+            _ => {}
+        }
+        self.places.charge(place, state, open.publication.topic.len());
+        if open.publication.retain {
+            self.saving.leave(&open.publication.topic);
+            state.waiting.drain(..).for_each(|waker| waker.wake());
+        }
+        Some(open)
     }
 
     fn change_value(&self, state: &mut State, open: &Open) {
@@ -208,13 +245,24 @@ async fn settle_on(topics: Arc<Topics>, place: Arc<Place>) {
 }
 
 impl Open {
-    /// Gives how much there was to do.
-    fn hand_out(&mut self) -> usize {
-        let told = self.audience.of(&self.publication).map(|to| to.tell(&self.publication, self.fate)).count();
+    /// Tells the next receivers, at most `left`; gives whether all were told.
+    fn hand_out(&mut self, left: &mut usize) -> bool {
+        while *left > 0
+            && let Some(to) = self.audience.get(self.told)
+        {
+            if to.wants(&self.publication) {
+                to.tell(&self.publication, self.fate);
+            }
+            (self.told, *left) = (self.told + 1, *left - 1);
+        }
+        if self.audience.get(self.told).is_some() {
+            return false;
+        }
+        *left = left.saturating_sub(1);
         if let Some(publisher) = self.waits.take() {
             publisher.resolve(Ok(()));
         }
-        told + 1
+        true
     }
 }
 

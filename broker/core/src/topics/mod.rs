@@ -5,6 +5,7 @@
 
 mod kept;
 mod landing;
+mod making;
 mod place;
 mod quota;
 mod receivers;
@@ -37,7 +38,7 @@ pub(crate) use landing::{Late, Turn};
 use parking_lot::{Mutex, RwLock};
 use place::Places;
 use quota::{Bound, Purses};
-use receivers::{Audience, Entry, Match};
+use receivers::{Entry, Match};
 use retained::Saving;
 use smallvec::SmallVec;
 use std::{
@@ -280,19 +281,10 @@ impl Topics {
             self.expires(&publication);
         }
         let mut ticket = Ticket::done();
-        let rows = all_rows(&publication, &audience);
-        match first {
-            None => rows.for_each(|(whose, rows)| ticket.wait_for(save(&self.store, whose, (publication.id, rows)))),
-            Some(first) => {
-                ticket.wait_for(first(publication.id));
-                let rows: Vec<_> = rows.map(|(whose, rows)| (whose.cloned(), rows)).collect();
-                let store = self.store.clone();
-                let id = publication.id;
-                let begin = move |(whose, rows): (Option<_>, _)| save(&store, whose.as_ref(), (id, rows));
-                ticket.save_next(Box::new(move || rows.into_iter().map(begin).collect()));
-            }
-        }
-        let open = Open::new(publication, fresh, (audience, seen));
+        let own = publication.retain.then(|| (Owner::topic(&publication.topic), vec![retained_op(&publication)]));
+        let note = first.map(|first| first(publication.id));
+        let mut open = Open::new(publication, fresh, (audience, seen));
+        self.make_rows(&mut state, (&mut open, own), (&mut ticket, note));
         let turn = Turn::begin(self, &place, &mut state, open);
         drop(state);
         ticket.then(Deed::Turn(turn));
@@ -517,26 +509,6 @@ impl Topics {
             properties: draft.properties,
             rendered,
         }
-    }
-}
-
-/// What has to be saved for a publication: the topic's own row, then those of its receivers.
-fn all_rows<'a>(
-    publication: &'a Arc<Publication>,
-    audience: &'a Audience,
-) -> impl Iterator<Item = (Option<&'a Arc<dyn Subscriber>>, Rows)> {
-    let retained = publication.retain.then(|| (Owner::topic(&publication.topic), vec![retained_op(publication)]));
-    let owed = audience.of(publication).filter_map(|m| {
-        let rows = m.subscriber.store(publication, &m.options)?;
-        Some((Some(&m.subscriber), rows))
-    });
-    retained.into_iter().map(|rows| (None, rows)).chain(owed)
-}
-
-fn save(store: &SharedStore, whose: Option<&Arc<dyn Subscriber>>, (id, rows): (u64, Rows)) -> Commit {
-    match whose {
-        Some(subscriber) => subscriber.save(store, id, rows),
-        None => store.commit(&rows.0, rows.1),
     }
 }
 

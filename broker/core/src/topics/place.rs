@@ -49,8 +49,12 @@ pub(super) struct State {
     pub(super) open: VecDeque<Open>,
     /// The number of the first of them.
     pub(super) first: u64,
+    /// Somebody makes the rows of open publications just now, and takes along what is begun meanwhile.
+    pub(super) making: bool,
     /// Somebody delivers just now, and takes along what lands meanwhile.
     pub(super) delivering: bool,
+    /// What has landed and was not handed out to all yet; the number of the first open one is the next.
+    pub(super) handing: Option<Box<Open>>,
     /// Readers that wait until what is being saved has landed.
     pub(super) waiting: Vec<Waker>,
     /// Its receivers.

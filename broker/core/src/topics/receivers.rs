@@ -65,14 +65,25 @@ impl Match {
 impl Audience {
     /// Whether there are several receivers.
     pub(super) fn is_many(&self) -> bool {
-        self.receivers.all.len() + self.receivers.groups.len() > 1
+        self.receivers() > 1
     }
 
-    /// All who receive this publication.
-    pub(super) fn of(&self, publication: &Publication) -> impl Iterator<Item = &Match> {
-        let member = |group: &'_ Vec<Match>| (self.turn % group.len().max(1) as u64) as usize;
-        let members = self.receivers.groups.iter().filter_map(move |group| group.get(member(group)));
-        self.receivers.all.iter().chain(members).chain(&self.joined).filter(|m| m.wants(publication))
+    /// How many had subscribed when it was begun, whether they want it or not; of a group one counts.
+    pub(super) fn receivers(&self) -> usize {
+        self.receivers.all.len() + self.receivers.groups.len()
+    }
+
+    /// One of the receivers; behind them are those who joined.
+    pub(super) fn get(&self, at: usize) -> Option<&Match> {
+        let Receivers { all, groups, .. } = &*self.receivers;
+        if let Some(to) = all.get(at) {
+            return Some(to);
+        }
+        let at = at - all.len();
+        match groups.get(at) {
+            Some(group) => group.get((self.turn % group.len().max(1) as u64) as usize),
+            None => self.joined.get(at - groups.len()),
+        }
     }
 }
 

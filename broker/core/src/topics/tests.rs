@@ -858,3 +858,5 @@ async fn the_topics_know_a_seat_by_its_name_and_hold_nothing_of_it() {
     let rows = world.store.queue(&Owner::mqtt("reader", "one"), 0, 10).await.unwrap();
     assert_eq!(rows.len(), 2, "nothing is saved for whoever has gone");
 }
+
+mod crowds;
