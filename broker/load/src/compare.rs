@@ -42,6 +42,7 @@ enum Load {
     Chat,
     ChatManaged,
     ChatResumable,
+    ChatArchived,
     MqttIn0,
     MqttIn1,
     MqttOut0,
@@ -64,6 +65,7 @@ struct Terms {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Peer {
     Ejabberd,
+    Prosody,
     Mosquitto,
     MosquittoOnDisk,
 }
@@ -74,6 +76,7 @@ impl Load {
             Self::Chat => ("chat", 0.25, Some(Peer::Ejabberd)),
             Self::ChatManaged => ("chat, stream management", 0.10, Some(Peer::Ejabberd)),
             Self::ChatResumable => ("chat, streams that can be resumed", 0.10, Some(Peer::Ejabberd)),
+            Self::ChatArchived => ("chat, archived", 0.05, Some(Peer::Prosody)),
             Self::MqttIn0 => ("MQTT fan-in, QoS 0", 1.0, Some(Peer::Mosquitto)),
             Self::MqttIn1 => ("MQTT fan-in, QoS 1", 1.0, Some(Peer::Mosquitto)),
             Self::MqttOut0 => ("MQTT fan-out, QoS 0", 1.0, Some(Peer::Mosquitto)),
@@ -90,7 +93,7 @@ impl Load {
 
     fn accounts(self) -> Vec<String> {
         match self {
-            Self::Chat | Self::ChatManaged | Self::ChatResumable => chat::accounts(&self.chat(1)),
+            Self::Chat | Self::ChatManaged | Self::ChatResumable | Self::ChatArchived => chat::accounts(&self.chat(1)),
             Self::IdleXmpp | Self::IdleXmpps => idle::accounts(&self.idle()),
             _ => mqtt::accounts(&self.mqtt(1)),
         }
@@ -98,7 +101,9 @@ impl Load {
 
     fn chat(self, in_flight: u64) -> chat::Plan {
         let (managed, resumable) = (self == Self::ChatManaged, self == Self::ChatResumable);
-        chat::Plan { pairs: 50, messages: 2000, in_flight, body: 64, managed, resumable }
+        // Prosody writes each message into two files: fewer take it long enough.
+        let messages = if self == Self::ChatArchived { 200 } else { 2000 };
+        chat::Plan { pairs: 50, messages, in_flight, body: 64, managed, resumable }
     }
 
     fn mqtt(self, in_flight: u64) -> mqtt::Plan {
@@ -121,7 +126,7 @@ impl Load {
 
     async fn run(self, server: &Server, in_flight: u64) -> anyhow::Result<Cost> {
         match self {
-            Self::Chat | Self::ChatManaged | Self::ChatResumable => {
+            Self::Chat | Self::ChatManaged | Self::ChatResumable | Self::ChatArchived => {
                 chat::run(&server.target("xmpp")?, &self.chat(in_flight)).await
             }
             Self::MqttIn0 | Self::MqttIn1 => mqtt::fan_in(&server.target("mqtt")?, &self.mqtt(in_flight)).await,
@@ -144,6 +149,7 @@ impl Load {
     async fn peer(self) -> anyhow::Result<Option<(&'static str, Server)>> {
         Ok(match self.terms().peer {
             Some(Peer::Ejabberd) => Some(("ejabberd", peers::ejabberd(&self.accounts()).await?)),
+            Some(Peer::Prosody) => Some(("Prosody", peers::prosody(&self.accounts()).await?)),
             Some(Peer::Mosquitto) => Some(("mosquitto", peers::mosquitto("")?)),
             // It saves by the clock only: at most a second after a change, and without fsync.
             Some(Peer::MosquittoOnDisk) => {

@@ -74,6 +74,22 @@ pub async fn ejabberd(accounts: &[String]) -> anyhow::Result<Server> {
     Ok(server)
 }
 
+/// Prosody as Debian configures it, with its archive on and without what has to do with other servers; in-band
+/// registration, for accounts.
+pub async fn prosody(accounts: &[String]) -> anyhow::Result<Server> {
+    let folder = TempDir::with_prefix("tavi-load")?;
+    let port = free_port()?;
+    let config = folder.path().join("prosody.cfg.lua");
+    let text = PROSODY.replace("PORT", &port.to_string()).replace("FOLDER", &folder.path().display().to_string());
+    fs::write(&config, text)?;
+    let mut command = Command::new("prosody");
+    command.arg("-F").arg("--config").arg(&config).stdout(Stdio::null());
+    let mut server = start(command, folder, &[("xmpp", port)])?;
+    server.wait_for("xmpp").context("prosody")?;
+    register(&server, accounts).await?;
+    Ok(server)
+}
+
 async fn register(server: &Server, accounts: &[String]) -> anyhow::Result<()> {
     let target = server.target("xmpp")?;
     for account in accounts {
@@ -182,6 +198,26 @@ fn start(mut command: Command, folder: TempDir, ports: &[(&'static str, u16)]) -
 fn free_port() -> anyhow::Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
+
+const PROSODY: &str = r#"
+run_as_root = true
+pidfile = "FOLDER/prosody.pid"
+data_path = "FOLDER"
+log = { error = "FOLDER/prosody.err" }
+interfaces = { "127.0.0.1" }
+c2s_ports = { PORT }
+c2s_require_encryption = false
+allow_unencrypted_plain_auth = true
+allow_registration = true
+authentication = "internal_hashed"
+default_archive_policy = true
+modules_disabled = { "s2s" }
+modules_enabled = {
+  "disco", "roster", "saslauth", "blocklist", "bookmarks", "carbons", "pep", "private", "smacks", "vcard4",
+  "vcard_legacy", "csi_simple", "ping", "register", "time", "uptime", "version", "mam", "posix"
+}
+VirtualHost "localhost"
+"#;
 
 const EJABBERD: &str = r#"
 hosts: [localhost]
