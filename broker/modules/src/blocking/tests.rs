@@ -1,3 +1,5 @@
+//! Blocking, as people and their servers see it.
+
 use crate::tests::world::{Person, World};
 use tavi_core::Draft;
 
