@@ -10,10 +10,12 @@ use tavi_core::{
 use tavi_store::StoreError;
 
 pub mod blocking;
+pub mod capabilities;
 pub mod carbons;
 pub mod contacts;
 pub mod disco;
 pub mod offline;
+pub mod personal;
 pub mod ping;
 pub mod presence;
 pub mod pubsub;
@@ -46,7 +48,8 @@ pub fn register(registry: &mut Registry, parts: &Parts) -> Result<(), TwoOwners>
     registry.xep(STREAM_MANAGEMENT);
     blocking::register(registry)?;
     subscription::register(registry, parts);
-    presence::register(registry);
+    let capabilities = capabilities::register(registry);
+    presence::register(registry, capabilities);
     roster::register(registry)?;
     carbons::register(registry)?;
     offline::register(registry);
@@ -55,6 +58,7 @@ pub fn register(registry: &mut Registry, parts: &Parts) -> Result<(), TwoOwners>
     time::register(registry, parts)?;
     pubsub::register(registry, parts)?;
     rooms::register(registry, parts)?;
+    personal::register(registry, parts)?;
     // Last: it tells what all others have registered.
     disco::register(registry, parts)
 }

@@ -1,6 +1,6 @@
 //! Presence (RFC 6121 §4): who is there, who is told, and from when on a session takes messages.
 
-use crate::{blocking::block_list, contacts::contacts};
+use crate::{blocking::block_list, capabilities::Capabilities, contacts::contacts};
 use std::sync::Arc;
 use tavi_core::{
     AccountState, Effect, Effects, Envelope, Ev, Flow, Registry, SessionEntry,
@@ -15,13 +15,17 @@ const MAX_DIRECTED: usize = 1000;
 const MAX_BYTES: usize = 32 * 1024;
 
 /// Registers it.
-pub fn register(registry: &mut Registry) {
-    registry.on_sent(Phase::Filter, Arc::new(Presence));
-    registry.on_received(Phase::Filter, Arc::new(Presence));
-    registry.on_session(Arc::new(Presence));
+pub fn register(registry: &mut Registry, capabilities: Arc<Capabilities>) {
+    let presence = Arc::new(Presence { capabilities });
+    registry.on_sent(Phase::Filter, presence.clone());
+    registry.on_received(Phase::Filter, presence.clone());
+    registry.on_session(presence);
 }
 
-struct Presence;
+struct Presence {
+    /// Presence tells what clients can do.
+    capabilities: Arc<Capabilities>,
+}
 
 impl OnSent for Presence {
     fn on_sent(&self, ev: &mut Ev<'_>) -> Flow {
@@ -29,7 +33,7 @@ impl OnSent for Presence {
         let Some(from) = ev.env.from().cloned() else { return Flow::Stop };
         let Some(session) = ev.state.session_at(&from).map(|session| session.id) else { return Flow::Continue };
         match (type_, ev.env.to().cloned()) {
-            (PresenceType::Available, None) => came(ev, session),
+            (PresenceType::Available, None) => came(ev, session, &self.capabilities),
             (PresenceType::Unavailable, None) => went(ev, session),
             (PresenceType::Available, Some(to)) => directed(ev, session, to),
             (PresenceType::Unavailable, Some(to)) => undirected(ev, session, &to),
@@ -39,7 +43,7 @@ impl OnSent for Presence {
 }
 
 /// RFC 6121 §4.2 and §4.4: initial and later presence.
-fn came(ev: &mut Ev<'_>, id: u64) -> Flow {
+fn came(ev: &mut Ev<'_>, id: u64, capabilities: &Capabilities) -> Flow {
     let priority = match priority(ev.env) {
         Ok(priority) => priority,
         Err(error) => return Flow::Refuse(error),
@@ -69,6 +73,7 @@ fn came(ev: &mut Ev<'_>, id: u64) -> Flow {
     if flush && open && !gives_up {
         ev.fx.push(Effect::Flush { seat });
     }
+    capabilities.announced(ev, id, first);
     Flow::Stop
 }
 

@@ -4,14 +4,14 @@
 
 use crate::{
     contacts::{Contact, Subscription, contacts},
-    presence,
+    personal, presence,
     push::Book,
     roster,
 };
 use std::sync::Arc;
 use tavi_core::{
     Account, AccountState, Effects, Envelope, Ev, Flow, Parts, Principal, Registry,
-    hooks::{OnReceived, OnSent, Phase, Stage, StreamFeature},
+    hooks::{OnReceived, OnSent, Phase, Place, Stage, StreamFeature},
 };
 use tavi_xmpp_proto::{
     BareJid, Condition, Element, Jid, PresenceType, Stanza, StanzaError, StanzaType, ns, stanza::Head,
@@ -246,6 +246,11 @@ fn answered(ev: &mut Ev<'_>, change: Change, contact: &BareJid, before: State) {
         ev.fx.deliver(session, ev.env.clone());
     }
     Book::of(ev).change(contact, |entry| after.put(entry));
+    if after.to && !before.to {
+        // XEP-0163 §4.3.4: a new subscriber gets the last items.
+        let mut at = Place { account: ev.account, state: ev.state, fx: ev.fx, hosts: ev.hosts };
+        personal::ask_one(contact, &mut at);
+    }
     if change == Change::Unsubscribe && before.from {
         presence::hide(ev.state, contact, ev.fx);
     }

@@ -6,9 +6,9 @@
 mod config;
 pub(crate) mod listing;
 mod nodes;
-mod request;
-mod subscribers;
-mod value;
+pub(crate) mod request;
+pub(crate) mod subscribers;
+pub(crate) mod value;
 
 use crate::PUBSUB;
 use bytes::Bytes;
@@ -216,17 +216,17 @@ fn refused(refusal: Refusal) -> StanzaError {
     }
 }
 
-fn unavailable(error: StoreError) -> StanzaError {
+pub(crate) fn unavailable(error: StoreError) -> StanzaError {
     StanzaError::new(Condition::InternalServerError).text(error.to_string())
 }
 
 /// An error with a condition of XEP-0060 §16.
-fn specific(condition: Condition, name: &'static str) -> StanzaError {
+pub(crate) fn specific(condition: Condition, name: &'static str) -> StanzaError {
     StanzaError::new(condition).specific(Element::new(ns::PUBSUB_ERRORS, name))
 }
 
 /// XEP-0060 §16: a feature that is not here.
-fn unsupported(feature: &'static str) -> StanzaError {
+pub(crate) fn unsupported(feature: &'static str) -> StanzaError {
     let element = Element::new(ns::PUBSUB_ERRORS, "unsupported").attr("feature", feature);
     StanzaError::new(Condition::FeatureNotImplemented).specific(element)
 }

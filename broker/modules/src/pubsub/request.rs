@@ -84,24 +84,25 @@ impl Request {
 }
 
 /// The first child says what is wanted.
-fn verb(pubsub: &Element) -> Result<&Element, StanzaError> {
+pub(crate) fn verb(pubsub: &Element) -> Result<&Element, StanzaError> {
     let first = pubsub.elements().find(|child| child.ns() == pubsub.ns());
     first.ok_or_else(|| StanzaError::new(Condition::BadRequest).text("the pubsub element says nothing"))
 }
 
 /// XEP-0060 §7.1.3.3 and others: without a node there is nothing to act on.
-fn node(verb: &Element) -> Result<String, StanzaError> {
+pub(crate) fn node(verb: &Element) -> Result<String, StanzaError> {
     let node = verb.get_attr("node").filter(|node| !node.is_empty());
     node.map(Into::into).ok_or_else(|| specific(Condition::BadRequest, "nodeid-required"))
 }
 
 /// XEP-0060 §6.1.3.1, §6.2.3.
-fn subscriber(verb: &Element) -> Result<Jid, StanzaError> {
+pub(crate) fn subscriber(verb: &Element) -> Result<Jid, StanzaError> {
     let jid = verb.get_attr("jid").ok_or_else(|| specific(Condition::BadRequest, "jid-required"))?;
     jid.parse().map_err(|_| specific(Condition::BadRequest, "invalid-jid"))
 }
 
-fn wanted(items: &Element) -> Vec<String> {
+/// The ids of the items that are asked for; none for all.
+pub(crate) fn wanted(items: &Element) -> Vec<String> {
     items
         .elements()
         .filter(|item| item.is(ns::PUBSUB, "item"))
@@ -116,7 +117,13 @@ fn publish(pubsub: &Element, verb: &Element) -> Result<Request, StanzaError> {
         // XEP-0060 §7.1.5: options are preconditions.
         config::check_form(options).map_err(|_| specific(Condition::Conflict, "precondition-not-met"))?;
     }
-    let mut items = verb.elements().filter(|item| item.is(ns::PUBSUB, "item"));
+    let (item, payload) = published(verb)?;
+    Ok(Request::Publish { node: node(verb)?, item, payload })
+}
+
+/// The one item of a publication: its id, if it has one, and its payload (XEP-0060 §7.1.1).
+pub(crate) fn published(publish: &Element) -> Result<(Option<String>, Element), StanzaError> {
+    let mut items = publish.elements().filter(|item| item.is(ns::PUBSUB, "item"));
     let item = items.next().ok_or_else(|| specific(Condition::BadRequest, "item-required"))?;
     if items.next().is_some() {
         return Err(specific(Condition::NotAllowed, "max-items-exceeded"));
@@ -130,14 +137,18 @@ fn publish(pubsub: &Element, verb: &Element) -> Result<Request, StanzaError> {
     if id.is_some_and(|id| id.len() > MAX_ITEM_ID) {
         return Err(StanzaError::new(Condition::BadRequest).text("an item id has at most 1,023 bytes"));
     }
-    Ok(Request::Publish { node: node(verb)?, item: id.map(Into::into), payload: payload.clone() })
+    Ok((id.map(Into::into), payload.clone()))
 }
 
 /// XEP-0060 §7.2.
 fn retract(verb: &Element) -> Result<Request, StanzaError> {
-    let item = verb.elements().find(|item| item.is(ns::PUBSUB, "item")).and_then(|item| item.get_attr("id"));
-    let item = item.ok_or_else(|| specific(Condition::BadRequest, "item-required"))?;
-    Ok(Request::Retract { node: node(verb)?, item: item.into() })
+    Ok(Request::Retract { node: node(verb)?, item: retracted(verb)? })
+}
+
+/// The id of the item that is to be retracted.
+pub(crate) fn retracted(retract: &Element) -> Result<String, StanzaError> {
+    let item = retract.elements().find(|item| item.is(ns::PUBSUB, "item")).and_then(|item| item.get_attr("id"));
+    item.map(Into::into).ok_or_else(|| specific(Condition::BadRequest, "item-required"))
 }
 
 /// XEP-0060 §8.1.

@@ -247,7 +247,7 @@ fn row(jid: &Jid) -> Box<str> {
 }
 
 /// A message of the pubsub host: never kept, never copied (semantics.md).
-pub(super) fn notice(pubsub: &Jid, to: &Jid, event: bytes::Bytes) -> Envelope {
+pub(crate) fn notice(pubsub: &Jid, to: &Jid, event: bytes::Bytes) -> Envelope {
     let head = Head::message(MessageType::Headline).from(pubsub.clone()).to(to.clone());
     let mut env: Envelope = Stanza::new(head, None).into();
     env.add_fragment(event);

@@ -16,7 +16,7 @@ const MAX_EVENT: usize = 256 * 1024;
 /// The longest media type in bytes.
 const MAX_TYPE: usize = 255;
 /// No namespace: none can hold this character.
-const NOWHERE: &str = "\u{0}";
+pub(crate) const NOWHERE: &str = "\u{0}";
 
 /// What a publisher put into an item: the bytes and what they are.
 ///
@@ -111,7 +111,8 @@ pub(super) fn items(node: &str, publications: &[&Publication]) -> Bytes {
     out.into()
 }
 
-fn open_items(out: &mut Vec<u8>, name: &str, namespace: &str, node: &str) {
+/// The start tags of a list of a node's items.
+pub(crate) fn open_items(out: &mut Vec<u8>, name: &str, namespace: &str, node: &str) {
     out.push(b'<');
     out.extend_from_slice(name.as_bytes());
     attr(out, "xmlns", namespace);
@@ -166,7 +167,8 @@ fn value(out: &mut Vec<u8>, publication: &Publication) {
     out.extend_from_slice(b"</data>");
 }
 
-fn attr(out: &mut Vec<u8>, name: &str, value: &str) {
+/// One attribute.
+pub(crate) fn attr(out: &mut Vec<u8>, name: &str, value: &str) {
     out.push(b' ');
     out.extend_from_slice(name.as_bytes());
     out.extend_from_slice(b"='");

@@ -266,6 +266,18 @@ impl Person {
         self.takes(self.unread.len())
     }
 
+    /// What has come and was not looked at, as texts.
+    pub(crate) fn unread(&mut self) -> Vec<String> {
+        self.read();
+        self.unread.iter().map(text).collect()
+    }
+
+    /// Passes over the presence that has come.
+    pub(crate) fn skips_presence(&mut self) {
+        self.read();
+        self.unread.retain(|env| env.stanza.kind() != Kind::Presence);
+    }
+
     /// The bodies of all messages that have come, which are acknowledged.
     pub(crate) fn reads_bodies(&mut self) -> Vec<String> {
         self.read();
