@@ -483,7 +483,8 @@ async fn nothing_is_told_or_answered_before_it_is_saved() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::join!(phone.sends(&presence(&[TUNE])), saves);
+    let comes = presence(&[TUNE]);
+    tokio::join!(phone.sends(&comes), saves);
     assert!(phone.unread().concat().contains("<item id='2'><v"));
     romeo.sees_nothing();
     let (first, second) = tokio::join!(first.complete(), second.complete());
