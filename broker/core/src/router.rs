@@ -3,7 +3,7 @@
 use crate::{
     bus::{Bus, Exchange},
     effects::{Effect, Effects},
-    envelope::{Envelope, Origin},
+    envelope::{Envelope, Origin, Reach},
     homes::{Account, AccountState, SeatId, SessionEntry},
     hooks::{Ev, Flow, Place, Registry, SessionEvent},
     inbox::Inbox,
@@ -333,12 +333,15 @@ impl Router {
         }
     }
 
-    /// The account that is to get a stanza. Presence concerns only those who have a session, so it reads no store:
-    /// who logs in would otherwise load all absent contacts.
+    /// The account that is to get a stanza. Presence concerns only those who have a session, and so do mere notices: they
+    /// read no store, else who logs in or publishes would load all absent contacts.
     async fn recipient(&self, env: &Envelope, to: &BareJid) -> Result<Option<Arc<Account>>, StoreError> {
         use PresenceType::{Available, Error, Unavailable};
         match env.head().type_ {
             StanzaType::Presence(Available | Unavailable | Error) => Ok(self.parts.homes.known(to)),
+            StanzaType::Message(MessageType::Headline) if env.meta.reach == Reach::Copy => {
+                Ok(self.parts.homes.known(to))
+            }
             _ => self.parts.homes.account(to).await,
         }
     }

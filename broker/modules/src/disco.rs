@@ -1,9 +1,9 @@
 //! Service Discovery (XEP-0030): what the server, its hosts, accounts and bots are and can do.
 
-use crate::contacts::contacts;
+use crate::{contacts::contacts, personal};
 use std::sync::Arc;
 use tavi_core::{
-    Account, Homes, Hosts, Parts, Principal, Registry,
+    Account, Parts, Principal, Registry,
     hooks::{At, BoxFuture, Feature, Handle, Identity, Iq, IqPayload, Reply, Scope, TwoOwners, Xep},
     principal::Host,
 };
@@ -29,7 +29,7 @@ pub fn register(registry: &mut Registry, parts: &Parts) -> Result<(), TwoOwners>
         registry.feature(At::Account, var);
     }
     let (features, identities) = (registry.features().to_vec(), registry.identities().to_vec());
-    let disco = Arc::new(Disco { features, identities, hosts: parts.hosts.clone(), homes: parts.homes.clone() });
+    let disco = Arc::new(Disco { features, identities, parts: parts.clone() });
     for scope in [Scope::Server, Scope::Account] {
         registry.handle::<Info>(scope, disco.clone())?;
         registry.handle::<Items>(scope, disco.clone())?;
@@ -63,17 +63,22 @@ impl IqPayload for Items {
 struct Disco {
     features: Vec<Feature>,
     identities: Vec<Identity>,
-    hosts: Arc<Hosts>,
-    homes: Arc<Homes>,
+    parts: Parts,
 }
 
 impl Handle<Info> for Disco {
     fn handle(&self, iq: Iq<Info>) -> BoxFuture<'_, Result<Reply, StanzaError>> {
         Box::pin(async move {
             expect_get(&iq)?;
+            let node = self.node(&iq, iq.payload.0.as_deref()).await?;
+            if let Some((name, _)) = node {
+                // XEP-0060 §5.3.
+                let leaf = info([plain_identity("pubsub", "leaf")], [ns::PUBSUB, ns::DISCO_INFO, ns::DISCO_ITEMS]);
+                return Ok(leaf.attr("node", name).into());
+            }
             // XEP-0030 §8: who may not look is told as much as if there were nobody.
             let asked = self.asked(&iq).ok_or(Condition::ServiceUnavailable)?;
-            // XEP-0030 §7: there are no nodes here.
+            // XEP-0030 §7: there are no other nodes here.
             if iq.payload.0.is_some() {
                 return Err(Condition::ItemNotFound.into());
             }
@@ -90,20 +95,28 @@ impl Handle<Items> for Disco {
     fn handle(&self, iq: Iq<Items>) -> BoxFuture<'_, Result<Reply, StanzaError>> {
         Box::pin(async move {
             expect_get(&iq)?;
-            let Some(asked) = self.asked(&iq) else { return Ok(nothing(iq)) };
+            if let Some((name, ids)) = self.node(&iq, iq.payload.0.as_deref()).await? {
+                // XEP-0060 §5.5.
+                let items = ids.into_iter().map(|id| self.own_item(&iq).attr("name", id));
+                return Ok(Element::new(ns::DISCO_ITEMS, "query").attr("node", name).children(items).into());
+            }
+            let Some(asked) = self.asked(&iq) else { return self.open_nodes(iq).await };
             if iq.payload.0.is_some() {
                 return Err(Condition::ItemNotFound.into());
             }
             let items = match asked {
                 Asked::Host(Host::Main) => {
                     let hosts = [(crate::PUBSUB, "Topics"), (crate::ROOMS, "Rooms"), (Host::Bots, "Bots")];
-                    hosts.map(|(host, name)| item(self.hosts.name(host), name)).into()
+                    hosts.map(|(host, name)| item(self.parts.hosts.name(host), name)).into()
                 }
                 Asked::Host(Host::Bots) => {
-                    self.homes.bots(None, MAX_ITEMS).iter().map(|jid| bare_item(jid.as_str())).collect()
+                    self.parts.homes.bots(None, MAX_ITEMS).iter().map(|jid| bare_item(jid.as_str())).collect()
                 }
                 Asked::Host(_) => Vec::new(),
-                Asked::Account(account) => resources(account),
+                Asked::Account(account) => {
+                    let nodes = self.nodes(&iq).await?;
+                    resources(account).into_iter().chain(nodes).collect()
+                }
             };
             Ok(Element::new(ns::DISCO_ITEMS, "query").children(items).into())
         })
@@ -131,7 +144,7 @@ impl Disco {
     fn asked<'a, T>(&self, iq: &'a Iq<T>) -> Option<Asked<'a>> {
         let host = iq.head.to.as_ref().filter(|to| to.local().is_none());
         if let Some(host) = host {
-            return self.hosts.find(host.domain()).map(Asked::Host);
+            return self.parts.hosts.find(host.domain()).map(Asked::Host);
         }
         let (account, from) = (iq.account.as_ref()?, iq.from()?.to_bare());
         // XEP-0030 §8: accounts tell about themselves only to who may see their presence; bots to everybody.
@@ -139,6 +152,35 @@ impl Disco {
             || matches!(account.principal, Principal::Bot(_))
             || account.at_home(|state| contacts(state).get(&from).is_some_and(|contact| contact.subscription.from));
         open.then_some(Asked::Account(account))
+    }
+
+    /// A personal node that the asker may see, with the ids of its items.
+    async fn node<T>(&self, iq: &Iq<T>, name: Option<&str>) -> Result<Option<(String, Vec<String>)>, StanzaError> {
+        let Some((account, name)) = account_of(iq).zip(name) else { return Ok(None) };
+        let asker = iq.from().ok_or(Condition::BadRequest)?.to_bare();
+        let ids = personal::item_ids(&self.parts.store, account, &asker, name).await?;
+        Ok(ids.map(|ids| (name.to_owned(), ids)))
+    }
+
+    /// The personal nodes that the asker may see (XEP-0060 §5.2).
+    async fn nodes<T>(&self, iq: &Iq<T>) -> Result<Vec<Element>, StanzaError> {
+        let Some(account) = account_of(iq) else { return Ok(Vec::new()) };
+        let asker = iq.from().ok_or(Condition::BadRequest)?.to_bare();
+        let names = personal::names(&self.parts.store, account, &asker).await?;
+        Ok(names.into_iter().map(|name| self.own_item(iq).attr("node", name)).collect())
+    }
+
+    /// XEP-0030 §8: of an account that is closed to the asker he sees as much as of none, but for what is open to all.
+    async fn open_nodes(&self, iq: Iq<Items>) -> Result<Reply, StanzaError> {
+        if iq.payload.0.is_some() {
+            return Ok(nothing(iq));
+        }
+        let nodes = self.nodes(&iq).await?;
+        Ok(Element::new(ns::DISCO_ITEMS, "query").children(nodes).into())
+    }
+
+    fn own_item<T>(&self, iq: &Iq<T>) -> Element {
+        bare_item(account_of(iq).map_or("", |account| account.jid.as_str()))
     }
 
     fn host_info(&self, host: Host) -> Element {
@@ -154,7 +196,7 @@ impl Disco {
         let own = match account.principal {
             Principal::Bot(_) => identity("client", "bot", account.jid.local().unwrap_or_default()),
             // XEP-0030 §8.
-            _ => Element::new(ns::DISCO_INFO, "identity").attr("category", "account").attr("type", "registered"),
+            _ => plain_identity("account", "registered"),
         };
         self.info_of(At::Account, own)
     }
@@ -167,6 +209,12 @@ impl Disco {
         let vars = self.features.iter().filter(|feature| feature.at == at).map(|feature| feature.var);
         info([own].into_iter().chain(others), vars)
     }
+}
+
+/// The account that is asked, not the server.
+fn account_of<T>(iq: &Iq<T>) -> Option<&Arc<Account>> {
+    let is_server = iq.head.to.as_ref().is_some_and(|to| to.local().is_none());
+    iq.account.as_ref().filter(|_| !is_server)
 }
 
 /// XEP-0030 §8: the resources that are there.
@@ -188,8 +236,11 @@ pub(crate) fn info(
 }
 
 pub(crate) fn identity(category: &'static str, type_: &'static str, name: &str) -> Element {
-    let identity = Element::new(ns::DISCO_INFO, "identity").attr("category", category).attr("type", type_);
-    identity.attr("name", name.to_owned())
+    plain_identity(category, type_).attr("name", name.to_owned())
+}
+
+fn plain_identity(category: &'static str, type_: &'static str) -> Element {
+    Element::new(ns::DISCO_INFO, "identity").attr("category", category).attr("type", type_)
 }
 
 pub(crate) fn item(jid: &str, name: &str) -> Element {

@@ -18,7 +18,8 @@ pub enum Table {
     Grant,
     /// A node's configuration, subscriptions and affiliations; owner = the topic.
     Node,
-    /// A published item of a node; owner = the topic, item = the item's id.
+    /// A person's nodes (XEP-0163) and what is published there; owner = the account, item = the node's name, and for what is
+    /// published U+0000 and its id behind that.
     Item,
     /// A retained value; owner = the topic, item `""`.
     Retained,

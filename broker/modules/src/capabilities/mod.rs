@@ -9,23 +9,20 @@ mod verification;
 
 pub(crate) use verification::Interests;
 
-use crate::{Xep, personal};
+use crate::personal;
 use cache::Cache;
 use parking_lot::Mutex;
 use std::{collections::HashMap, sync::Arc};
 use tavi_core::{
     AccountPart, AccountState, Effect, Envelope, Ev, Flow, Registry,
-    hooks::{BoxFuture, OnReceived, OnSession, Phase, Place, SessionEvent},
+    hooks::{BoxFuture, OnReceived, OnSession, Phase, Place, SessionEvent, Xep},
 };
 use tavi_store::{Owner, SharedStore, StoreError};
-use tavi_xmpp_proto::{
-    Element, IqType, Jid, Stanza, StanzaType, ns,
-    stanza::Head,
-};
+use tavi_xmpp_proto::{Element, IqType, Jid, Stanza, StanzaType, ns, stanza::Head};
 use verification::Verification;
 
 /// The line of the table of extensions.
-pub const XEP: Xep = Xep { number: 115, name: "Entity Capabilities", version: "1.6.0", module: "capabilities" };
+const XEP: Xep = Xep { number: 115, name: "Entity Capabilities", version: "1.6.0", module: "capabilities" };
 
 /// The longest name, hash or algorithm of a client's capabilities, in bytes.
 const MAX_TEXT: usize = 1023;
@@ -33,6 +30,7 @@ const MAX_TEXT: usize = 1023;
 /// Registers it; the presence module tells what sessions announce.
 pub fn register(registry: &mut Registry) -> Arc<Capabilities> {
     let capabilities = Arc::new(Capabilities::default());
+    registry.xep(XEP);
     registry.part::<Clients>();
     registry.on_received(Phase::Filter, capabilities.clone());
     registry.on_session(capabilities.clone());

@@ -154,9 +154,8 @@ mod tests {
 
     #[test]
     fn what_says_something_twice_proves_nothing() {
-        let form = |type_: &str| {
-            format!("<x xmlns='jabber:x:data'><field var='FORM_TYPE' type='hidden'>{type_}</field></x>")
-        };
+        let form =
+            |type_: &str| format!("<x xmlns='jabber:x:data'><field var='FORM_TYPE' type='hidden'>{type_}</field></x>");
         let twice = [
             "<feature var='a'/><feature var='a'/>".to_owned(),
             "<identity category='client' type='pc'/><identity category='client' type='pc'/>".to_owned(),

@@ -18,9 +18,7 @@ use tavi_core::{
     hooks::{BoxFuture, Handle, Iq, IqPayload, Place, Reply},
 };
 use tavi_store::StoreError;
-use tavi_xmpp_proto::{
-    BareJid, Condition, Element, IqType, Jid, Stanza, StanzaError, stanza::Head,
-};
+use tavi_xmpp_proto::{BareJid, Condition, Element, IqType, Jid, Stanza, StanzaError, stanza::Head};
 
 /// Nodes in one question; a session wants no more (XEP-0115).
 const MAX_WANTED: usize = 100;
@@ -77,12 +75,12 @@ fn ask(account: &Account, (session, nodes): (&Jid, &[Box<str>]), whom: &BareJid,
 impl Handle<Wants> for Nodes {
     fn handle(&self, iq: Iq<Wants>) -> BoxFuture<'_, Result<Reply, StanzaError>> {
         Box::pin(async move {
-            let (account, asker) = self.asked(&iq).await?;
+            let (account, asker) = (iq.account()?, iq.from().ok_or(Condition::BadRequest)?);
             if iq.payload.session.to_bare() != asker.to_bare() {
                 return Err(Condition::Forbidden.into());
             }
             let mut reply = Reply::default();
-            self.send_wanted(&account, &iq.payload, &mut reply.fx).await.map_err(unavailable)?;
+            self.send_wanted(account, &iq.payload, &mut reply.fx).await.map_err(unavailable)?;
             Ok(reply)
         })
     }
@@ -127,18 +125,13 @@ impl Nodes {
     }
 
     /// If it is still the last one: else the session was told of the newer one, as it wanted it already.
-    fn send(
-        &self,
-        account: &Arc<Account>,
-        (node, item, payload): (&str, &Item, Bytes),
-        to: &Jid,
-        fx: &mut Effects,
-    ) {
+    fn send(&self, account: &Arc<Account>, (node, item, payload): (&str, &Item, Bytes), to: &Jid, fx: &mut Effects) {
         account.at_home(|state| {
             if item_of(state, node).as_ref() != Some(item) {
                 return;
             }
-            let payloads = state.part::<Personal>().and_then(|own| own.shelf.as_ref()?.get(node)).map(|n| n.config.payloads);
+            let payloads =
+                state.part::<Personal>().and_then(|own| own.shelf.as_ref()?.get(node)).map(|n| n.config.payloads);
             let payload = if payloads == Some(true) { &payload[..] } else { b"" };
             let event = notify::publication(node, &item.id, payload);
             let news = News { node, item: &item.id, place: item.place, event };

@@ -15,10 +15,7 @@ mod shelf;
 
 pub(crate) use last::{ask_all, ask_one};
 
-use crate::{
-    Xep,
-    pubsub::{specific, unavailable, value::NOWHERE},
-};
+use crate::pubsub::{specific, unavailable, value::NOWHERE};
 use config::{Config, SendLast};
 use notify::{News, Recent};
 use request::Request;
@@ -26,17 +23,17 @@ use shelf::{Node, Shelf};
 use std::sync::Arc;
 use tavi_core::{
     Account, AccountPart, AccountState, Parts, Registry,
-    hooks::{BoxFuture, Handle, Iq, IqPayload, Phase, Place, Reply, TwoOwners},
+    hooks::{At, BoxFuture, Handle, Identity, Iq, IqPayload, Phase, Place, Reply, Scope, TwoOwners, Xep},
 };
 use tavi_store::{Op, Owner, SharedStore, StoreError};
 use tavi_xmpp_proto::{BareJid, Condition, Element, Jid, StanzaError, ns};
 
 /// The line of the table of extensions.
-pub const XEP: Xep = Xep { number: 163, name: "Personal Eventing Protocol", version: "1.2.2", module: "personal" };
+const XEP: Xep = Xep { number: 163, name: "Personal Eventing Protocol", version: "1.2.2", module: "personal" };
 /// Avatars are two nodes that their owner's contacts see.
-pub const AVATARS: Xep = Xep { number: 84, name: "User Avatar", version: "1.1.4", module: "personal" };
+const AVATARS: Xep = Xep { number: 84, name: "User Avatar", version: "1.1.4", module: "personal" };
 /// Bookmarks are a node that nobody else sees.
-pub const BOOKMARKS: Xep = Xep { number: 402, name: "PEP Native Bookmarks", version: "1.2.0", module: "personal" };
+const BOOKMARKS: Xep = Xep { number: 402, name: "PEP Native Bookmarks", version: "1.2.0", module: "personal" };
 
 /// Nodes of one account.
 const MAX_NODES: usize = 256;
@@ -52,7 +49,7 @@ const MAX_SUBSCRIBERS: usize = 1000;
 const MAX_NAME: usize = 1023;
 
 /// XEP-0163 §6.1, XEP-0060 §10: what accounts can do.
-pub(crate) const FEATURES: [&str; 25] = [
+const FEATURES: [&str; 25] = [
     ns::PUBSUB,
     "http://jabber.org/protocol/pubsub#access-open",
     "http://jabber.org/protocol/pubsub#access-presence",
@@ -85,11 +82,14 @@ pub(crate) const FEATURES: [&str; 25] = [
 /// # Errors
 /// If a payload has an owner already.
 pub fn register(registry: &mut Registry, parts: &Parts) -> Result<(), TwoOwners> {
+    [XEP, AVATARS, BOOKMARKS].into_iter().for_each(|xep| registry.xep(xep));
+    registry.identity(Identity { at: At::Account, category: "pubsub", type_: "pep", name: None });
+    FEATURES.iter().for_each(|var| registry.feature(At::Account, var));
     registry.part::<Personal>();
     let nodes = Arc::new(Nodes { parts: parts.clone() });
-    registry.handle::<Pubsub>(nodes.clone())?;
-    registry.handle::<OwnerPubsub>(nodes.clone())?;
-    registry.handle::<last::Wants>(nodes)?;
+    registry.handle::<Pubsub>(Scope::Account, nodes.clone())?;
+    registry.handle::<OwnerPubsub>(Scope::Account, nodes.clone())?;
+    registry.handle::<last::Wants>(Scope::Account, nodes)?;
     registry.on_received(Phase::Annotate, Arc::new(notify::Filter));
     Ok(())
 }
@@ -165,21 +165,13 @@ const LANDED_MS: u64 = 60_000;
 
 impl Nodes {
     async fn answer<T>(&self, iq: &Iq<T>, request: Request) -> Result<Reply, StanzaError> {
-        let (account, asker) = self.asked(iq).await?;
-        open(&self.parts.store, &account).await.map_err(unavailable)?;
+        let (account, asker) = (iq.account()?, iq.from().ok_or(Condition::BadRequest)?);
+        open(&self.parts.store, account).await.map_err(unavailable)?;
         if asker.to_bare() != account.jid && !request.is_for_others() {
             // XEP-0163 §3.2: the owner alone publishes and decides.
             return Err(Condition::Forbidden.into());
         }
-        self.perform(&account, &asker, request).await
-    }
-
-    /// Whose nodes are meant, and who asks.
-    async fn asked<T>(&self, iq: &Iq<T>) -> Result<(Arc<Account>, Jid), StanzaError> {
-        let asker = iq.from().cloned().ok_or(Condition::BadRequest)?;
-        let owner = iq.head.to.as_ref().unwrap_or(&asker).to_bare();
-        let account = self.parts.homes.account(&owner).await.map_err(unavailable)?;
-        Ok((account.ok_or(Condition::ServiceUnavailable)?, asker))
+        self.perform(account, asker, request).await
     }
 
     async fn perform(&self, account: &Arc<Account>, asker: &Jid, request: Request) -> Result<Reply, StanzaError> {
@@ -199,7 +191,9 @@ impl Nodes {
             Request::Create { node, form } => self.create(account, &node, form.as_ref()),
             Request::Delete { node } => self.delete(account, &node),
             Request::Purge { node } => self.purge(account, &node),
-            Request::Default => Ok(owner_answer(Element::new(ns::PUBSUB_OWNER, "default"), Config::default().form("form"))),
+            Request::Default => {
+                Ok(owner_answer(Element::new(ns::PUBSUB_OWNER, "default"), Config::default().form("form")))
+            }
             Request::Configuration { node } => read(account, |shelf| {
                 let configure = Element::new(ns::PUBSUB_OWNER, "configure").attr("node", node.clone());
                 Ok(owner_answer(configure, shelf.expect(&node)?.config.form("form")))
@@ -315,13 +309,7 @@ impl Nodes {
     }
 
     /// XEP-0060 §6.1.
-    async fn subscribe(
-        &self,
-        account: &Arc<Account>,
-        asker: &Jid,
-        name: &str,
-        jid: Jid,
-    ) -> Result<Reply, StanzaError> {
+    async fn subscribe(&self, account: &Arc<Account>, asker: &Jid, name: &str, jid: Jid) -> Result<Reply, StanzaError> {
         if jid.to_bare() != asker.to_bare() {
             return Err(specific(Condition::BadRequest, "invalid-jid"));
         }
@@ -491,12 +479,32 @@ fn subscribers(node: &Node, name: &str) -> Element {
 }
 
 /// The names of an account's nodes that somebody may see (XEP-0060 §5.2).
-pub(crate) async fn names(store: &SharedStore, account: &Arc<Account>, asker: &BareJid) -> Result<Vec<String>, StanzaError> {
+pub(crate) async fn names(
+    store: &SharedStore,
+    account: &Arc<Account>,
+    asker: &BareJid,
+) -> Result<Vec<String>, StanzaError> {
     open(store, account).await.map_err(unavailable)?;
     Ok(account.at_home(|state| {
-        let Some(shelf) = state.part::<Personal>().and_then(|own| own.shelf.as_ref()) else { return Vec::new() };
-        let seen = shelf.nodes().filter(|(_, node)| access::may_see((account, state), &node.config, asker));
+        let nodes = state.part::<Personal>().and_then(|own| own.shelf.as_ref()).map(Shelf::nodes);
+        let seen =
+            nodes.into_iter().flatten().filter(|(_, node)| access::may_see((account, state), &node.config, asker));
         seen.map(|(name, _)| name.to_owned()).collect()
+    }))
+}
+
+/// The ids of a node's items, the newest first (XEP-0060 §5.5); `None`: there is no such node for this asker.
+pub(crate) async fn item_ids(
+    store: &SharedStore,
+    account: &Arc<Account>,
+    asker: &BareJid,
+    node: &str,
+) -> Result<Option<Vec<String>>, StanzaError> {
+    open(store, account).await.map_err(unavailable)?;
+    Ok(account.at_home(|state| {
+        let node = state.part::<Personal>().and_then(|own| own.shelf.as_ref()?.get(node))?;
+        let seen = access::may_see((account, state), &node.config, asker);
+        seen.then(|| node.items.iter().rev().map(|item| item.id.to_string()).collect())
     }))
 }
 

@@ -3,12 +3,9 @@
 //! An event for a contact goes to his account with a mark of which item it is. At his home the mark is taken off, and
 //! those of his sessions get the event whose clients want it: his capabilities are known there and nowhere else.
 
-use super::{
-    Personal, access,
-    config::Config,
-    shelf::Node,
-};
+use super::{Personal, access, config::Config, shelf::Node};
 use crate::{
+    blocking::block_list,
     capabilities,
     contacts::contacts,
     pubsub::{
@@ -84,15 +81,19 @@ pub(super) fn tell(at: &mut Place<'_>, audience: &Audience, news: &News<'_>) {
     for session in state.available().filter(wants) {
         fx.deliver(session, notice(&own, &session.jid, news.event.clone()));
     }
+    let may_see = |jid: &Jid| {
+        // XEP-0163 §4.3.3: nothing goes to whom one has blocked.
+        !block_list(state).covers(jid) && access::may_see((account, state), config, &jid.to_bare())
+    };
     // A contact's server elsewhere is to know what his client wants before anything is sent to it.
     let here = contacts(state).iter().filter(|(jid, _)| hosts.find(jid.domain()).is_some());
     for (jid, _) in here.filter(|(jid, contact)| contact.subscription.from && !subscribed(&Jid::from(*jid))) {
-        if access::may_see((account, state), config, jid) {
+        if may_see(&jid.into()) {
             fx.route(marked(&own, jid.into(), news));
         }
     }
     for jid in subscribers.iter().filter(|jid| jid.to_bare() != account.jid) {
-        if access::may_see((account, state), config, &jid.to_bare()) {
+        if may_see(jid) {
             fx.route(notice(&own, jid, news.event.clone()));
         }
     }

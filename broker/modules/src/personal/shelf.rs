@@ -10,11 +10,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use std::collections::BTreeMap;
 use tavi_core::hooks::BoxFuture;
 use tavi_store::{Expect, Op, Owner, Record, SharedStore, StoreError, Table};
-use tavi_xmpp_proto::{
-    BareJid, Condition, Element, Jid, StanzaError,
-    error::ErrorType,
-    ns,
-};
+use tavi_xmpp_proto::{BareJid, Condition, Element, Jid, StanzaError, error::ErrorType, ns};
 
 /// The nodes of an account.
 #[derive(Debug, Default, PartialEq)]
@@ -256,9 +252,10 @@ impl Node {
     }
 
     fn save(&self, name: &str) -> Op {
-        let subscribers = self.subscribers.iter().map(|jid| {
-            Element::new(ns::PUBSUB_OWNER, "subscription").attr("jid", jid.to_string())
-        });
+        let subscribers = self
+            .subscribers
+            .iter()
+            .map(|jid| Element::new(ns::PUBSUB_OWNER, "subscription").attr("jid", jid.to_string()));
         let node = Element::new(ns::PUBSUB_OWNER, "node").child(self.config.form("result")).children(subscribers);
         put(name, node.to_xml(ns::PUBSUB_OWNER).into())
     }

@@ -176,7 +176,9 @@ async fn bookmarks_are_their_owner_s_alone_and_all_own_sessions_hear_of_them() {
     let mut romeo = world.online("romeo/orchard").await;
     let all = romeo.asks(&items("romeo@localhost", BOOKMARKS_NODE, "")).await;
     assert_eq!(ids(&all), ["c@rooms.localhost", "a@rooms.localhost"]);
-    romeo.is_refused(&publish(BOOKMARKS_NODE, "d", &[("access_model", "open")]), "conflict", "precondition-not-met").await;
+    romeo
+        .is_refused(&publish(BOOKMARKS_NODE, "d", &[("access_model", "open")]), "conflict", "precondition-not-met")
+        .await;
     romeo.asks(&publish(BOOKMARKS_NODE, "d", &options)).await;
     let ours = romeo.asks(&iq("get", "", &owner("<configure node='urn:xmpp:bookmarks:1'/>"))).await;
     assert!(ours.contains("<value>whitelist</value>") && ours.contains("<value>max</value>"), "{ours}");
@@ -197,7 +199,10 @@ async fn who_comes_gets_the_last_items_that_it_wants_from_all_whom_it_sees() {
     let own = juliet.sees(&event("juliet", TUNE, "hers"));
     assert!(own.contains("<delay"), "{own}");
     let seen = juliet.sees(&event("romeo", TUNE, "new"));
-    assert!(seen.contains("<delay") && seen.contains("to='juliet@localhost/balcony'") && !seen.contains("tavi"), "{seen}");
+    assert!(
+        seen.contains("<delay") && seen.contains("to='juliet@localhost/balcony'") && !seen.contains("tavi"),
+        "{seen}"
+    );
     juliet.sees_nothing();
     // The hash is known by now: whoever else gives it is not asked.
     let mut phone = world.bind("juliet/phone").await;
@@ -308,7 +313,11 @@ async fn what_is_not_well_asked_is_refused_with_the_error_of_the_standard() {
         (pubsub(&format!("<publish node='n'><item id='{long}'>{v}</item></publish>")), "bad-request", ""),
         (pubsub("<create/>"), "not-acceptable", "nodeid-required"),
         (pubsub("<create node='there'/>"), "conflict", ""),
-        (pubsub(&format!("<create node='m'/><configure>{}</configure>", form("pubsub#max_items", "0"))), "not-acceptable", ""),
+        (
+            pubsub(&format!("<create node='m'/><configure>{}</configure>", form("pubsub#max_items", "0"))),
+            "not-acceptable",
+            "",
+        ),
         (pubsub("<retract node='there'/>"), "bad-request", "item-required"),
         (pubsub("<retract node='none'><item id='1'/></retract>"), "item-not-found", ""),
         (pubsub("<subscribe node='there'/>"), "bad-request", "jid-required"),
@@ -492,4 +501,87 @@ async fn nothing_is_told_or_answered_before_it_is_saved() {
     let seen = romeo.unread().concat();
     let at = |text: &str| seen.find(text).unwrap_or_else(|| panic!("{text} in {seen}"));
     assert!(at("<item id='1'><v") < at("<item id='2'><v"));
+}
+
+#[tokio::test]
+async fn discovery_tells_of_nodes_to_those_who_may_see_them() {
+    let world = World::new().await;
+    let (mut romeo, mut juliet) = world.friends().await;
+    let mut paris = world.online("paris/street").await;
+    romeo.asks(&publish("mine", "1", &[("access_model", "whitelist")])).await;
+    romeo.asks(&publish("friends", "1", &[("max_items", "2")])).await;
+    romeo.asks(&publish("friends", "2", &[])).await;
+    romeo.asks(&publish("all", "1", &[("access_model", "open")])).await;
+    let query = |of: &str, node: &str| format!("<query xmlns='http://jabber.org/protocol/disco#{of}'{node}/>");
+    let list = |of: &str, node: &str| iq("get", "romeo@localhost", &query(of, node));
+    let nodes = |answer: String| {
+        let names = answer.split(" node='").skip(1).map(|rest| rest.split('\'').next().unwrap().to_owned());
+        names.collect::<Vec<_>>()
+    };
+    assert_eq!(nodes(romeo.asks(&list("items", "")).await), ["all", "friends", "mine"]);
+    assert_eq!(nodes(juliet.asks(&list("items", "")).await), ["all", "friends"]);
+    let open = paris.asks(&list("items", "")).await;
+    assert!(!open.contains("orchard"), "{open}");
+    assert_eq!(nodes(open), ["all"]);
+    let info = juliet.asks(&list("info", "")).await;
+    for told in ["type='pep'", "pubsub#publish-options", "pubsub#filtered-notifications", "category='account'"] {
+        assert!(info.contains(told), "{told} in {info}");
+    }
+    assert!(juliet.asks(&list("info", " node='friends'")).await.contains("type='leaf'"));
+    juliet.is_refused(&list("info", " node='mine'"), "item-not-found", "").await;
+    paris.is_refused(&list("info", " node='friends'"), "service-unavailable", "").await;
+    let two = juliet.asks(&list("items", " node='friends'")).await;
+    assert!(two.contains("name='2'") && two.contains("name='1'"), "{two}");
+    let none = paris.asks(&list("items", " node='friends'")).await;
+    assert!(!none.contains("<item"), "{none}");
+}
+
+#[tokio::test]
+async fn whoever_is_blocked_hears_nothing_and_whoever_blocks_neither() {
+    let world = World::new().await;
+    let (mut romeo, mut juliet) = world.friends().await;
+    juliet.wants(&[TUNE]).await;
+    romeo.skip();
+    let block = |verb: &str, who: &str| {
+        iq("set", "", &format!("<{verb} xmlns='urn:xmpp:blocking'><item jid='{who}@localhost'/></{verb}>"))
+    };
+    for (blocks_first, whom) in [(true, "juliet"), (false, "romeo")] {
+        let who = if blocks_first { &mut romeo } else { &mut juliet };
+        who.asks(&block("block", whom)).await;
+        juliet.skips_presence();
+        romeo.asks(&publish(TUNE, "hidden", &[])).await;
+        juliet.skips_presence();
+        juliet.sees_nothing();
+        let who = if blocks_first { &mut romeo } else { &mut juliet };
+        who.asks(&block("unblock", whom)).await;
+        romeo.asks(&publish(TUNE, "shown", &[])).await;
+        juliet.skips_presence();
+        juliet.sees(&event("romeo", TUNE, "shown"));
+    }
+}
+
+#[tokio::test]
+async fn a_removed_account_leaves_nothing_to_its_namesake() {
+    let world = World::new().await;
+    let mut romeo = world.online("romeo/orchard").await;
+    romeo.asks(&publish("n", "1", &[("access_model", "open")])).await;
+    let jid = romeo.jid().to_bare();
+    world.node.parts.accounts.remove(&jid).await.unwrap();
+    world.node.parts.revoke(&jid);
+    romeo.ends().await;
+    let mut namesake = world.online("romeo/orchard").await;
+    namesake.is_refused(&items("", "n", ""), "item-not-found", "").await;
+}
+
+#[tokio::test]
+async fn whoever_publishes_brings_no_absent_contact_home() {
+    let world = World::new().await;
+    let (romeo, juliet) = world.friends().await;
+    let away = juliet.jid().to_bare();
+    romeo.ends().await;
+    juliet.ends().await;
+    let world = world.restart().await;
+    let mut romeo = world.bind("romeo/orchard").await;
+    romeo.asks(&publish(TUNE, "1", &[])).await;
+    assert!(world.node.parts.homes.known(&away).is_none());
 }
