@@ -213,8 +213,8 @@ fn tell_last(at: &mut Place<'_>, id: u64, former: Option<&Interests>) {
     let Some(interests) = interests(at.state, id).cloned() else { return };
     let Some(session) = at.state.session(id).filter(|session| session.available) else { return };
     let jid = session.jid.clone();
-    let is_new = |node: &Box<str>| former.is_none_or(|former| former.binary_search(node).is_err());
-    let nodes: Vec<Box<str>> = interests.iter().filter(|node| is_new(node)).cloned().collect();
+    let is_old = |node: &str| former.is_some_and(|former| former.binary_search_by(|old| (**old).cmp(node)).is_ok());
+    let nodes: Vec<Box<str>> = interests.iter().filter(|node| !is_old(node)).cloned().collect();
     personal::ask_all((&jid, &nodes), at);
 }
 
