@@ -6,6 +6,8 @@ use proptest::prelude::*;
 use std::task::{Context, Poll, Waker};
 use tavi_store::{MemoryStore, Op, Store};
 
+mod values;
+
 struct Reader {
     id: u64,
     who: Principal,
