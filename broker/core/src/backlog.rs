@@ -102,7 +102,8 @@ impl<T: Owed> Backlog<T> {
     /// owed before.
     pub fn hand_over(&mut self, after: u64) {
         for (id, held) in std::mem::take(&mut self.waiting).items {
-            if held.item.is_stored() {
+            // Up to `after` nothing is read again.
+            if id > after && held.item.is_stored() {
                 self.leave(id, held);
             } else {
                 self.waiting.put(id, held);

@@ -181,3 +181,43 @@ impl Ledger {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_that_was_deleted_is_remembered_as_long_as_a_page_may_still_have_it() {
+        let mut ledger = Ledger::default();
+        ledger.owe(1, &[7], Some(10), false);
+        ledger.begin_read();
+        assert!(ledger.settle(1).is_some());
+        ledger.deleting(vec![1], Commit::ready(Ok(())));
+        ledger.begin_read();
+        assert!(!ledger.take_row(1, 8, 10), "both pages may have it");
+        ledger.end_read();
+        assert!(!ledger.take_row(1, 8, 10));
+        ledger.end_read();
+        assert!(ledger.is_idle());
+        assert_eq!(ledger.take_deleted(), [1]);
+        assert!(ledger.gone.is_empty());
+    }
+
+    #[test]
+    fn it_is_idle_when_nothing_is_owed_read_or_being_deleted() {
+        let mut ledger = Ledger::default();
+        assert!(ledger.is_idle());
+        ledger.owe(1, &[], Some(10), true);
+        assert!(!ledger.is_idle(), "it will be somebody's");
+        assert!(ledger.release(7).is_empty() && !ledger.is_idle());
+        assert!(ledger.landed(1).is_empty() && ledger.is_idle());
+        ledger.begin_read();
+        assert!(!ledger.is_idle());
+        ledger.end_read();
+        let (slot, commit) = Commit::pending();
+        ledger.deleting(vec![2], commit);
+        assert!(!ledger.is_idle());
+        slot.resolve(Ok(()));
+        assert!(ledger.is_idle());
+    }
+}

@@ -357,3 +357,42 @@ fn an_idle_one_holds_no_memory() {
     assert_eq!((backlog.waiting.items.capacity(), backlog.flight.sent.capacity()), (0, 0));
     assert_eq!(backlog.flight.seqs.capacity(), 0);
 }
+
+#[test]
+fn a_row_that_came_with_a_page_does_not_come_again_when_it_lands() {
+    let mut backlog = Backlog::new(MEMORY, Bound { items: 10, bytes: 1000 });
+    backlog.read_from(0);
+    assert_eq!(backlog.wants(), Some(0));
+    backlog.page(vec![(1, item(1, true)), (2, item(2, true))], 2, true);
+    backlog.landed(2, item(2, true)).unwrap();
+    assert_eq!(given(&mut backlog), [1, 2]);
+    backlog.landed(1, item(1, true)).unwrap();
+    backlog.acknowledge(1);
+    backlog.landed(1, item(1, true)).unwrap();
+    assert!(given(&mut backlog).is_empty(), "in flight, and then being deleted");
+}
+
+#[test]
+fn a_row_that_is_deleted_while_a_page_is_read_does_not_come_again() {
+    let mut backlog = Backlog::new(MEMORY, Bound { items: 10, bytes: 1000 });
+    backlog.landed(1, item(1, true)).unwrap();
+    assert_eq!(given(&mut backlog), [1]);
+    backlog.hand_over(0);
+    assert_eq!(backlog.wants(), Some(0));
+    backlog.acknowledge(1);
+    backlog.deleted(1);
+    backlog.page(vec![(1, item(1, true)), (2, item(2, true))], 2, true);
+    assert_eq!(given(&mut backlog), [2]);
+}
+
+#[test]
+fn what_is_handed_over_from_the_middle_on_takes_nothing_away_that_stands_before_it() {
+    let mut backlog = Backlog::new(MEMORY, Bound { items: 10, bytes: 1000 });
+    for id in [1, 2, 5] {
+        backlog.landed(id, item(id, true)).unwrap();
+    }
+    backlog.hand_over(2);
+    assert_eq!(backlog.wants(), Some(2));
+    backlog.page([3, 4, 5].map(|id| (id, item(id, true))).to_vec(), 5, true);
+    assert_eq!(given(&mut backlog), [1, 2, 3, 4, 5]);
+}

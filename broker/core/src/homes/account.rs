@@ -244,3 +244,18 @@ impl Account {
             && self.state.try_lock().is_some_and(|mut state| self.is_idle(&mut state))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_home_is_not_let_go_of_while_a_message_is_decided_and_not_saved() {
+        let mut state = AccountState::default();
+        assert!(state.is_idle());
+        state.ledger.owe(1, &[], Some(10), true);
+        assert!(!state.is_idle());
+        state.ledger.settle(1);
+        assert!(state.is_idle());
+    }
+}

@@ -196,3 +196,63 @@ fn headlines_and_copies_without_room_are_dropped_and_end_nobody() {
     inbox.push_or_close(headline());
     assert_eq!(dropped(), 101, "nobody is there");
 }
+
+#[test]
+fn a_closed_one_takes_nothing_and_its_first_reason_stands() {
+    let inbox = Inbox::new(Bound { items: 10, bytes: 1 << 20 }, Arc::new(IdSource::new(0, 0)));
+    let coming = inbox.reserve().unwrap();
+    inbox.push(said("before")).unwrap();
+    inbox.close(Closed::Replaced);
+    inbox.close(Closed::Gone);
+    assert_eq!(inbox.closed(), Some(Closed::Replaced));
+    assert!(inbox.push(said("after")).is_err() && inbox.landed(coming, said("coming")).is_err());
+    assert!(inbox.reserve().is_none() && !inbox.coming(7) && inbox.wants().is_none());
+    inbox.failed(coming);
+    assert_eq!(inbox.take().len(), 1, "what waited can still be received");
+}
+
+#[test]
+fn what_has_a_place_stands_there_whenever_it_comes() {
+    let inbox = Inbox::new(Bound { items: 10, bytes: 1 << 20 }, Arc::new(IdSource::new(0, 0)));
+    let [first, second] = [inbox.ids.next(0), inbox.ids.next(0)];
+    for (place, text) in [(second, "2"), (first, "1")] {
+        let mut envelope = said(text);
+        envelope.meta.place = place;
+        inbox.push(envelope).unwrap();
+    }
+    let bodies: Vec<_> = inbox.take().iter().filter_map(|envelope| envelope.stanza.body()).collect();
+    assert_eq!(bodies, ["1", "2"]);
+}
+
+/// Counts how often it is woken.
+#[derive(Default)]
+struct Count(std::sync::atomic::AtomicUsize);
+
+impl std::task::Wake for Count {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn who_waits_for_room_is_woken_when_something_leaves_and_waits_for_no_connection() {
+    let inbox = Inbox::new(Bound { items: 4, bytes: 1 << 20 }, Arc::new(IdSource::new(0, 0)));
+    let count = Arc::new(Count::default());
+    let (waker, woken) = (Waker::from(count.clone()), || count.0.load(std::sync::atomic::Ordering::Relaxed));
+    let mut cx = Context::from_waker(&waker);
+    for _ in 0..2 {
+        inbox.push(said("waits")).unwrap();
+    }
+    assert!(inbox.poll_room(&mut cx).is_pending() && inbox.poll_space(0, &cx).is_pending());
+    assert_eq!((inbox.take().len(), woken()), (2, 2));
+    assert!(inbox.poll_room(&mut cx).is_ready() && inbox.poll_space(0, &cx).is_ready());
+    for _ in 0..2 {
+        inbox.push(said("waits")).unwrap();
+    }
+    assert!(inbox.poll_room(&mut cx).is_pending());
+    inbox.detach();
+    assert_eq!(woken(), 3);
+    assert!(inbox.poll_room(&mut cx).is_ready(), "nobody takes anything");
+    inbox.attach();
+    assert!(inbox.poll_room(&mut cx).is_pending());
+}

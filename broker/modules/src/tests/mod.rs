@@ -1,6 +1,7 @@
 //! Dialogues over several modules: the proof that the hook model holds.
 
 mod documents;
+mod handover;
 mod hooks;
 mod owed;
 mod restart;

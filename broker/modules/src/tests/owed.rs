@@ -229,6 +229,10 @@ async fn the_oldest_session_without_a_connection_gives_way() {
     assert!(bind("4").is_some());
     let closed: Vec<_> = sessions.iter().map(|session| session.link.closed()).collect();
     assert_eq!(closed, [None, Some(Closed::Gone), None]);
-    assert!(bind("5").is_some());
+    let fifth = bind("5").unwrap();
     assert!(bind("6").is_none(), "nobody else waits for a connection");
+    fifth.detach();
+    assert!(bind("6").is_some());
+    sessions[0].link.detach();
+    assert!(bind("7").is_none(), "as many as there may be are ending already");
 }
