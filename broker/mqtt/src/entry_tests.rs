@@ -123,6 +123,27 @@ fn of_two_that_wait_the_later_one_gets_the_session() {
 }
 
 #[test]
+fn who_was_overtaken_while_it_waited_and_gives_up_takes_nobody_else_along() {
+    let mut world = World::default();
+    enter(&mut world, durable(1, None));
+    world.arrive(&key(), 2, false);
+    world.arrive(&key(), 3, false);
+    world.give_up(&key(), 2);
+    world.leave(&key(), 1, (Parting::Cut, 60), 0);
+    assert_eq!(world.done(&key(), 1), Some(3));
+}
+
+#[test]
+fn of_a_session_that_is_taken_away_a_will_is_stored_too() {
+    for (durable_, will, stored) in [(false, None, false), (false, Some((7, 0)), true), (true, None, true)] {
+        let mut world = World::default();
+        enter(&mut world, Entrance { durable: durable_, ..durable(1, will) });
+        let revoked = world.revoke("romeo@localhost");
+        assert_eq!((revoked.len(), revoked[0].stored, world.all.len()), (1, stored, 0));
+    }
+}
+
+#[test]
 fn a_disconnect_in_order_drops_the_will_and_an_expiry_of_nothing_ends_the_session() {
     let mut world = World::default();
     enter(&mut world, durable(1, Some((7, 0))));

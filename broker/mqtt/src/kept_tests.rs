@@ -384,3 +384,6 @@ fn packet_ids_run_on_over_65535() {
     assert_eq!((nth(0, 0), nth(1, 1), nth(5, 3)), (0, 1, 7));
     assert_eq!((nth(65_535, 1), nth(65_535, 2), nth(1, 65_536)), (65_535, 1, 1));
 }
+
+#[path = "kept_tests/steps.rs"]
+mod steps;

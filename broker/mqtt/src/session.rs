@@ -347,3 +347,7 @@ impl Held {
         found.is_ok()
     }
 }
+
+#[cfg(test)]
+#[path = "session_tests.rs"]
+mod tests;

@@ -2,6 +2,7 @@
 #![allow(missing_docs)]
 
 mod order;
+mod outliving;
 mod owed;
 mod stage;
 mod start;

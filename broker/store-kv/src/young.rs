@@ -540,4 +540,56 @@ mod tests {
         }
         assert_eq!(fjall.log_len(), 0);
     }
+
+    #[test]
+    fn what_was_deleted_before_a_restart_is_known_to_be_gone_behind_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut model, mut last) = (Model::new(), 0);
+        for _ in 0..3 {
+            let fjall = Fjall::open(dir.path(), 1 << 20, 1 << 20).unwrap();
+            let rows: Vec<_> = model.clone().into_iter().collect();
+            assert_eq!(all(&fjall, crate::keys::span(&[], None)), rows);
+            write(&fjall, &mut model, &mut last, (vec![(1, 30); 10], Vec::new()));
+            write(&fjall, &mut model, &mut last, (Vec::new(), vec![(3, true), (0, true)]));
+        }
+        let fjall = Fjall::open(dir.path(), 1 << 20, 1 << 20).unwrap();
+        assert_eq!((model.len(), fjall.log_len()), (24, 4), "three packs, and a note beside the first");
+        while !model.is_empty() {
+            write(&fjall, &mut model, &mut last, (Vec::new(), vec![(0, true)]));
+        }
+        assert_eq!(fjall.log_len(), 0);
+    }
+
+    #[test]
+    fn the_log_is_bounded_and_what_went_takes_no_room_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let fjall = opened(dir.path());
+        let (mut model, mut last) = (Model::new(), 0);
+        for _ in 0..100 {
+            write(&fjall, &mut model, &mut last, (vec![(1, 100)], Vec::new()));
+        }
+        assert_eq!(fjall.log_len(), 2_000 / 120, "the others got places of their own");
+        let gone = vec![(0, true); model.len()];
+        write(&fjall, &mut model, &mut last, (Vec::new(), gone));
+        assert_eq!((model.len(), fjall.log_len()), (0, 0));
+        for _ in 0..10 {
+            write(&fjall, &mut model, &mut last, (vec![(1, 100)], Vec::new()));
+        }
+        assert_eq!(fjall.log_len(), 10, "there is room again");
+        assert_eq!(all(&fjall, crate::keys::span(&[], None)).len(), 10);
+    }
+
+    #[test]
+    fn a_damaged_log_is_an_error_and_brings_nobody_down() {
+        let (mut packs, mut rows) = (super::Packs::default(), BTreeMap::new());
+        let mut pack = [&[0; 16][..], &[0, 0, 0, 3], b"abc"].concat();
+        packs.read(1, pack.clone().into(), &mut rows).unwrap();
+        assert!(packs.note(1, &[1, 0], &mut rows).is_err(), "a note of another length");
+        assert!(packs.note(2, &[1], &mut rows).is_err(), "a note of no pack");
+        packs.note(1, &[1], &mut rows).unwrap();
+        assert!(rows.is_empty());
+        while pack.pop().is_some_and(|_| !pack.is_empty()) {
+            assert!(packs.read(3, pack.clone().into(), &mut rows).is_err(), "{} bytes", pack.len());
+        }
+    }
 }

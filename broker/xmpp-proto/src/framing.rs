@@ -457,12 +457,30 @@ mod tests {
     }
 
     #[test]
+    fn a_new_stream_knows_nothing_of_the_old_one() {
+        let mut framer = Framer::new(&Limits::default());
+        for _ in 0..2 {
+            let mut input: &[u8] = b"<?xml version='1.0'?><s:s><message><bo";
+            assert!(matches!(framer.next(&mut input), Ok(Some(Frame::Declaration(_)))));
+            assert!(matches!(framer.next(&mut input), Ok(Some(Frame::Header(b"<s:s>")))));
+            assert!(matches!(framer.next(&mut input), Ok(None)));
+            assert_eq!(framer.held(), "<message><bo".len());
+            framer.restart();
+            assert_eq!(framer.held(), 0);
+        }
+        let mut input: &[u8] = b"<s:s><a></a>";
+        assert!(matches!(framer.next(&mut input), Ok(Some(Frame::Header(_)))));
+        assert!(matches!(framer.next(&mut input), Ok(Some(Frame::Element(b"<a></a>")))));
+    }
+
+    #[test]
     fn what_is_restricted_or_too_large() {
         let limits = Limits { stanza: 20, depth: 2, attributes: 5 };
         let last = |text: &str| frames(&[text.as_bytes()], &limits).pop().unwrap_or_default();
         assert_eq!(last("<s><!-- c -->"), "restricted-xml");
         assert_eq!(last("<!DOCTYPE s>"), "restricted-xml");
         assert_eq!(last("<s><?pi?>"), "restricted-xml");
+        assert_eq!(last("<?xml?> <?xml?>"), "restricted-xml");
         assert_eq!(last("<s>text"), "bad-format");
         assert_eq!(last("<s><![CDATA[x]]>"), "bad-format");
         assert_eq!(last("GET / HTTP/1.1"), "not-well-formed");

@@ -631,6 +631,28 @@ mod tests {
     }
 
     #[test]
+    fn a_new_stream_has_limits_and_prefixes_of_its_own() {
+        let mut ingress = Ingress::new(Limits::BEFORE_LOGIN);
+        let reads = |ingress: &mut Ingress, xml: &str| match ingress.next(&mut xml.as_bytes()) {
+            Ok(Some(incoming)) => format!("{incoming:?}").chars().take_while(char::is_ascii_alphabetic).collect(),
+            Ok(None) => "nothing".to_owned(),
+            Err(error) => error.condition.name().to_owned(),
+        };
+        let prefixed = HEADER.replace(" to=", " xmlns:t='urn:ietf:params:xml:ns:xmpp-tls' to=");
+        assert_eq!(reads(&mut ingress, &prefixed), "Header");
+        assert_eq!(reads(&mut ingress, "<t:starttls/>"), "Element");
+        ingress.restart();
+        ingress.set_limits(Limits::default());
+        assert_eq!(reads(&mut ingress, HEADER), "Header");
+        let attrs: String = (0..40).map(|n| format!(" a{n}=''")).collect();
+        assert_eq!(reads(&mut ingress, &format!("<message{attrs}/>")), "Stanza");
+        assert_eq!(reads(&mut ingress, "<t:starttls/>"), "not-well-formed", "nobody declared that");
+        let mut early = Ingress::new(Limits::BEFORE_LOGIN);
+        assert_eq!(reads(&mut early, HEADER), "Header");
+        assert_eq!(reads(&mut early, &format!("<message{attrs}/>")), "policy-violation");
+    }
+
+    #[test]
     fn too_many_attributes_and_levels_are_refused() {
         let attrs: String = (0..65).map(|n| format!(" a{n}=''")).collect();
         assert_eq!(stream_error(&format!("<message{attrs}/>")), "policy-violation");

@@ -259,11 +259,42 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_asked_for_without_need_and_again_over_a_new_connection() {
+        let mut sm = StreamManagement::new();
+        assert_eq!(text(|out| sm.ask(out)), "", "nothing was sent");
+        sm.sent("a");
+        assert_eq!(text(|out| sm.ask(out)), "<r xmlns='urn:xmpp:sm:3'/>");
+        sm.resume("name");
+        assert_eq!(text(|out| sm.ask(out)), "<r xmlns='urn:xmpp:sm:3'/>", "the answer went with the old one");
+        assert_eq!(sm.acknowledge(1).unwrap().count(), 1);
+        assert_eq!(text(|out| sm.ask(out)), "");
+    }
+
+    #[test]
+    fn a_stream_of_an_earlier_process_counts_on() {
+        let mut sm = StreamManagement::restored(5, 3, ["d", "e"]);
+        let Err(error) = sm.acknowledge(6) else { panic!("five were sent") };
+        let too_high = error.specific.unwrap();
+        assert_eq!((too_high.get_attr("h"), too_high.get_attr("send-count")), (Some("6"), Some("5")), "§4");
+        assert_eq!(sm.acknowledge(4).unwrap().collect::<Vec<_>>(), ["d"]);
+        let resumed = sm.resume("name");
+        assert_eq!((resumed.get_attr("previd"), resumed.get_attr("h")), (Some("name"), Some("5")));
+        assert_eq!(sm.into_unacknowledged().collect::<Vec<_>>(), ["e"]);
+    }
+
+    #[test]
     fn requests_are_read() {
         let read = |xml: &str| SmRequest::read(&Element::parse(xml.as_bytes(), ns::SM).unwrap());
         assert_eq!(read("<a h='7'/>"), Some(SmRequest::Answer(7)));
         assert_eq!(read("<a h='-7'/>"), None);
         assert_eq!(read("<r/>"), Some(SmRequest::Ask));
         assert_eq!(read("<r xmlns='x'/>"), None);
+        for (resume, wanted) in [("", false), ("resume='false'", false), ("resume='true'", true), ("resume='1'", true)]
+        {
+            assert_eq!(read(&format!("<enable {resume}/>")), Some(SmRequest::Enable { resume: wanted }));
+        }
+        let resume = |previous: &str, handled| Some(SmRequest::Resume { previous: previous.into(), handled });
+        assert_eq!(read("<resume previd='x' h='7'/>"), resume("x", 7));
+        assert_eq!(read("<resume previd='x'/>"), resume("", 0), "without a count it names nothing");
     }
 }

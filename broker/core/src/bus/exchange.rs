@@ -198,3 +198,6 @@ impl Far {
         self.exchange.bus.send(self.node, word);
     }
 }
+
+#[cfg(test)]
+mod tests;
