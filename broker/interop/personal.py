@@ -4,7 +4,8 @@ import asyncio
 
 from slixmpp.exceptions import IqError
 
-from harness import Broker, check, expect
+from chat import Screen
+from harness import Broker, check, eventually, expect
 from people import Person, befriend
 
 BOOKMARKS = "urn:xmpp:bookmarks:1"
@@ -105,3 +106,30 @@ async def bookmarks(broker: Broker):
         expect(error.condition == "not-allowed", error)
     expect(not [kind for kind, _ in juliet.seen if kind.startswith("bookmarks")], juliet.seen)
     await asyncio.gather(romeo.go(), juliet.go())
+
+
+@check("profanity's bookmarks and slixmpp's are the same", "slixmpp", "profanity", "tmux")
+async def old_bookmarks(broker: Broker):
+    romeo = await Wisher(broker, "romeo", await broker.add_user("romeo"), [BOOKMARKS]).come()
+    await romeo.bookmark(ROOM, "Garden")
+    home = broker.folder / "home"
+    home.mkdir()
+    async with Screen(broker, home, "profanity") as screen:
+        await screen.shows("Profanity")
+        await screen.types(f"/connect romeo@localhost server 127.0.0.1 port {broker.ports['xmpp']} tls trust")
+        await screen.shows("password")
+        await screen.types("the password of romeo")
+        await screen.shows("logged in successfully")
+        await screen.types("/bookmark list")
+        await screen.shows(ROOM)
+        await screen.types("/bookmark add tomb@rooms.localhost nick Romeo autojoin off")
+
+        async def kept():
+            return set(await romeo.bookmarks()) == {ROOM, "tomb@rooms.localhost"}
+        await eventually("profanity's bookmark is among slixmpp's", kept)
+        await romeo.wait("bookmarks_publish",
+                         lambda news: news["pubsub_event"]["items"]["item"]["id"] == "tomb@rooms.localhost")
+        await screen.types(f"/bookmark remove {ROOM}")
+        await romeo.wait("bookmarks_retract", lambda news: news["pubsub_event"]["items"]["retract"]["id"] == ROOM)
+        await screen.types("/quit")
+    await romeo.go()

@@ -95,6 +95,11 @@ const MAX_TEXT: usize = 1023;
 const MAX_GROUPS: usize = 64;
 
 impl Config {
+    /// What only the owner sees, and asks for.
+    pub(super) fn private() -> Config {
+        Config { access: Access::Whitelist, max_items: None, send_last: SendLast::Never, ..Config::default() }
+    }
+
     /// How many items are kept.
     pub(super) fn max_items(&self) -> usize {
         if self.persist { self.max_items.unwrap_or(MAX_ITEMS) } else { 0 }

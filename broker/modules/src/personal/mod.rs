@@ -10,6 +10,7 @@ mod config;
 mod items;
 mod last;
 mod notify;
+mod private;
 mod request;
 mod shelf;
 
@@ -35,6 +36,9 @@ const AVATARS: Xep = Xep { number: 84, name: "User Avatar", version: "1.1.4", mo
 /// Bookmarks are a node that nobody else sees.
 const BOOKMARKS: Xep = Xep { number: 402, name: "PEP Native Bookmarks", version: "1.2.0", module: "personal" };
 
+/// Older clients keep their bookmarks in it.
+const PRIVATE: Xep = Xep { number: 49, name: "Private XML Storage", version: "1.2", module: "personal" };
+
 /// Nodes of one account.
 const MAX_NODES: usize = 256;
 /// Items of one node.
@@ -49,8 +53,10 @@ const MAX_SUBSCRIBERS: usize = 1000;
 const MAX_NAME: usize = 1023;
 
 /// XEP-0163 §6.1, XEP-0060 §10: what accounts can do.
-const FEATURES: [&str; 25] = [
+const FEATURES: [&str; 26] = [
     ns::PUBSUB,
+    // XEP-0402 §5: old and new clients have the same bookmarks.
+    "urn:xmpp:bookmarks:1#compat",
     "http://jabber.org/protocol/pubsub#access-open",
     "http://jabber.org/protocol/pubsub#access-presence",
     "http://jabber.org/protocol/pubsub#access-roster",
@@ -82,14 +88,15 @@ const FEATURES: [&str; 25] = [
 /// # Errors
 /// If a payload has an owner already.
 pub fn register(registry: &mut Registry, parts: &Parts) -> Result<(), TwoOwners> {
-    [XEP, AVATARS, BOOKMARKS].into_iter().for_each(|xep| registry.xep(xep));
+    [PRIVATE, AVATARS, XEP, BOOKMARKS].into_iter().for_each(|xep| registry.xep(xep));
     registry.identity(Identity { at: At::Account, category: "pubsub", type_: "pep", name: None });
     FEATURES.iter().for_each(|var| registry.feature(At::Account, var));
     registry.part::<Personal>();
     let nodes = Arc::new(Nodes { parts: parts.clone() });
     registry.handle::<Pubsub>(Scope::Account, nodes.clone())?;
     registry.handle::<OwnerPubsub>(Scope::Account, nodes.clone())?;
-    registry.handle::<last::Wants>(Scope::Account, nodes)?;
+    registry.handle::<last::Wants>(Scope::Account, nodes.clone())?;
+    registry.handle::<private::Query>(Scope::Own, nodes)?;
     registry.on_received(Phase::Annotate, Arc::new(notify::Filter));
     Ok(())
 }
@@ -221,42 +228,56 @@ impl Nodes {
         let mut bytes = Vec::new();
         payload.write_to(&mut bytes, NOWHERE);
         self.decide(account, |at| {
-            let place = self.draw();
-            let id = id.unwrap_or_else(|| place.to_string());
-            let shelf = shelf(at.state)?;
-            let made = made(shelf, name, options)?;
-            let ops = match shelf.publish(name, (&id, place), &bytes) {
-                Ok(ops) => made.into_iter().chain(ops).collect(),
-                Err(error) => {
-                    if made.is_some() {
-                        // Nothing of a publication that is refused stays.
-                        shelf.delete(name)?;
-                    }
-                    return Err(error);
-                }
-            };
-            self.save(at, ops);
-            let node = Element::new(ns::PUBSUB, "publish").attr("node", name.to_owned());
-            let item = Element::new(ns::PUBSUB, "item").attr("id", id.clone());
-            notify::published(at, name, (&id, place), &bytes)?;
-            Ok(Some(Element::new(ns::PUBSUB, "pubsub").child(node.child(item))))
+            let id = self.put(at, name, (id, &bytes), |shelf| made(shelf, name, options))?;
+            let item = Element::new(ns::PUBSUB, "item").attr("id", id);
+            let node = Element::new(ns::PUBSUB, "publish").attr("node", name.to_owned()).child(item);
+            Ok(Some(Element::new(ns::PUBSUB, "pubsub").child(node)))
         })
+    }
+
+    /// Puts an item on a node that `make` may make before; gives its id.
+    fn put(
+        &self,
+        at: &mut Place<'_>,
+        name: &str,
+        (id, payload): (Option<String>, &[u8]),
+        make: impl FnOnce(&mut Shelf) -> Result<Option<Op>, StanzaError>,
+    ) -> Result<String, StanzaError> {
+        let place = self.draw();
+        let id = id.unwrap_or_else(|| place.to_string());
+        let shelf = shelf(at.state)?;
+        let made = make(shelf)?;
+        let ops = match shelf.publish(name, (&id, place), payload) {
+            Ok(ops) => made.into_iter().chain(ops).collect(),
+            Err(error) => {
+                if made.is_some() {
+                    // Nothing of a publication that is refused stays.
+                    shelf.delete(name)?;
+                }
+                return Err(error);
+            }
+        };
+        self.save(at, ops);
+        notify::published(at, name, (&id, place), payload)?;
+        Ok(id)
     }
 
     /// XEP-0060 §7.2.
     fn retract(&self, account: &Arc<Account>, name: &str, id: &str, notify: bool) -> Result<Reply, StanzaError> {
-        self.decide(account, |at| {
-            let op = shelf(at.state)?.retract(name, id)?;
-            self.save(at, vec![op]);
-            let place = self.draw();
-            let node = shelf(at.state)?.expect(name)?;
-            let (audience, told) = (node.audience(), notify || node.config.tells_retractions);
-            let news = News { node: name, item: id, place, event: notify::retraction(name, id) };
-            if told {
-                notify::tell(at, &audience, &news);
-            }
-            Ok(None)
-        })
+        self.decide(account, |at| self.take(at, name, id, notify).map(|()| None))
+    }
+
+    /// Takes an item off a node; it is told if the node is so, or if it is asked for.
+    fn take(&self, at: &mut Place<'_>, name: &str, id: &str, notify: bool) -> Result<(), StanzaError> {
+        let op = shelf(at.state)?.retract(name, id)?;
+        self.save(at, vec![op]);
+        let place = self.draw();
+        let node = shelf(at.state)?.expect(name)?;
+        let (audience, told) = (node.audience(), notify || node.config.tells_retractions);
+        if told {
+            notify::tell(at, &audience, &News { node: name, item: id, place, event: notify::retraction(name, id) });
+        }
+        Ok(())
     }
 
     /// XEP-0060 §8.5.

@@ -585,3 +585,63 @@ async fn whoever_publishes_brings_no_absent_contact_home() {
     romeo.asks(&publish(TUNE, "1", &[])).await;
     assert!(world.node.parts.homes.known(&away).is_none());
 }
+
+/// A publication on a node that only its owner sees and that keeps all.
+fn private_options(publish: &str) -> String {
+    let fields = [("max_items", "max"), ("access_model", "whitelist"), ("send_last_published_item", "never")];
+    let fields =
+        fields.map(|(var, value)| format!("<field var='pubsub#{var}'><value>{value}</value></field>")).concat();
+    let options = format!("<publish-options><x xmlns='jabber:x:data' type='submit'>{fields}</x></publish-options>");
+    iq("set", "", &pubsub(&format!("{publish}{options}")))
+}
+
+#[tokio::test]
+async fn old_and_new_clients_have_the_same_bookmarks() {
+    let world = World::new().await;
+    let mut old = world.online("romeo/old").await;
+    let mut new = world.bind("romeo/new").await;
+    new.wants(&[BOOKMARKS_NODE]).await;
+    old.skip();
+    let private =
+        |type_: &str, inner: &str| iq(type_, "", &format!("<query xmlns='jabber:iq:private'>{inner}</query>"));
+    let empty = old.asks(&private("get", "<storage xmlns='storage:bookmarks'/>")).await;
+    assert!(!empty.contains("conference") && empty.contains("storage:bookmarks"), "{empty}");
+    let bookmark = "<item id='a@rooms.localhost'><conference xmlns='urn:xmpp:bookmarks:1' name='A' autojoin='1'>
+         <nick>Romeo</nick><extensions><x xmlns='urn:x'/></extensions></conference></item>";
+    new.sends(&private_options(&format!("<publish node='{BOOKMARKS_NODE}'>{bookmark}</publish>"))).await;
+    new.sees(&format!(
+        "<message><event xmlns='{}'><items node='{BOOKMARKS_NODE}'><item id='a@rooms.localhost'/></items></event></message>",
+        ns::PUBSUB_EVENT
+    ));
+    new.sees("<iq type='result' id='q'/>");
+    let both = "<storage xmlns='storage:bookmarks'><url name='web' url='http://localhost/'/>
+         <conference jid='a@rooms.localhost' name='A' autojoin='1'><nick>Romeo</nick></conference>
+         <conference jid='b@rooms.localhost' name='B'/></storage>";
+    old.asks(&private("set", both)).await;
+    let told = |id: &str| {
+        format!(
+            "<message><event xmlns='{}'><items node='{BOOKMARKS_NODE}'><item id='{id}'/></items></event></message>",
+            ns::PUBSUB_EVENT
+        )
+    };
+    new.sees(&told("b@rooms.localhost"));
+    new.sees_nothing();
+    let kept = new.asks(&items("", BOOKMARKS_NODE, "")).await;
+    assert!(kept.contains("<x xmlns='urn:x'/>") && kept.contains("name='B'"), "{kept}");
+    let found = old.asks(&private("get", "<storage xmlns='storage:bookmarks'/>")).await;
+    for told in ["url='http://localhost/'", "jid='a@rooms.localhost'", "jid='b@rooms.localhost'", "<nick>Romeo</nick>"]
+    {
+        assert!(found.contains(told), "{told} in {found}");
+    }
+    let one = "<storage xmlns='storage:bookmarks'><conference jid='b@rooms.localhost' name='B'/></storage>";
+    old.asks(&private("set", one)).await;
+    new.sees(&retraction("romeo", BOOKMARKS_NODE, "a@rooms.localhost"));
+    new.sees_nothing();
+    old.asks(&private("set", "<prefs xmlns='urn:prefs'><dark/></prefs>")).await;
+    let prefs = old.asks(&private("get", "<prefs xmlns='urn:prefs'/>")).await;
+    assert!(prefs.contains("<dark/>"), "{prefs}");
+    old.is_refused(&private("get", ""), "not-acceptable", "").await;
+    let mut juliet = world.online("juliet/balcony").await;
+    let theirs = private("get", "<prefs xmlns='urn:prefs'/>").replace(" id=", " to='romeo@localhost' id=");
+    juliet.is_refused(&theirs, "forbidden", "").await;
+}
