@@ -23,8 +23,11 @@ const MAX_WAITING: usize = 4_096;
 /// How many bytes wait for one bot.
 const MAX_WAITING_BYTES: usize = 4 << 20;
 
-/// With fewer lasting publications in hand than this, the next are read from the store.
+/// With fewer lasting publications in hand than this, the next page is read from the store.
 const FEW: usize = 256;
+
+/// Publications that were read from the store.
+type Page = Vec<Arc<Publication>>;
 
 /// A publication that waits for its handlers.
 pub struct Waiting(pub Arc<Publication>);
@@ -50,27 +53,41 @@ pub struct Ear {
     principal: Principal,
     owner: Owner,
     mailbox: Mailbox<Waiting>,
-    /// Lasting publications that wait here or run.
-    in_hand: Mutex<BTreeSet<u64>>,
-    /// How many lasting publications lie in the store only, since it was last known that none does.
-    late: Mutex<Option<u64>>,
+    lasting: Mutex<Lasting>,
     more: Notify,
     heard: Mutex<BTreeSet<String>>,
     /// Filters whose refusal is in the log.
     refused: Mutex<BTreeSet<String>>,
 }
 
+/// Where the lasting publications are that have rows in the store, by id.
+struct Lasting {
+    /// They wait in memory or run.
+    in_hand: BTreeSet<u64>,
+    /// They are being saved. A row may be there already, but what its topic had before comes first, and it is delivered.
+    coming: BTreeSet<u64>,
+    /// What began to be saved since the store is being read: the page may have it.
+    begun: Option<BTreeSet<u64>>,
+    /// How many lie in the store only, since it was last known that none does.
+    late: Option<u64>,
+}
+
 impl Ear {
     /// One that hears nothing yet.
     pub fn new(node: &Node, principal: Principal, owner: Owner) -> Arc<Ear> {
+        Ear::bounded(node, (principal, owner), (MAX_WAITING, MAX_WAITING_BYTES))
+    }
+
+    /// One in whose memory so many publications wait, of so many bytes.
+    fn bounded(node: &Node, (principal, owner): (Principal, Owner), (items, bytes): (usize, usize)) -> Arc<Ear> {
+        // A former process may have left some.
+        let late = Some(0);
         Arc::new(Ear {
             id: node.parts.topics.next_subscriber(),
             principal,
             owner,
-            mailbox: Mailbox::new(MAX_WAITING, MAX_WAITING_BYTES),
-            in_hand: Mutex::default(),
-            // A former process may have left some.
-            late: Mutex::new(Some(0)),
+            mailbox: Mailbox::new(items, bytes),
+            lasting: Mutex::new(Lasting { in_hand: BTreeSet::new(), coming: BTreeSet::new(), begun: None, late }),
             more: Notify::new(),
             heard: Mutex::default(),
             refused: Mutex::default(),
@@ -92,40 +109,31 @@ impl Ear {
         self.more.notify_one();
     }
 
-    /// The next publications of those that did not find room in memory, oldest first; none while enough are in hand.
-    pub async fn late(&self, rows: &Rows) -> Result<Vec<Arc<Publication>>, StoreError> {
-        let Some(mark) = *self.late.lock() else { return Ok(Vec::new()) };
-        let in_hand = self.in_hand.lock().clone();
-        if in_hand.len() >= FEW {
-            return Ok(Vec::new());
+    /// What waits in memory and the next publications of those that found no room there, oldest first; none while enough
+    /// are in hand.
+    pub async fn late(&self, rows: &Rows) -> Vec<Arc<Publication>> {
+        let Some((mark, skip)) = self.lasting.lock().read() else { return Vec::new() };
+        // No lasting one comes into the mailbox now, so what waits there is older than what is read.
+        let mut publications: Vec<_> =
+            self.mailbox.take().into_iter().map(|Waiting(publication)| publication).collect();
+        let page = rows.publications(&skip).await;
+        match self.lasting.lock().found(mark, page) {
+            Ok((found, more)) => {
+                publications.extend(found);
+                if more {
+                    self.more.notify_one();
+                }
+            }
+            Err(error) => tracing::error!(bot = %self.principal, %error, "publications wait for the next start"),
         }
-        let publications = rows.publications(FEW + in_hand.len(), &in_hand).await?;
-        if publications.is_empty() {
-            self.caught_up(mark);
-        } else {
-            self.in_hand.lock().extend(publications.iter().map(|publication| publication.id));
-            self.more.notify_one();
-        }
-        Ok(publications)
-    }
-
-    /// Nothing lay in the store after `mark` were missed; if more were since, it is looked again.
-    fn caught_up(&self, mark: u64) {
-        let mut late = self.late.lock();
-        match *late {
-            Some(count) if count == mark => *late = None,
-            _ => self.more.notify_one(),
-        }
+        publications
     }
 
     /// The handlers of a publication have run and its row is gone.
     pub fn done(&self, id: u64) {
-        let few = {
-            let mut in_hand = self.in_hand.lock();
-            in_hand.remove(&id);
-            in_hand.len() < FEW
-        };
-        if few && self.late.lock().is_some() {
+        let mut lasting = self.lasting.lock();
+        lasting.in_hand.remove(&id);
+        if lasting.in_hand.len() < FEW && lasting.late.is_some() {
             self.more.notify_one();
         }
     }
@@ -133,15 +141,15 @@ impl Ear {
     /// Takes a lasting publication if it may wait in memory. Behind one that could not, none may: they would run in
     /// the wrong order.
     fn keep(&self, publication: &Arc<Publication>) {
-        let mut late = self.late.lock();
-        if late.is_none() {
-            self.in_hand.lock().insert(publication.id);
-            match self.mailbox.push(Waiting(publication.clone()), Overflow::DropOldest) {
-                Pushed::Refused(Waiting(back)) => self.in_hand.lock().remove(&back.id),
-                Pushed::Queued | Pushed::Dropped(_) => return,
-            };
+        let mut lasting = self.lasting.lock();
+        lasting.coming.remove(&publication.id);
+        let has_room = lasting.late.is_none()
+            && !matches!(self.mailbox.push(Waiting(publication.clone()), Overflow::DropOldest), Pushed::Refused(_));
+        if has_room {
+            lasting.in_hand.insert(publication.id);
+            return;
         }
-        *late = Some(late.unwrap_or(0) + 1);
+        lasting.late = Some(lasting.late.unwrap_or(0) + 1);
         self.more.notify_one();
     }
 
@@ -210,8 +218,11 @@ impl Subscriber for Ear {
     }
 
     fn store(&self, publication: &Arc<Publication>, _: &[SubOptions]) -> Option<topics::Rows> {
-        lasting(publication)
-            .then(|| (self.owner.clone(), vec![put_publication(publication), Op::Drawn { id: publication.id }]))
+        if !lasting(publication) {
+            return None;
+        }
+        self.lasting.lock().begin(publication.id);
+        Some((self.owner.clone(), vec![put_publication(publication), Op::Drawn { id: publication.id }]))
     }
 
     fn deliver(&self, publication: &Arc<Publication>, _: &[SubOptions]) {
@@ -225,6 +236,37 @@ impl Subscriber for Ear {
                 tracing::warn!(bot = %self.principal, topic = %lost.topic, "a bot is too slow for its topics");
             }
         }
+    }
+
+    fn abandon(&self, publication: &Arc<Publication>) {
+        self.lasting.lock().coming.remove(&publication.id);
+    }
+}
+
+impl Lasting {
+    fn begin(&mut self, id: u64) {
+        self.coming.insert(id);
+        self.begun.iter_mut().for_each(|begun| _ = begun.insert(id));
+    }
+
+    /// Begins to read the store, if there is something to find: gives the mark that it is late by, and what not to take.
+    fn read(&mut self) -> Option<(u64, BTreeSet<u64>)> {
+        let mark = self.late.filter(|_| self.in_hand.len() < FEW)?;
+        self.begun = Some(BTreeSet::new());
+        Some((mark, &self.in_hand | &self.coming))
+    }
+
+    /// Takes what was read, but for what comes later; tells whether there may be more.
+    fn found(&mut self, mark: u64, page: Result<Page, StoreError>) -> Result<(Page, bool), StoreError> {
+        let begun = self.begun.take().unwrap_or_default();
+        let mut found = page?;
+        let more = !found.is_empty() || self.late != Some(mark);
+        if !more {
+            self.late = None;
+        }
+        found.retain(|publication| !begun.contains(&publication.id));
+        self.in_hand.extend(found.iter().map(|publication| publication.id));
+        Ok((found, more))
     }
 }
 
@@ -279,3 +321,7 @@ impl Gate for Granted {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "ear_tests.rs"]
+mod tests;

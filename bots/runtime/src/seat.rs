@@ -188,7 +188,7 @@ impl Seat {
                 _ = self.ear.mailbox().drain(&mut publications) => {
                     self.published(publications.drain(..).map(|Waiting(publication)| publication).collect()).await;
                 }
-                () = self.ear.more() => self.late().await,
+                () = self.ear.more() => self.published(self.ear.late(&self.rows).await).await,
                 () = self.next_deadline() => self.deadlines().await,
             }
         }
@@ -206,14 +206,6 @@ impl Seat {
             }
         }
         left
-    }
-
-    /// Has those publications run that found no room in memory.
-    async fn late(self: &Arc<Self>) {
-        match self.ear.late(&self.rows).await {
-            Ok(publications) => self.published(publications).await,
-            Err(error) => tracing::error!(bot = %self.jid, %error, "publications wait for the next start"),
-        }
     }
 
     /// Whether it was dealt with.

@@ -98,19 +98,23 @@ impl Rows {
         Ok(self.all("o/").await?.into_iter().filter_map(decode).collect())
     }
 
-    /// At most `limit` publications whose handlers may not have run, oldest first, without those that `skip` has.
-    /// A damaged row is logged and deleted.
-    pub async fn publications(&self, limit: usize, skip: &BTreeSet<u64>) -> Result<Vec<Arc<Publication>>, StoreError> {
-        let rows = self.page("t/", "t/", limit).await?;
-        let mut found = Vec::new();
-        for (id, value) in rows {
-            let known = id.parse().is_ok_and(|id| skip.contains(&id));
-            match Publication::decode(value) {
-                _ if known => {}
-                Some(publication) => found.push(Arc::new(publication)),
-                None => {
-                    tracing::error!(bot = self.owner.name(), id, "a publication that waited for a bot is damaged");
-                    self.commit(vec![delete(format!("t/{id}"))]).await?;
+    /// Publications whose handlers may not have run, oldest first, without those that `skip` has: a page of them, and
+    /// none only if there are none. A damaged row is logged and deleted.
+    pub async fn publications(&self, skip: &BTreeSet<u64>) -> Result<Vec<Arc<Publication>>, StoreError> {
+        let (mut found, mut after) = (Vec::new(), "t/".to_owned());
+        while found.is_empty() {
+            let page = self.page("t/", &after, PAGE).await?;
+            let Some((last, _)) = page.last() else { break };
+            after = format!("t/{last}");
+            for (id, value) in page {
+                let known = id.parse().is_ok_and(|id| skip.contains(&id));
+                match Publication::decode(value) {
+                    _ if known => {}
+                    Some(publication) => found.push(Arc::new(publication)),
+                    None => {
+                        tracing::error!(bot = self.owner.name(), id, "a publication that waited for a bot is damaged");
+                        self.commit(vec![delete(format!("t/{id}"))]).await?;
+                    }
                 }
             }
         }
@@ -252,7 +256,7 @@ mod tests {
         assert_eq!(rows.conversations().await.unwrap().len(), 1);
         assert_eq!(rows.script("12").await.unwrap().as_deref(), Some("fn f() {}"));
         assert_eq!(rows.scripts().await.unwrap(), ["12"]);
-        assert!(rows.publications(10, &BTreeSet::new()).await.unwrap().is_empty());
+        assert!(rows.publications(&BTreeSet::new()).await.unwrap().is_empty());
         rows.commit(vec![outgoing[0].delete(), delete_script("12")]).await.unwrap();
         assert_eq!(rows.outgoing().await.unwrap().len(), 299);
         assert!(rows.scripts().await.unwrap().is_empty());
@@ -287,7 +291,7 @@ mod tests {
         let kept = rows.conversation("a@b").await.unwrap();
         assert_eq!((kept.conversation, kept.damaged.as_deref()), (Conversation::default(), Some(&b"{#"[..])));
         assert_eq!(rows.current().await.unwrap(), None);
-        assert!(rows.publications(10, &BTreeSet::new()).await.unwrap().is_empty());
+        assert!(rows.publications(&BTreeSet::new()).await.unwrap().is_empty());
         assert!(rows.all("t/").await.unwrap().is_empty(), "it is gone");
     }
 }

@@ -397,6 +397,13 @@ async fn count_to_ten(node: Node, name: String) {
     assert_eq!(texts, expected, "{name}");
 }
 
+/// Where numbers that should count up from 0 do not: place, what should stand there, what does.
+fn astray(got: &[usize]) -> String {
+    let wrong: Vec<_> = got.iter().enumerate().filter(|(at, n)| at != *n).map(|(at, n)| (at, *n)).collect();
+    let missing: Vec<usize> = (0..got.len()).filter(|n| !got.contains(n)).collect();
+    format!("{} values; (place, value): {:?}; missing: {missing:?}", got.len(), &wrong[..wrong.len().min(50)])
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_burst_of_acknowledged_values_reaches_the_script_in_order() {
     let store: SharedStore = Arc::new(MemoryStore::default());
@@ -412,7 +419,7 @@ async fn a_burst_of_acknowledged_values_reaches_the_script_in_order() {
     while got.len() < COUNT {
         got.extend(life.next().await.iter().filter_map(|e| e.stanza.body()?.parse::<usize>().ok()));
     }
-    assert!(got.iter().copied().eq(0..COUNT));
+    assert!(got.iter().copied().eq(0..COUNT), "{}", astray(&got));
     life.bots.stop().await;
 }
 
@@ -434,7 +441,7 @@ async fn values_that_waited_over_a_restart_reach_the_script_in_order() {
     while got.len() < COUNT {
         got.extend(life.next().await.iter().filter_map(|e| e.stanza.body()?.parse::<usize>().ok()));
     }
-    assert!(got.iter().copied().eq(0..COUNT), "{got:?}");
+    assert!(got.iter().copied().eq(0..COUNT), "{}", astray(&got));
 }
 
 #[tokio::test(flavor = "multi_thread")]

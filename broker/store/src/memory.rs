@@ -40,8 +40,8 @@ impl MemoryStore {
         self.waiting.lock().get_or_insert_default();
     }
 
-    /// From now on pages of queues are looked up at once, and come when [`release_pages`](MemoryStore::release_pages)
-    /// lets them.
+    /// From now on pages of queues and of records are looked up at once, and come when
+    /// [`release_pages`](MemoryStore::release_pages) lets them.
     pub fn hold_pages(&self) {
         self.readers.lock().get_or_insert_default();
     }
@@ -97,6 +97,22 @@ impl MemoryStore {
     fn read<T: Send + 'static>(&self, look: impl FnOnce(&State) -> T) -> Read<'static, T> {
         Box::pin(ready(Ok(look(&self.state.lock()))))
     }
+
+    /// The same for what [`hold_pages`](MemoryStore::hold_pages) holds.
+    fn read_page<T: Send + 'static>(&self, look: impl FnOnce(&State) -> T) -> Read<'static, T> {
+        let (page, readers) = (look(&self.state.lock()), self.readers.clone());
+        Box::pin(async move {
+            poll_fn(|cx| match &mut *readers.lock() {
+                Some(readers) => {
+                    readers.push(cx.waker().clone());
+                    Poll::Pending
+                }
+                None => Poll::Ready(()),
+            })
+            .await;
+            Ok(page)
+        })
+    }
 }
 
 impl Store for MemoryStore {
@@ -124,7 +140,7 @@ impl Store for MemoryStore {
         after: Option<&'a str>,
         limit: usize,
     ) -> Read<'a, Vec<(Box<str>, Record)>> {
-        self.read(|state| {
+        self.read_page(|state| {
             let from = match after {
                 Some(item) => Bound::Excluded((table, owner.clone(), item.into())),
                 None => Bound::Included((table, owner.clone(), "".into())),
@@ -160,18 +176,7 @@ impl Store for MemoryStore {
     }
 
     fn queue_page<'a>(&'a self, owner: &'a Owner, after: u64, bound: PageBound) -> Read<'a, QueuePage> {
-        let (page, readers) = (self.state.lock().queue_page(owner, after, bound), self.readers.clone());
-        Box::pin(async move {
-            poll_fn(|cx| match &mut *readers.lock() {
-                Some(readers) => {
-                    readers.push(cx.waker().clone());
-                    Poll::Pending
-                }
-                None => Poll::Ready(()),
-            })
-            .await;
-            Ok(page)
-        })
+        self.read_page(|state| state.queue_page(owner, after, bound))
     }
 
     fn queue_size<'a>(&'a self, owner: &'a Owner) -> Read<'a, QueueSize> {

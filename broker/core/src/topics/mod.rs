@@ -320,14 +320,15 @@ impl Topics {
     ) -> Result<Subscribed, Refusal> {
         let who = subscriber.principal();
         self.ask_filter(who, filter)?;
-        let (existed, coming, ticket) = self.begin_at_once(subscriber, filter, options);
+        let (existed, coming, ticket) = self.begin_at_once(subscriber, (filter, options), |_| true);
         let mut retained = self.all_retained(filter)?;
         // Reading what is retained is an action of its own (semantics.md, permissions).
         retained.retain(|p| !coming.contains(&p.id) && self.permit.may(who, Action::Retrieve, &p.topic));
         Ok(Subscribed { existed, retained, ticket })
     }
 
-    /// Subscribes one to whom what is kept already is no news. What is just being saved is news: it comes as a delivery.
+    /// Subscribes one to whom what is kept already is no news. What is just being saved is news: it comes as a delivery,
+    /// once, though another filter finds it too.
     ///
     /// # Errors
     /// As for [`Topics::join`].
@@ -338,20 +339,22 @@ impl Topics {
         options: SubOptions,
     ) -> Result<Ticket, Refusal> {
         self.ask_filter(subscriber.principal(), filter)?;
-        Ok(self.begin_at_once(subscriber, filter, options).2)
+        let id = subscriber.id();
+        Ok(self.begin_at_once(subscriber, (filter, options), |open| !open.audience.has(id)).2)
     }
 
     /// Whether it was subscribed, the ids of what is being saved and will be delivered, and the ticket of that.
     fn begin_at_once(
         &self,
         subscriber: &Arc<dyn Subscriber>,
-        filter: &str,
-        options: SubOptions,
+        (filter, options): (&str, SubOptions),
+        is_news: impl Fn(&Open) -> bool,
     ) -> (bool, Vec<u64>, Ticket) {
         let (existed, since) = self.insert(subscriber, filter, options);
         let mut ticket = Ticket::done();
         let joining = Match { subscriber: subscriber.clone(), options: SmallVec::from_elem(options, 1) };
-        let coming = self.join_open(&joining, filter, since, &mut ticket);
+        let is_missed = |open: &Open| open.is_missed(since) && joining.wants(&open.publication) && is_news(open);
+        let coming = self.join_open(&joining, filter, is_missed, &mut ticket);
         (existed, coming, ticket)
     }
 
@@ -446,17 +449,24 @@ impl Topics {
         (existed, trie.changes())
     }
 
-    /// Whoever subscribed with change `since` has part in what was begun before and is being saved. Gives the ids.
-    fn join_open(&self, joining: &Match, filter: &str, since: u64, ticket: &mut Ticket) -> Vec<u64> {
+    /// Whoever subscribes has part in what was begun before, is being saved and would be missed. Gives the ids.
+    fn join_open(
+        &self,
+        joining: &Match,
+        filter: &str,
+        is_missed: impl Fn(&Open) -> bool,
+        ticket: &mut Ticket,
+    ) -> Vec<u64> {
         let mut ids = Vec::new();
         for topic in self.saving.matching(filter) {
             let Some(place) = self.places.known(&topic) else { continue };
             let mut state = place.state.lock();
-            for open in state.open.iter_mut().filter(|o| o.is_missed(since) && joining.wants(&o.publication)) {
+            for open in state.open.iter_mut().filter(|open| is_missed(open)) {
                 ids.push(open.publication.id);
                 match joining.subscriber.store(&open.publication, &joining.options) {
                     None => open.audience.joined.push(joining.clone()),
                     Some(rows) => {
+                        open.audience.late.push(joining.subscriber.id());
                         ticket.wait_for(joining.subscriber.save(&self.store, open.publication.id, rows));
                         let publication = open.publication.clone();
                         ticket.then(Deed::Late(Late::new(joining.clone(), publication)));

@@ -53,6 +53,8 @@ pub(super) struct Audience {
     turn: u64,
     /// Who subscribed while it was being saved.
     pub(super) joined: Vec<Match>,
+    /// The same, but with rows of their own: they are told by themselves.
+    pub(super) late: Vec<u64>,
 }
 
 impl Match {
@@ -85,6 +87,11 @@ impl Audience {
             None => self.joined.get(at - groups.len()),
         }
     }
+
+    /// Whether somebody receives it by a subscription that is not a group's.
+    pub(super) fn has(&self, id: u64) -> bool {
+        self.receivers.all.iter().chain(&self.joined).any(|m| m.subscriber.id() == id) || self.late.contains(&id)
+    }
 }
 
 impl Receivers {
@@ -111,7 +118,7 @@ impl Topics {
     pub(super) fn audience(&self, kept: &mut Option<Found>, topic: &str) -> (Audience, u64) {
         let (receivers, changes) = self.receivers(kept, topic);
         let turn = if receivers.groups.is_empty() { 0 } else { self.next_turn() };
-        (Audience { receivers, turn, joined: Vec::new() }, changes)
+        (Audience { receivers, turn, ..Audience::default() }, changes)
     }
 
     pub(super) fn receivers(&self, kept: &mut Option<Found>, topic: &str) -> (Arc<Receivers>, u64) {

@@ -325,6 +325,26 @@ async fn who_only_listens_gets_what_is_being_saved_and_nothing_older() {
 }
 
 #[tokio::test]
+async fn who_listens_with_overlapping_filters_gets_what_is_being_saved_once() {
+    for keeps in [false, true] {
+        let world = world().await;
+        let (before, first) = world.reader("romeo", keeps);
+        world.topics.listen(&first, "u/romeo/+", SubOptions::default()).unwrap().complete().await.unwrap();
+        world.store.hold();
+        let saving = world.topics.publish(&who("romeo"), retained("new")).unwrap();
+        let (during, second) = world.reader("romeo", keeps);
+        let also = [(&first, "u/romeo/#"), (&second, "u/romeo/+"), (&second, "u/romeo/#")];
+        let tickets = also.map(|(who, filter)| world.topics.listen(who, filter, SubOptions::default()).unwrap());
+        world.store.release_all();
+        saving.complete().await.unwrap();
+        for ticket in tickets {
+            ticket.complete().await.unwrap();
+        }
+        assert_eq!([before.seen.lock().len(), during.seen.lock().len()], [1, 1], "keeps rows: {keeps}");
+    }
+}
+
+#[tokio::test]
 async fn publications_of_a_topic_leave_in_the_order_in_which_they_were_begun() {
     let world = world().await;
     let (reader, handle) = world.reader("romeo", false);
