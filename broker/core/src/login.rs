@@ -6,7 +6,7 @@ use crate::{
     lines::{Lines, shown},
     metrics::Metrics,
     principal::{Host, Hosts, Principal},
-    throttle::{PATIENCE, Throttle, Turn},
+    throttle::{Entry, PATIENCE, Place, Throttle, Turn},
 };
 use parking_lot::Mutex;
 use std::{
@@ -19,7 +19,10 @@ use tavi_xmpp_proto::{
     jid::BareJid,
     sasl::{Hash, ScramChallenged, ScramKeys},
 };
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::{
+    sync::{OnceCell, Semaphore},
+    time::Instant,
+};
 use zeroize::Zeroizing;
 
 /// Why a login was refused.
@@ -115,6 +118,8 @@ pub struct Login {
     tokens: OnceLock<Arc<dyn Tokens>>,
     certificates: OnceLock<Arc<dyn Certificates>>,
     throttle: Mutex<Throttle>,
+    /// How long one waits for a place behind wrong guesses.
+    patience: Duration,
     checks: Semaphore,
     /// What the keys of unknown users come from; made once for a store.
     secret: OnceCell<[u8; 32]>,
@@ -128,7 +133,21 @@ impl Login {
         let (tokens, certificates) = (OnceLock::new(), OnceLock::new());
         let (throttle, checks) = (Mutex::default(), Semaphore::new(CHECKS));
         let (secret, failed, refused) = (OnceCell::new(), Lines::new(), Lines::new());
-        Login { hosts, accounts, clock, metrics, tokens, certificates, throttle, checks, secret, failed, refused }
+        let patience = PATIENCE;
+        Login {
+            hosts,
+            accounts,
+            clock,
+            metrics,
+            tokens,
+            certificates,
+            throttle,
+            patience,
+            checks,
+            secret,
+            failed,
+            refused,
+        }
     }
 
     /// Sets what knows the certificates of devices; once, at start. Without it no certificate lets anybody in.
@@ -172,10 +191,11 @@ impl Login {
         let name = self.counted_name(attempt.user);
         let turn = self.throttle.lock().begin(&name, attempt.peer.address);
         let jid = self.resolve(attempt.user);
+        let until = Instant::now() + self.patience;
         let mut place = None;
         let right = loop {
-            if place.is_none() && self.is_suspect(&turn) {
-                place = Some(turn.line.enter(PATIENCE).await.ok_or(Denied::Busy)?);
+            if place.is_none() {
+                place = self.place(&turn, until).await?;
             }
             match &attempt.credential {
                 Credential::Proof { challenge, answer } => break challenge.finish(answer).is_ok(),
@@ -206,6 +226,22 @@ impl Login {
             drop(place);
         });
         Err(Denied::Wrong { delay })
+    }
+
+    /// A place in the line, if a guess needs one.
+    async fn place(&self, turn: &Turn, until: Instant) -> Result<Option<Place>, Denied> {
+        loop {
+            // Before the question, so that no answer between is missed.
+            let freed = turn.line.freed();
+            if !self.is_suspect(turn) {
+                return Ok(None);
+            }
+            match turn.line.enter(freed, until).await {
+                Entry::Place(place) => return Ok(Some(place)),
+                Entry::Freed => {}
+                Entry::Full => return Err(Denied::Busy),
+            }
+        }
     }
 
     /// A certificate can not be guessed, so nobody stands in line for it. Whoever gives a name must be that one.
@@ -298,7 +334,8 @@ mod tests {
         let (hosts, clock) = (Arc::new(Hosts::new("localhost", &[]).unwrap()), Arc::new(FakeClock::at(1_000_000)));
         let shared: SharedStore = store.clone();
         let accounts = Arc::new(Accounts::new(hosts.clone(), shared, clock.clone()));
-        Login::new(hosts, accounts, clock, Arc::default())
+        // No machine is so slow that somebody who waits is turned away.
+        Login { patience: Duration::from_secs(3_600), ..Login::new(hosts, accounts, clock, Arc::default()) }
     }
 
     async fn seen(login: &Login, user: &str) -> (u32, Vec<u8>) {
@@ -377,6 +414,30 @@ mod tests {
             assert!(attempt(&login, user, &showing(shown)).await.is_err(), "{user} {shown:?}");
         }
         assert!(attempt(&login, "", &showing(Some(b"person"))).await.is_err(), "certificates are for devices");
+    }
+
+    #[tokio::test]
+    async fn a_right_password_frees_those_who_wait_behind_wrong_ones() {
+        let login = over(&Arc::new(MemoryStore::default()));
+        login.accounts.create(&"romeo@localhost".parse().unwrap(), "secret").await.unwrap();
+        let peer = Peer::at(Ipv4Addr::LOCALHOST.into());
+        let turn = login.throttle.lock().begin("romeo@localhost", peer.address);
+        login.throttle.lock().failed(&turn, login.clock.now_ms());
+        // Two wrong ones whose answers are held back have all places.
+        let _first = login.place(&turn, Instant::now()).await.unwrap().unwrap();
+        let _second = login.place(&turn, Instant::now()).await.unwrap().unwrap();
+        let attempt = || {
+            let credential = Credential::Secret(b"secret");
+            login.login(Attempt { user: "romeo", credential, audience: "mqtt", peer: &peer })
+        };
+        let waiting = futures_util::future::join_all((0..3).map(|_| attempt()));
+        // It is polled after them, so all of them wait.
+        let right = async { login.throttle.lock().succeeded(&turn) };
+        let (waiting, ()) =
+            tokio::time::timeout(Duration::from_secs(60), async { tokio::join!(biased; waiting, right) })
+                .await
+                .expect("nobody waits for those places");
+        assert!(waiting.iter().all(Result::is_ok), "{waiting:?}");
     }
 
     #[tokio::test]

@@ -2,7 +2,7 @@
 //!
 //! Once one guess at an account from an address was wrong, only a few more of them are looked at at a time, and a wrong one
 //! keeps its place until it is answered: side by side they are little faster than one after the other. A right one frees
-//! the others, so thousands of clients of one account come in together. Who finds no place within [`PATIENCE`], or too many in front, is told
+//! the others, those who wait in the line too, so thousands of clients of one account come in together. Who finds no place within [`PATIENCE`], or too many in front, is told
 //! to come again: nobody waits longer, and nobody's hanging up costs others more. The table is bounded; when it is full
 //! the least guilty entry goes, so a flood of other names frees nobody who guesses at one.
 
@@ -17,7 +17,10 @@ use std::{
     },
     time::Duration,
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, futures::Notified},
+    time::Instant,
+};
 
 const FORGET_MS: u64 = 600_000;
 const MAX_REMEMBERED: usize = 10_000;
@@ -38,24 +41,47 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(6);
 pub(crate) struct Line {
     places: Arc<Semaphore>,
     waiting: AtomicUsize,
+    /// Told to those who wait when nobody has to any more.
+    freed: Notify,
+}
+
+/// What came of standing in a line.
+#[derive(Debug)]
+pub(crate) enum Entry {
+    /// A place.
+    Place(Place),
+    /// Somebody's guess was right: a place may be needed no more.
+    Freed,
+    /// There is no place within the time, or too many wait already.
+    Full,
 }
 
 impl Default for Line {
     fn default() -> Line {
-        Line { places: Arc::new(Semaphore::new(AT_ONCE)), waiting: AtomicUsize::new(0) }
+        Line { places: Arc::new(Semaphore::new(AT_ONCE)), waiting: AtomicUsize::new(0), freed: Notify::new() }
     }
 }
 
 impl Line {
-    /// A place, or `None` if there is none within `patience`.
-    pub(crate) async fn enter(self: &Arc<Line>, patience: Duration) -> Option<Place> {
+    /// Ready when a guess is right from now on.
+    pub(crate) fn freed(&self) -> Notified<'_> {
+        self.freed.notified()
+    }
+
+    /// Stands in the line until there is a place, nobody needs one, or it is `until`.
+    pub(crate) async fn enter(self: &Arc<Line>, freed: Notified<'_>, until: Instant) -> Entry {
+        let place = |permit| Entry::Place(Place { _permit: permit, _line: self.clone() });
         if let Ok(permit) = self.places.clone().try_acquire_owned() {
-            return Some(Place { _permit: permit, _line: self.clone() });
+            return place(permit);
         }
-        let _waits = Waits::begin(&self.waiting)?;
-        // The semaphore is never closed.
-        let permit = tokio::time::timeout(patience, self.places.clone().acquire_owned()).await.ok()?.ok()?;
-        Some(Place { _permit: permit, _line: self.clone() })
+        let Some(_waits) = Waits::begin(&self.waiting) else { return Entry::Full };
+        tokio::select! {
+            biased;
+            // The semaphore is never closed.
+            permit = self.places.clone().acquire_owned() => permit.map_or(Entry::Full, place),
+            () = freed => Entry::Freed,
+            () = tokio::time::sleep_until(until) => Entry::Full,
+        }
     }
 }
 
@@ -136,9 +162,10 @@ impl Throttle {
         failures
     }
 
-    /// It was right: the failures before it are forgotten.
+    /// It was right: the failures before it are forgotten, and who waits behind them is told.
     pub(crate) fn succeeded(&mut self, turn: &Turn) {
         self.forget(turn.pair);
+        turn.line.freed.notify_waiters();
     }
 
     /// Lines in which nobody stands any more go, when there are twice as many as after the last time.
@@ -219,31 +246,33 @@ mod tests {
     async fn guesses_side_by_side_wait_for_a_place_and_not_for_long() {
         let mut throttle = Throttle::default();
         let line = throttle.begin("romeo", HOME).line.clone();
-        let (first, second) = (line.enter(PATIENCE).await.unwrap(), line.enter(PATIENCE).await.unwrap());
+        let late = Instant::now() + Duration::from_secs(3_600);
+        let (first, second) = (line.enter(line.freed(), late).await, line.enter(line.freed(), late).await);
+        assert!(matches!((&first, &second), (Entry::Place(_), Entry::Place(_))));
         assert!(Arc::ptr_eq(&line, &throttle.begin("romeo", HOME).line), "all guesses stand in one line");
-        assert!(line.enter(Duration::ZERO).await.is_none(), "two places are held");
+        assert!(matches!(line.enter(line.freed(), Instant::now()).await, Entry::Full), "two places are held");
         let enter = || {
             tokio::spawn({
                 let line = line.clone();
-                async move { line.enter(PATIENCE).await.is_some() }
+                async move { matches!(line.enter(line.freed(), late).await, Entry::Place(_)) }
             })
         };
         let waiting: Vec<_> = (0..WAITING).map(|_| enter()).collect();
         while line.waiting.load(Ordering::Relaxed) < WAITING {
             tokio::task::yield_now().await;
         }
-        assert!(line.enter(Duration::MAX).await.is_none(), "too many wait already");
+        assert!(matches!(line.enter(line.freed(), late).await, Entry::Full), "too many wait already");
         // Somebody who hangs up makes room for another one.
         waiting[0].abort();
         while line.waiting.load(Ordering::Relaxed) == WAITING {
             tokio::task::yield_now().await;
         }
-        let late = enter();
+        let last = enter();
         drop(first);
         for (n, waits) in waiting.into_iter().enumerate().skip(1) {
             assert!(waits.await.unwrap(), "number {n} comes in behind those whose guess was right");
         }
-        assert!(late.await.unwrap());
+        assert!(last.await.unwrap());
         drop(second);
     }
 
