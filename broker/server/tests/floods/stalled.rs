@@ -1,7 +1,5 @@
 //! Receivers that stop reading: whoever sends to them does not wait, and what waits for them is bounded.
 
-use std::net::SocketAddr;
-
 use tavi_testkit::Broker;
 use tavi_testkit::mqtt::MqttClient;
 use tavi_testkit::xmpp::XmppClient;
@@ -12,8 +10,8 @@ use super::{Memory, connections, eventually, flooded};
 
 /// 1 MiB may wait for one client, and 16 deliveries may be on their way to it.
 const MQTT: &str = "[limits.mqtt]\nqueue_bytes = 1048576\nin_flight = 16\n";
-/// 1 MiB may wait in memory for one session, and its client may be still for 3 s. The store's cache is full soon.
-const XMPP: &str = "[store]\ncache_mib = 4\n[limits.xmpp]\ninbox_bytes = 1048576\nacknowledge_seconds = 3\n";
+/// 1 MiB may wait in memory for one session, and its client may be still for 15 s. The store's cache is full soon.
+const XMPP: &str = "[store]\ncache_mib = 4\n[limits.xmpp]\ninbox_bytes = 1048576\nacknowledge_seconds = 15\n";
 
 const PUBLICATIONS: u32 = 1_000;
 const PAYLOAD: usize = 32 * 1024;
@@ -72,7 +70,7 @@ async fn a_stalled_xmpp_session_keeps_its_messages_offline() {
     // keeps some megabytes, in up to three tables.
     for _ in 0..3 {
         send_all(&caller).await;
-        take_all(address).await;
+        take_all(&broker).await;
     }
     let memory = Memory::of(&broker);
     let link = Link::to(address).await;
@@ -82,7 +80,7 @@ async fn a_stalled_xmpp_session_keeps_its_messages_offline() {
     send_all(&caller).await;
     eventually("only the sender is left", || async { connections(&broker) == 1 }).await;
     let peak = broker.resident_kib().unwrap();
-    take_all(address).await;
+    take_all(&broker).await;
     memory.returns(&broker, peak).await;
 }
 
@@ -96,9 +94,10 @@ async fn send_all(caller: &XmppClient) {
 }
 
 /// All messages come in order. A session that is handed more than may wait for it is ended; the next one goes on, and
-/// may repeat what was being written.
-async fn take_all(address: SocketAddr) {
-    let mut seen = 0;
+/// may repeat what was being written. In the end the reader is away: what is written to somebody without stream management
+/// whose hanging up was not noticed is lost.
+async fn take_all(broker: &Broker) {
+    let (address, mut seen) = (broker.address("xmpp").unwrap(), 0);
     while seen < MESSAGES {
         let reader = people::log_in(address, "reader").await;
         while seen < MESSAGES
@@ -109,6 +108,7 @@ async fn take_all(address: SocketAddr) {
             seen = seen.max(n + 1);
         }
     }
+    eventually("the reader is away", || async { connections(broker) == 1 }).await;
 }
 
 /// A subscriber behind a link that stands still, and who publishes to it.
