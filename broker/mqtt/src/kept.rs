@@ -315,7 +315,7 @@ impl KeptSeat {
             (Some(front), None) if !kept.goes_before(front) => kept.give_fleeting(),
             (_, None) => Next::Nothing,
             // The window waits where an id is still in use (MQTT 5.0 §2.2.1).
-            (_, Some((_, packet_id))) if kept.is_in_use(packet_id) => Next::Nothing,
+            (_, Some((id, packet_id))) if kept.is_in_use(id, packet_id) => Next::Nothing,
             _ => kept.give(may, now_ms),
         }
     }

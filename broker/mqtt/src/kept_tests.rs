@@ -365,6 +365,30 @@ fn owing_head(qos: &Qos, packet_id: u16) -> (Qos, u16) {
     (*qos, packet_id)
 }
 
+/// An earlier process counted rows that are missing, so two rows have one packet id.
+#[test]
+fn a_packet_id_is_free_only_when_the_expired_row_that_had_it_is_gone() {
+    let mut world = World::new();
+    world.publishes(Qos::AtLeastOnce);
+    world.saves();
+    world.publishes(Qos::AtLeastOnce);
+    world.fails();
+    world.saves();
+    world.publishes(Qos::ExactlyOnce);
+    world.saves();
+    world.dies();
+    world.publishes(Qos::ExactlyOnce);
+    world.saves();
+    world.now_ms += 60_000;
+    world.connects();
+    world.sweeps();
+    while world.sends() {}
+    // The third row comes back, and has perhaps been sent.
+    world.dies();
+    world.ends();
+    world.ends_well().unwrap();
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(10_000))]
     #[test]

@@ -10,11 +10,19 @@ const SOON: usize = 64;
 /// Milliseconds between two rounds.
 const PAUSE_MS: u64 = 60_000;
 
+/// What is known of a row that expires.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Due {
+    /// Its bytes.
+    pub(super) size: usize,
+    pub(super) packet_id: u16,
+}
+
 /// When rows expire; times in milliseconds since 1970.
 #[derive(Debug)]
 pub(super) struct Expiring {
-    /// When, which, and its bytes.
-    soon: BTreeMap<(u64, u64), usize>,
+    /// When, and which.
+    soon: BTreeMap<(u64, u64), Due>,
     /// No other row expires before this.
     rest_ms: u64,
     round: Option<Round>,
@@ -38,8 +46,8 @@ impl Expiring {
     }
 
     /// The row `id` expires.
-    pub(super) fn add(&mut self, at_ms: u64, id: u64, size: usize) {
-        self.soon.insert((at_ms, id), size);
+    pub(super) fn add(&mut self, at_ms: u64, id: u64, due: Due) {
+        self.soon.insert((at_ms, id), due);
         if self.soon.len() > SOON
             && let Some(((at_ms, _), _)) = self.soon.pop_last()
         {
@@ -65,11 +73,11 @@ impl Expiring {
         self.soon.retain(|(_, other), _| *other != id);
     }
 
-    /// A row that has expired: when, which, and its bytes.
-    pub(super) fn pop(&mut self, now_ms: u64) -> Option<(u64, u64, usize)> {
+    /// A row that has expired: when, which, and what is known of it.
+    pub(super) fn pop(&mut self, now_ms: u64) -> Option<(u64, u64, Due)> {
         let first = self.soon.first_entry().filter(|first| first.key().0 <= now_ms)?;
-        let ((at_ms, id), size) = first.remove_entry();
-        Some((at_ms, id, size))
+        let ((at_ms, id), due) = first.remove_entry();
+        Some((at_ms, id, due))
     }
 
     /// There may be expired rows that stand in somebody's way: no pause.
@@ -86,9 +94,9 @@ impl Expiring {
     }
 
     /// A look found a row that expires later.
-    pub(super) fn found(&mut self, at_ms: u64, id: u64, size: usize) {
+    pub(super) fn found(&mut self, at_ms: u64, id: u64, due: Due) {
         if !self.soon.contains_key(&(at_ms, id)) {
-            self.add(at_ms, id, size);
+            self.add(at_ms, id, due);
         }
     }
 
@@ -118,22 +126,24 @@ impl Expiring {
 mod tests {
     use super::*;
 
+    const DUE: Due = Due { size: 10, packet_id: 1 };
+
     #[test]
     fn few_are_remembered_and_the_others_found_again() {
         let mut expiring = Expiring::new(false);
         assert_eq!(expiring.wants(1_000_000), None, "an empty queue is not looked through");
         for id in 1..=1000 {
-            expiring.add(1000 + id, id, 10);
+            expiring.add(1000 + id, id, DUE);
         }
         assert_eq!(expiring.remembered(), SOON);
         assert_eq!(expiring.pop(1000), None);
-        assert_eq!(expiring.pop(1001), Some((1001, 1, 10)));
+        assert_eq!(expiring.pop(1001), Some((1001, 1, DUE)));
         assert_eq!(expiring.wants(1000 + SOON as u64), None, "those that expire first are remembered");
         assert_eq!(expiring.wants(1001 + SOON as u64), Some(0));
         expiring.looked(500, false, 2000);
-        expiring.add(1400, 2000, 10);
+        expiring.add(1400, 2000, DUE);
         assert_eq!(expiring.wants(2000), Some(500));
-        expiring.found(9000, 999, 10);
+        expiring.found(9000, 999, DUE);
         expiring.looked(2000, true, 2000);
         assert_eq!(expiring.wants(8999), None, "the next round waits until something is left to expire");
         assert_eq!(expiring.wants(9000), None, "and for the pause");

@@ -10,7 +10,7 @@ use tavi_core::{Mailbox, Publication};
 use tavi_store::id::{first_at, time_of};
 use tavi_store::{Op, QueueSize};
 
-use super::expiring::Expiring;
+use super::expiring::{Due, Expiring};
 use super::fleeting::Fleeting;
 use super::{Next, Owing, Recalled, Sending};
 use crate::flight::successor;
@@ -39,7 +39,7 @@ pub(super) struct Kept {
     pub(super) released: BTreeSet<u64>,
     /// Packet ids of what is in flight.
     pub(super) open: BTreeSet<u16>,
-    /// Packet ids of QoS 2 rows that are being deleted: a crash may bring them back.
+    /// Packet ids of QoS 2 rows, and of those that expired, that are being deleted: a crash may bring them back.
     pub(super) leaving: BTreeMap<u64, u16>,
     pub(super) last_packet_id: u16,
     /// The greatest row that was ever sent.
@@ -117,7 +117,7 @@ impl Kept {
         self.filled.rows += 1;
         self.filled.bytes += size as u64;
         if let Some(at) = publication.properties.as_ref().and_then(|properties| properties.expires_ms) {
-            self.expiring.add(at, place, size);
+            self.expiring.add(at, place, Due { size, packet_id });
         }
         let head = RowHead { packet_id, qos, retain, released: false };
         publication.queue_row(place, head.encode())
@@ -142,22 +142,24 @@ impl Kept {
             filled.rows > 0 && over
         };
         while is_over(filled) {
-            let Some((at_ms, id, size)) = self.expiring.pop(now_ms) else {
+            let Some((at_ms, id, due)) = self.expiring.pop(now_ms) else {
                 // They go in the background; if there are others, they do soon.
-                expired.into_iter().for_each(|(at_ms, id, size)| self.expiring.add(at_ms, id, size));
+                expired.into_iter().for_each(|(at_ms, id, due)| self.expiring.add(at_ms, id, due));
                 self.expiring.hurry();
                 return None;
             };
             filled.rows = filled.rows.saturating_sub(1);
-            filled.bytes = filled.bytes.saturating_sub(size as u64);
-            expired.push((at_ms, id, size));
+            filled.bytes = filled.bytes.saturating_sub(due.size as u64);
+            expired.push((at_ms, id, due));
         }
-        expired.iter().for_each(|(_, id, size)| self.evict(*id, *size));
+        expired.iter().for_each(|(_, id, due)| self.evict(*id, *due));
         Some(expired.into_iter().map(|(_, id, _)| id).collect())
     }
 
-    pub(super) fn is_in_use(&self, packet_id: u16) -> bool {
-        self.open.contains(&packet_id) || self.leaving.values().any(|leaving| *leaving == packet_id)
+    /// Whether the packet id of a row has to wait for another one's end.
+    pub(super) fn is_in_use(&self, row: u64, packet_id: u16) -> bool {
+        let is_leaving = |(other, leaving): (&u64, &u16)| *other != row && *leaving == packet_id;
+        self.open.contains(&packet_id) || self.leaving.iter().any(is_leaving)
     }
 
     pub(super) fn empty(&mut self, size: usize) {
@@ -169,6 +171,7 @@ impl Kept {
     pub(super) fn came(&mut self, place: u64) -> Option<Coming> {
         for id in self.clearing.remove(&place).unwrap_or_default() {
             self.backlog.deleted(id);
+            self.leaving.remove(&id);
         }
         self.coming.remove(&place)
     }

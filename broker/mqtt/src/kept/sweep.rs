@@ -7,6 +7,7 @@ use tavi_core::Publication;
 use tavi_store::{Op, PageBound, QueuePage, QueueRow, StoreError};
 
 use super::KeptSeat;
+use super::expiring::Due;
 use super::queue::Kept;
 use crate::entry::Key;
 use crate::hub::Hub;
@@ -66,6 +67,8 @@ impl KeptSeat {
             let ops = gone.iter().map(|id| Op::QueueDelete { id: *id }).collect();
             let deleted = self.save(|| self.store.commit(&self.owner, ops)).await;
             self.deleted(&gone);
+            // Something may have waited for the packet id of one of them.
+            self.wake();
             deleted?;
         }
         Ok(any)
@@ -81,8 +84,8 @@ impl KeptSeat {
 impl Kept {
     fn pop_expired(&mut self, now_ms: u64) -> Vec<u64> {
         let mut gone = Vec::new();
-        while let Some((_, id, size)) = self.expiring.pop(now_ms) {
-            self.evict(id, size);
+        while let Some((_, id, due)) = self.expiring.pop(now_ms) {
+            self.evict(id, due);
             gone.push(id);
         }
         gone
@@ -95,14 +98,16 @@ impl Kept {
         for row in page.rows {
             let (id, size) = (row.id, row.len());
             // What may have been sent is finished (MQTT 5.0 §4.4).
-            let Some(at_ms) = expires(row).filter(|_| id > self.sent || self.again.contains(&id)) else { continue };
+            let expires = expires(row).filter(|_| id > self.sent || self.again.contains(&id));
+            let Some((at_ms, packet_id)) = expires else { continue };
+            let due = Due { size, packet_id };
             if self.backlog.has(id) || self.abandoned.contains(&id) {
                 self.expiring.found_busy(at_ms);
             } else if at_ms > now_ms {
-                self.expiring.found(at_ms, id, size);
+                self.expiring.found(at_ms, id, due);
             } else {
                 self.expiring.remove(at_ms, id);
-                self.evict(id, size);
+                self.evict(id, due);
                 gone.push(id);
             }
         }
@@ -110,8 +115,10 @@ impl Kept {
         gone
     }
 
-    /// A row that expired is being deleted.
-    pub(super) fn evict(&mut self, id: u64, size: usize) {
+    /// A row that expired is being deleted. Nothing else goes under its packet id until it is gone: if a crash brings it
+    /// back, it is sent as something that was perhaps sent before.
+    pub(super) fn evict(&mut self, id: u64, Due { size, packet_id }: Due) {
+        self.leaving.insert(id, packet_id);
         if self.backlog.has(id) {
             self.evicted.insert(id);
         } else {
@@ -121,9 +128,9 @@ impl Kept {
     }
 }
 
-/// When a row expires.
-fn expires(row: QueueRow) -> Option<u64> {
+/// When a row expires, and its packet id.
+fn expires(row: QueueRow) -> Option<(u64, u16)> {
     let mut value = row.value;
-    RowHead::decode(&mut value).filter(|head| !head.released)?;
-    Publication::decode(row.body.unwrap_or(value))?.properties?.expires_ms
+    let head = RowHead::decode(&mut value).filter(|head| !head.released)?;
+    Some((Publication::decode(row.body.unwrap_or(value))?.properties?.expires_ms?, head.packet_id))
 }
