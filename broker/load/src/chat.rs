@@ -193,16 +193,18 @@ pub async fn receive(
 }
 
 /// Finds occurrences that end in new bytes, though they may begin in the old ones before them.
-struct Counter {
+pub struct Counter {
     finder: memmem::Finder<'static>,
 }
 
 impl Counter {
-    fn new(wanted: &'static [u8]) -> Self {
+    /// Of this text.
+    pub fn new(wanted: &'static [u8]) -> Self {
         Self { finder: memmem::Finder::new(wanted) }
     }
 
-    fn count(&self, bytes: &[u8], old: usize) -> u64 {
+    /// How many end behind the first `old` bytes.
+    pub fn count(&self, bytes: &[u8], old: usize) -> u64 {
         let start = (old + 1).saturating_sub(self.finder.needle().len());
         self.finder.find_iter(&bytes[start..]).count() as u64
     }

@@ -12,6 +12,7 @@ use crate::meter::Cost;
 use crate::mqtt;
 use crate::peers::{self, Server};
 use crate::report::{Report, Row};
+use crate::room;
 
 /// What to compare.
 #[derive(Args, Clone, Debug)]
@@ -43,6 +44,7 @@ enum Load {
     ChatManaged,
     ChatResumable,
     ChatArchived,
+    Room,
     MqttIn0,
     MqttIn1,
     MqttOut0,
@@ -77,6 +79,7 @@ impl Load {
             Self::ChatManaged => ("chat, stream management", 0.10, Some(Peer::Ejabberd)),
             Self::ChatResumable => ("chat, streams that can be resumed", 0.10, Some(Peer::Ejabberd)),
             Self::ChatArchived => ("chat, archived", 0.05, Some(Peer::Prosody)),
+            Self::Room => ("a room of 100", 1.0 / 7.0, Some(Peer::Ejabberd)),
             Self::MqttIn0 => ("MQTT fan-in, QoS 0", 1.0, Some(Peer::Mosquitto)),
             Self::MqttIn1 => ("MQTT fan-in, QoS 1", 1.0, Some(Peer::Mosquitto)),
             Self::MqttOut0 => ("MQTT fan-out, QoS 0", 1.0, Some(Peer::Mosquitto)),
@@ -95,6 +98,7 @@ impl Load {
         match self {
             Self::Chat | Self::ChatManaged | Self::ChatResumable | Self::ChatArchived => chat::accounts(&self.chat(1)),
             Self::IdleXmpp | Self::IdleXmpps => idle::accounts(&self.idle()),
+            Self::Room => room::accounts(&self.room(1)),
             _ => mqtt::accounts(&self.mqtt(1)),
         }
     }
@@ -104,6 +108,10 @@ impl Load {
         // Prosody writes each message into two files: fewer take it long enough.
         let messages = if self == Self::ChatArchived { 200 } else { 2000 };
         chat::Plan { pairs: 50, messages, in_flight, body: 64, managed, resumable }
+    }
+
+    fn room(self, in_flight: u64) -> room::Plan {
+        room::Plan { occupants: 100, messages: 1000, in_flight, body: 64 }
     }
 
     fn mqtt(self, in_flight: u64) -> mqtt::Plan {
@@ -129,6 +137,7 @@ impl Load {
             Self::Chat | Self::ChatManaged | Self::ChatResumable | Self::ChatArchived => {
                 chat::run(&server.target("xmpp")?, &self.chat(in_flight)).await
             }
+            Self::Room => room::run(&server.target("xmpp")?, &self.room(in_flight)).await,
             Self::MqttIn0 | Self::MqttIn1 => mqtt::fan_in(&server.target("mqtt")?, &self.mqtt(in_flight)).await,
             Self::MqttOut0 | Self::MqttOut1 | Self::MqttDurable => {
                 mqtt::fan_out(&server.target("mqtt")?, &self.mqtt(in_flight)).await

@@ -12,6 +12,7 @@ mod mqtt;
 mod mqtt_client;
 mod peers;
 mod report;
+mod room;
 mod window;
 mod xmpp_client;
 
@@ -40,6 +41,13 @@ enum Load {
         target: Target,
         #[command(flatten)]
         plan: chat::Plan,
+    },
+    /// A room in which one speaks and all hear it. The accounts load0, load1 … must exist, all with the same password.
+    Room {
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        plan: room::Plan,
     },
     /// Many MQTT publishers, one subscriber.
     MqttFanIn {
@@ -112,6 +120,7 @@ fn main() -> anyhow::Result<()> {
 async fn run(load: Load) -> anyhow::Result<Report> {
     match load {
         Load::Chat { target, plan } => Ok(Report::of("chat", chat::run(&checked(target)?, &plan).await?)),
+        Load::Room { target, plan } => Ok(Report::of("room", room::run(&checked(target)?, &plan).await?)),
         Load::MqttFanIn { target, plan } => {
             Ok(Report::of("mqtt-fan-in", mqtt::fan_in(&checked(target)?, &plan).await?))
         }

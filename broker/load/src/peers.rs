@@ -242,6 +242,8 @@ modules:
   mod_caps: {}
   mod_carboncopy: {}
   mod_disco: {}
+  mod_muc:
+    host: rooms.localhost
   mod_offline:
     access_max_user_messages: max_user_offline_messages
   mod_ping: {}

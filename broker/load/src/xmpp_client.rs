@@ -123,6 +123,21 @@ impl XmppClient {
         Ok(())
     }
 
+    /// Enters a room (XEP-0045 §7.2) without its history; who makes it takes it as it is (§10.1.2).
+    pub async fn enter(&mut self, room: &str, nick: &str, make: bool) -> anyhow::Result<()> {
+        let x = "<x xmlns='http://jabber.org/protocol/muc'><history maxstanzas='0'/></x>";
+        self.send(format!("<presence to='{room}/{nick}'>{x}</presence>").as_bytes()).await?;
+        // Last comes the subject.
+        let entered = self.until(&["</message>", "</error>"]).await?;
+        ensure!(!entered.contains("</error>"), "not let in: {entered}");
+        if make {
+            let query =
+                "<query xmlns='http://jabber.org/protocol/muc#owner'><x xmlns='jabber:x:data' type='submit'/></query>";
+            self.send(format!("<iq type='set' id='make' to='{room}'>{query}</iq>").as_bytes()).await?;
+        }
+        self.settle().await
+    }
+
     /// Gives the connection away.
     pub fn into_wire(self) -> Pin<Box<dyn Wire>> {
         self.wire

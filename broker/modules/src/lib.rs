@@ -40,11 +40,26 @@ pub const PUBSUB: Host = Host::Service(HOSTS[0]);
 /// The host of rooms.
 pub const ROOMS: Host = Host::Service(HOSTS[1]);
 
+/// What the operator can set of modules.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// What rooms may hold.
+    pub rooms: rooms::Limits,
+}
+
+/// Registers all modules as they are by default.
+///
+/// # Errors
+/// If two modules claim the same thing, which is a mistake in the list.
+pub fn register(registry: &mut Registry, parts: &Parts) -> Result<(), TwoOwners> {
+    register_with(registry, parts, &Settings::default())
+}
+
 /// Registers all modules: one line each. Inside a phase, hooks run in this order.
 ///
 /// # Errors
 /// If two modules claim the same thing, which is a mistake in this list.
-pub fn register(registry: &mut Registry, parts: &Parts) -> Result<(), TwoOwners> {
+pub fn register_with(registry: &mut Registry, parts: &Parts, settings: &Settings) -> Result<(), TwoOwners> {
     registry.xep(STREAM_MANAGEMENT);
     blocking::register(registry)?;
     subscription::register(registry, parts);
@@ -57,7 +72,7 @@ pub fn register(registry: &mut Registry, parts: &Parts) -> Result<(), TwoOwners>
     version::register(registry)?;
     time::register(registry, parts)?;
     pubsub::register(registry, parts)?;
-    rooms::register(registry, parts)?;
+    rooms::register(registry, parts, settings.rooms.clone())?;
     personal::register(registry, parts)?;
     // Last: it tells what all others have registered.
     disco::register(registry, parts)

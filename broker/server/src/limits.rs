@@ -17,6 +17,8 @@ pub struct Limits {
     mqtt: Mqtt,
     #[serde(default)]
     coap: Coap,
+    #[serde(default)]
+    rooms: Rooms,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -60,6 +62,17 @@ struct Coap {
     observers: Option<usize>,
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Rooms {
+    occupants: Option<usize>,
+    history_messages: Option<usize>,
+    history_bytes: Option<usize>,
+    affiliations: Option<usize>,
+    rooms_per_account: Option<usize>,
+    rooms: Option<usize>,
+}
+
 /// RFC 6120 §13.12: a stanza limit may not be smaller.
 const LEAST_STANZA: u64 = 10_000;
 /// The most of what is counted in items, and in bytes.
@@ -75,7 +88,7 @@ impl Limits {
     /// # Errors
     /// The first that is not, with its name and range.
     pub fn check(&self) -> anyhow::Result<()> {
-        let (x, m, c) = (&self.xmpp, &self.mqtt, &self.coap);
+        let (x, m, c, r) = (&self.xmpp, &self.mqtt, &self.coap, &self.rooms);
         let size = |n: Option<usize>| n.map(|n| n as u64);
         for (key, value, least, most) in [
             ("[limits] grants_per_subject", size(self.grants_per_subject), 1, ITEMS),
@@ -99,6 +112,12 @@ impl Limits {
             ("[limits.mqtt] subscriptions", size(m.subscriptions), 1, ITEMS),
             ("[limits.coap] observers_per_peer", size(c.observers_per_peer), 1, ITEMS),
             ("[limits.coap] observers", size(c.observers), 1, ITEMS),
+            ("[limits.rooms] occupants", size(r.occupants), 1, 100_000),
+            ("[limits.rooms] history_messages", size(r.history_messages), 0, 1_000),
+            ("[limits.rooms] history_bytes", size(r.history_bytes), 0, BYTES),
+            ("[limits.rooms] affiliations", size(r.affiliations), 1, 5_000),
+            ("[limits.rooms] rooms_per_account", size(r.rooms_per_account), 0, ITEMS),
+            ("[limits.rooms] rooms", size(r.rooms), 0, ITEMS),
         ] {
             if let Some(value) = value.filter(|value| !(least..=most).contains(value)) {
                 anyhow::bail!("{key} = {value}: it has to be from {least} to {most}");
@@ -162,6 +181,19 @@ impl Limits {
         config
     }
 
+    /// Those of modules.
+    pub fn modules(&self) -> tavi_modules::Settings {
+        let mut settings = tavi_modules::Settings::default();
+        let (rooms, own) = (&mut settings.rooms, &self.rooms);
+        set(&mut rooms.occupants, own.occupants);
+        set(&mut rooms.history_items, own.history_messages);
+        set(&mut rooms.history_bytes, own.history_bytes);
+        set(&mut rooms.affiliations, own.affiliations);
+        set(&mut rooms.rooms_per_account, own.rooms_per_account);
+        set(&mut rooms.rooms, own.rooms);
+        settings
+    }
+
     /// Those of one CoAP socket.
     pub fn coap(&self) -> tavi_coap::service::Limits {
         let mut limits = tavi_coap::service::Limits::default();
@@ -183,8 +215,11 @@ mod tests {
 
     #[test]
     fn what_is_set_is_used_and_the_rest_keeps_its_default() {
-        let limits: Limits =
-            toml::from_str("[xmpp]\nlogin_seconds = 3\nstanza_bytes = 20000\n[mqtt]\nin_flight = 7\n").unwrap();
+        let limits: Limits = toml::from_str(
+            "[xmpp]\nlogin_seconds = 3\nstanza_bytes = 20000\n[mqtt]\nin_flight = 7\n[rooms]\nrooms = 0\n",
+        )
+        .unwrap();
+        assert_eq!((limits.modules().rooms.rooms, limits.modules().rooms.occupants), (0, 1_000));
         assert_eq!(limits.xmpp().login_deadline, Duration::from_secs(3));
         assert_eq!(limits.xmpp().stanza.stanza, 20_000);
         assert_eq!(limits.mqtt().in_flight, 7);

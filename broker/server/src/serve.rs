@@ -135,7 +135,7 @@ pub async fn node(config: &Config, store: Arc<KvStore>, journal: Arc<Journal>) -
     parts.login.set_tokens(tokens::Registry::new(parts.clone()));
     parts.login.set_certificates(Arc::new(client_certificate::Devices(parts.clone())));
     let mut registry = Registry::default();
-    tavi_modules::register(&mut registry, &parts)?;
+    tavi_modules::register_with(&mut registry, &parts, &config.limits.modules())?;
     Ok(Node::new(parts, registry))
 }
 

@@ -57,10 +57,10 @@ const PAGE: usize = 1_000;
 ///
 /// # Errors
 /// If the host has an owner already.
-pub fn register(registry: &mut Registry, parts: &Parts) -> Result<(), TwoOwners> {
+pub fn register(registry: &mut Registry, parts: &Parts, limits: Limits) -> Result<(), TwoOwners> {
     [XEP, STANZA_IDS, SELF_PING].into_iter().for_each(|xep| registry.xep(xep));
     FEATURES.iter().for_each(|var| registry.feature(ROOMS, var));
-    registry.service(ROOMS, Arc::new(Rooms::new(parts, Limits::default())))
+    registry.service(ROOMS, Arc::new(Rooms::new(parts, limits)))
 }
 
 /// The service that owns the rooms' host.
@@ -97,7 +97,7 @@ impl Service for Rooms {
                 None => self.host(&env, &mut fx),
                 Some(room) => self.turn(&room, &env, &mut fx).await,
             };
-            if let Some(refusal) = done.err().and_then(|error| env.refuse(&error)) {
+            if let Some(refusal) = done.err().and_then(|error| wire::refusal(&env, &error)) {
                 fx.push(Effect::Route(refusal));
             }
             fx
@@ -342,7 +342,5 @@ fn unavailable(error: StoreError) -> StanzaError {
     StanzaError::new(Condition::InternalServerError).text(error.to_string())
 }
 
-#[cfg(test)]
-mod scenarios;
 #[cfg(test)]
 mod tests;

@@ -232,7 +232,7 @@ impl Room {
             StanzaType::Iq(type_) => self.iq(type_, turn),
         };
         if let Err(error) = done {
-            turn.out.extend(turn.env.refuse(&error));
+            turn.out.extend(wire::refusal(turn.env, &error));
         }
     }
 

@@ -2,7 +2,8 @@
 
 use super::room::{Affiliation, Role};
 use bytes::Bytes;
-use tavi_xmpp_proto::{BareJid, Element, Jid, ns};
+use tavi_core::Envelope;
+use tavi_xmpp_proto::{BareJid, Element, Jid, Kind, Stanza, StanzaError, ns};
 
 /// What everybody is told of an occupant.
 #[derive(Clone, Copy)]
@@ -48,6 +49,17 @@ impl Note<'_> {
         let codes = self.codes.iter().chain(own).map(|code| status(*code));
         fragment(&Element::new(ns::MUC_USER, "x").child(item).children(codes))
     }
+}
+
+/// A stanza that a room refuses. Clients know by the `<x/>` that the error is a room's (XEP-0045 §7.2.5 to §7.2.10).
+pub(super) fn refusal(env: &Envelope, error: &StanzaError) -> Option<Envelope> {
+    let refusal = env.refuse(error)?;
+    if env.stanza.kind() != Kind::Presence {
+        return Some(refusal);
+    }
+    let room = env.to().map(|to| to.bare().to_owned());
+    let children = [Element::new(ns::MUC, "x"), error.to_element().attr_opt("by", room)];
+    Some(Stanza::new(refusal.head().clone(), children).into())
 }
 
 /// An element as a child of a stanza.

@@ -119,7 +119,18 @@ async fn a_session_that_another_one_replaced_has_left_unless_its_successor_is_in
 }
 
 #[tokio::test]
-async fn an_account_that_is_removed_has_left_and_its_namesake_inherits_nothing() {
+async fn an_account_that_is_revoked_has_left() {
+    let world = World::new().await;
+    let (mut romeo, juliet) = meeting(&world, &[]).await;
+    romeo.skip();
+    world.node.parts.revoke(&juliet.jid().to_bare());
+    // As its front end does when the seat is closed.
+    juliet.ends().await;
+    romeo.sees(&went("Juliet"));
+}
+
+#[tokio::test]
+async fn an_account_that_was_made_later_inherits_nothing_of_its_name() {
     let world = World::new().await;
     let (mut romeo, mut juliet) = meeting(&world, &[("persistentroom", "1"), ("membersonly", "0")]).await;
     romeo.sends(&format!("<iq to='{ROOM}' type='set' id='m'><query xmlns='http://jabber.org/protocol/muc#admin'><item jid='nurse@localhost' affiliation='owner'/></query></iq>")).await;

@@ -1,4 +1,6 @@
-//! One room in virtual time.
+//! One room in virtual time; dialogues over a node are in `scenarios.rs`.
+
+mod scenarios;
 
 use super::{
     kept,
@@ -189,6 +191,14 @@ fn a_nick_is_one_accounts_and_may_be_in_many_of_its_sessions() {
     has(&sent[0], &["to='hag66@localhost/pda'", "type='unavailable'", "<status>bye</status>", "code='110'"]);
     has(&sent[1], &["to='crone1@localhost/desktop'", "type='unavailable'", "role='none'", "jid='hag66@localhost/pda'"]);
     assert_eq!((sent.len(), stage.room.occupants.len()), (2, 1));
+}
+
+#[test]
+fn clients_know_by_its_x_that_an_error_is_a_rooms() {
+    let mut stage = Stage::open();
+    let refused = stage.enters(SECOND, "firstwitch").remove(0);
+    has(&refused, &["<x xmlns='http://jabber.org/protocol/muc'/><error type='cancel' by='coven@rooms.localhost'>"]);
+    assert!(!stage.says(SECOND, "Hi")[0].contains("<x"));
 }
 
 #[test]
