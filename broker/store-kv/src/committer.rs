@@ -16,13 +16,15 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     thread::JoinHandle,
-    time::Instant,
+    time::{Duration, Instant},
 };
 use tavi_store::{Commit, CommitSlot, Gate, Op, Owner};
 use tokio::sync::oneshot;
 
 /// How many purged owners are remembered, so that a scan that stands at one can go on.
 const REMEMBERED: usize = 4_096;
+/// Whoever comes while a group is made waits at most so long for others' sake, however slow the disk is.
+const PATIENCE: Duration = Duration::from_millis(10);
 /// How many rows of a purged owner are deleted in one step.
 const SWEEP: usize = 1_000;
 
@@ -51,8 +53,8 @@ impl Committer {
         let shared = Arc::new(Shared { last: marks.last.into(), ..Shared::default() });
         shared.failed.set_open(false);
         let waiting = Arc::new(Waiting::new(bounds));
-        let worker =
-            Worker { kv, marks, waiting: waiting.clone(), shared: shared.clone(), unsynced: false, broken: None };
+        let (unsynced, flush, broken) = (false, Duration::ZERO, None);
+        let worker = Worker { kv, marks, waiting: waiting.clone(), shared: shared.clone(), unsynced, flush, broken };
         let thread = std::thread::Builder::new().name("tavi-commit".into()).spawn(move || worker.run())?;
         Ok(Committer { waiting, thread: Mutex::new(Some(thread)), shared })
     }
@@ -114,6 +116,8 @@ struct Worker {
     shared: Arc<Shared>,
     /// Whether something was written that is not durable yet.
     unsynced: bool,
+    /// How long a flush takes, about.
+    flush: Duration,
     /// Why nothing more can be written: after a failed write or flush nobody knows what is on the disk.
     broken: Option<StoreError>,
 }
@@ -151,12 +155,15 @@ impl Worker {
     /// more than one of them before the flush.
     fn group(&mut self, made: Made) {
         let (waiting, most) = (self.waiting.clone(), self.kv.batch());
+        let (begun, patience) = (Instant::now(), self.flush.min(PATIENCE));
         let mut taken = Vec::new();
-        let mut requests = waiting.requests(made).fuse().peekable();
+        let mut requests = waiting.requests(made, || begun.elapsed() < patience).fuse().peekable();
         while requests.peek().is_some() {
             self.batch(requests.by_ref().take(most), &mut taken);
         }
+        let written = Instant::now();
         let done = self.sync();
+        self.flush = (self.flush * 3 + written.elapsed()) / 4;
         self.shared.tell(taken, &done);
     }
 

@@ -2,8 +2,9 @@
 //!
 //! Most wait in one line. Those that give a row to one of many receivers of one publication (they share its body) wait
 //! in a lane of that publication, and of each lane only a part goes into a group: so the fan-out to ten thousand
-//! receivers neither holds up the commits of others nor other fan-outs. A group of lanes alone is taken slice by slice, and
-//! ends as soon as somebody comes who is not of them. Commits of one owner keep their order: an owner that waits in a lane
+//! receivers neither holds up the commits of others nor other fan-outs. A group is taken slice by slice: whoever comes
+//! meanwhile and is not of a lane goes with it, and ends it as soon as making it has taken as long as a flush takes, so that
+//! there are no more flushes than the disk is good for. Commits of one owner keep their order: an owner that waits in a lane
 //! has all its later commits there, and no commit of a lane overtakes an earlier one of the line.
 
 use crate::{keys::Number, kv::Key};
@@ -164,11 +165,12 @@ impl Waiting {
         }
     }
 
-    /// The requests of a group, as they are taken.
-    pub fn requests(&self, mut made: Made) -> impl Iterator<Item = Request> {
+    /// The requests of a group, as they are taken. While `is_early`, lanes give more of theirs, though others have a part in
+    /// the group.
+    pub fn requests(&self, mut made: Made, is_early: impl Fn() -> bool) -> impl Iterator<Item = Request> {
         let mut slice = Vec::new().into_iter();
         std::iter::from_fn(move || {
-            if slice.len() == 0 && (!made.requests.is_empty() || self.more(&mut made)) {
+            if slice.len() == 0 && (!made.requests.is_empty() || self.more(&mut made, is_early())) {
                 slice = std::mem::take(&mut made.requests).into_iter();
             }
             slice.next()
@@ -176,9 +178,9 @@ impl Waiting {
     }
 
     /// Goes on with a group whose requests were taken out; false if it is to be ended.
-    fn more(&self, made: &mut Made) -> bool {
+    fn more(&self, made: &mut Made, is_early: bool) -> bool {
         let mut state = self.state.lock();
-        let any = state.more(made);
+        let any = state.more(made, is_early);
         self.tell(&state);
         any
     }
@@ -249,11 +251,7 @@ impl State {
     fn group(&mut self) -> Made {
         let mut made = Made::default();
         made.requests.reserve(self.line.len().min(GROUP.commits));
-        while made.size.is_below(GROUP) {
-            let Some(waiter) = self.line.pop_front() else { break };
-            self.add(waiter, &mut made);
-        }
-        made.has_line = !made.requests.is_empty();
+        self.take_line(&mut made);
         let more = made.requests.len() / FOR_ONE;
         let share = match made.has_line {
             true => LANES.plus(Size { commits: more, ops: 4 * more, bytes: 0 }),
@@ -263,12 +261,23 @@ impl State {
         made
     }
 
-    fn more(&mut self, made: &mut Made) -> bool {
-        if made.has_line || !self.line.is_empty() || !self.expiries.is_empty() || !made.size.is_below(GROUP) {
+    fn more(&mut self, made: &mut Made, is_early: bool) -> bool {
+        if made.has_line && !is_early || !self.expiries.is_empty() {
             return false;
         }
-        self.take_lanes(made, SLICE);
+        self.take_line(made);
+        if (is_early || !made.has_line) && made.size.is_below(GROUP) {
+            self.take_lanes(made, SLICE);
+        }
         !made.requests.is_empty()
+    }
+
+    fn take_line(&mut self, made: &mut Made) {
+        while made.size.is_below(GROUP) {
+            let Some(waiter) = self.line.pop_front() else { return };
+            self.add(waiter, made);
+            made.has_line = true;
+        }
     }
 
     fn take_lanes(&mut self, made: &mut Made, share: Size) {
@@ -402,7 +411,7 @@ mod tests {
     fn group(waiting: &Waiting) -> Vec<(String, u64)> {
         let mut made = begun(waiting);
         let mut all = rows(&mut made);
-        while waiting.more(&mut made) {
+        while waiting.more(&mut made, false) {
             all.extend(rows(&mut made));
         }
         all
@@ -420,18 +429,40 @@ mod tests {
     }
 
     #[test]
-    fn a_fan_out_s_group_ends_when_somebody_else_comes() {
+    fn who_comes_while_a_fan_out_s_group_is_made_goes_with_it_and_ends_it() {
         let waiting = waiting(100_000, 1 << 30);
         (0..10_000).for_each(|reader| push(&waiting, &reader.to_string(), 1, Some((1, 100))));
         let mut made = begun(&waiting);
         assert_eq!(rows(&mut made).len(), SLICE.commits);
-        assert!(waiting.more(&mut made));
+        assert!(waiting.more(&mut made, false));
         assert_eq!(rows(&mut made).len(), SLICE.commits);
         push(&waiting, "chat", 2, None);
-        assert!(!waiting.more(&mut made));
+        assert!(waiting.more(&mut made, false));
+        assert_eq!(rows(&mut made), [("chat".to_owned(), 2)]);
+        push(&waiting, "chat", 3, None);
+        assert!(!waiting.more(&mut made, false), "it waits no longer than it must");
+        let mut made = begun(&waiting);
+        assert_eq!(rows(&mut made)[0], ("chat".to_owned(), 3));
+        assert!(!waiting.more(&mut made, false));
+    }
+
+    #[test]
+    fn a_group_that_is_made_sooner_than_a_flush_takes_goes_on() {
+        let waiting = waiting(100_000, 1 << 30);
+        (0..10_000).for_each(|reader| push(&waiting, &reader.to_string(), 1, Some((1, 100))));
+        push(&waiting, "chat", 2, None);
         let mut made = begun(&waiting);
         assert_eq!(rows(&mut made)[0], ("chat".to_owned(), 2));
-        assert!(!waiting.more(&mut made), "chat waits for its own group no longer than it must");
+        push(&waiting, "chat", 3, None);
+        assert!(waiting.more(&mut made, true));
+        assert_eq!(
+            (rows(&mut made)[0].clone(), made.size.commits),
+            (("chat".to_owned(), 3), 2 + LANES.commits + SLICE.commits)
+        );
+        while waiting.more(&mut made, true) {
+            rows(&mut made);
+        }
+        assert!(made.size.commits < GROUP.commits + SLICE.commits, "and is bounded");
     }
 
     #[test]
