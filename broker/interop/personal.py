@@ -67,7 +67,7 @@ async def avatar(broker: Broker):
     await romeo["xep_0084"].publish_avatar_metadata({"id": number, "type": "image/png", "bytes": len(picture)})
     news = await juliet.wait("avatar_metadata_publish", lambda message: message["from"].bare == "romeo@localhost")
     item = news["pubsub_event"]["items"]["item"]
-    expect(item["id"] == number and item["avatar_metadata"]["items"][0]["bytes"] == str(len(picture)), news)
+    expect(item["id"] == number and item["avatar_metadata"]["items"][0]["bytes"] == len(picture), news)
     answer = await juliet["xep_0084"].retrieve_avatar("romeo@localhost", number)
     expect(answer["pubsub"]["items"]["item"]["avatar_data"]["value"] == picture, "another picture")
     await juliet.go()
