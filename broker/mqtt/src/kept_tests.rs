@@ -409,5 +409,5 @@ fn packet_ids_run_on_over_65535() {
     assert_eq!((nth(65_535, 1), nth(65_535, 2), nth(1, 65_536)), (65_535, 1, 1));
 }
 
-#[path = "kept_tests/steps.rs"]
+#[path = "kept_steps_tests.rs"]
 mod steps;

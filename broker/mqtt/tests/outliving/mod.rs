@@ -78,10 +78,11 @@ async fn who_comes_back_waits_until_what_was_acknowledged_before_is_deleted() {
     assert_eq!(reader.hears()[2], "PUBLISH q1 #1 home/a=x");
     reader.puback(1);
     reader.is_cut();
-    store.release(0);
+    let before = store.waiting();
     let next = world.old("reader", durable());
     tokio::pin!(next);
     assert!(waits(&mut next).await);
+    assert_eq!(store.waiting(), before, "it has not entered");
     let mut reader = release_while(&store, next).await;
     assert_eq!(reader.hears(), ["CONNACK present"]);
 }
@@ -100,6 +101,7 @@ async fn a_client_that_is_gone_subscribes_to_nothing_any_more() {
     let mut reader = release_while(&store, world.old("reader", durable())).await;
     other.publishes(1, 3, "home/b", "y");
     store.release_all();
+    other.hears();
     assert_eq!(reader.hears(), ["CONNACK present"]);
 }
 
@@ -237,6 +239,40 @@ async fn unfinished_publishes_are_finished_in_the_order_in_which_they_came() {
     let heard = reader.hears();
     let values: Vec<_> = heard[1..].iter().map(|line| line.rsplit('=').next().unwrap()).collect();
     assert_eq!(values, ["first", "second", "third"]);
+}
+
+#[tokio::test]
+async fn a_second_attempt_takes_the_row_of_the_first_along() {
+    let store = Arc::new(MemoryStore::delayed());
+    let world = opened(&store).await;
+    let coming = async { (world.old("one", durable()).await, world.old("two", durable()).await) };
+    let (mut one, mut two) = release_while(&store, coming).await;
+    for reader in [&mut one, &mut two] {
+        reader.subscribes(1, "home/#", 2);
+        store.release_all();
+        reader.hears();
+    }
+    let mut pump = release_while(&store, world.old("pump", durable())).await;
+    pump.publishes(2, 1, "home/a", "x");
+    store.release(1);
+    pump.hears();
+    assert!(store.release_at(0), "one of the two readers has its row");
+    let full = || tavi_store::StoreError::Unavailable("full".into());
+    assert!(store.refuse(full()));
+    pump.hears();
+    assert!(!pump.is_connected());
+    // So is the deletion of that row.
+    while store.refuse(full()) {}
+    let mut pump = release_while(&store, world.old("pump", durable())).await;
+    pump.publishes_with(0x0C, 1, "home/a", "x");
+    for _ in 0..4 {
+        store.release_all();
+        pump.hears();
+    }
+    for name in ["one", "two"] {
+        let owner = Owner::mqtt(&format!("{name}@localhost"), name);
+        assert_eq!(store.queue_size(&owner).await.unwrap().rows, 1, "{name}");
+    }
 }
 
 #[tokio::test]
