@@ -14,7 +14,7 @@ use super::{PATIENCE, flooded, people};
 const DEADLINE: Duration = Duration::from_secs(15);
 const CONFIG: &str = "[limits.xmpp]\nlogin_seconds = 15\n[limits.mqtt]\nconnect_seconds = 15\n";
 /// Between two bytes: far less than any time for which a connection may be silent.
-const DRIP: Duration = Duration::from_millis(20);
+const DRIP: Duration = Duration::from_millis(200);
 
 const HEADER: &str = "<stream:stream xmlns='jabber:client' xmlns:stream='http://etherx.jabber.org/streams' \
                       to='localhost' version='1.0'>";
