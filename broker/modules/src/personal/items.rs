@@ -37,9 +37,9 @@ impl Nodes {
         wanted: &Wanted,
     ) -> Result<Reply, StanzaError> {
         let chosen = account.at_home(|state| {
-            let config = super::shelf(state)?.expect(name)?.config.clone();
+            let config = super::shelf(state)?.existing(name)?.config.clone();
             access::check((account, state), &config, asker)?;
-            choose(super::shelf(state)?.expect(name)?, wanted)
+            choose(super::shelf(state)?.existing(name)?, wanted)
         })?;
         self.settled(account).await.map_err(unavailable)?;
         let (mut found, mut bytes, mut whole) = (Vec::new(), 0, true);

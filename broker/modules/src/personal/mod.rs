@@ -203,12 +203,12 @@ impl Nodes {
             }
             Request::Configuration { node } => read(account, |shelf| {
                 let configure = Element::new(ns::PUBSUB_OWNER, "configure").attr("node", node.clone());
-                Ok(owner_answer(configure, shelf.expect(&node)?.config.form("form")))
+                Ok(owner_answer(configure, shelf.existing(&node)?.config.form("form")))
             }),
             Request::Configure { node, form } => self.configure(account, &node, &form),
-            Request::Subscribers { node } => read(account, |shelf| Ok(subscribers(shelf.expect(&node)?, &node))),
+            Request::Subscribers { node } => read(account, |shelf| Ok(subscribers(shelf.existing(&node)?, &node))),
             Request::Owners { node } => read(account, |shelf| {
-                shelf.expect(&node)?;
+                shelf.existing(&node)?;
                 let owner = Element::new(ns::PUBSUB_OWNER, "affiliation").attr("jid", account.jid.to_string());
                 let list = Element::new(ns::PUBSUB_OWNER, "affiliations").attr("node", node.clone());
                 Ok(owner_answer(list, owner.attr("affiliation", "owner")))
@@ -272,7 +272,7 @@ impl Nodes {
         let op = shelf(at.state)?.retract(name, id)?;
         self.save(at, vec![op]);
         let place = self.draw();
-        let node = shelf(at.state)?.expect(name)?;
+        let node = shelf(at.state)?.existing(name)?;
         let (audience, told) = (node.audience(), notify || node.config.tells_retractions);
         if told {
             notify::tell(at, &audience, &News { node: name, item: id, place, event: notify::retraction(name, id) });
@@ -286,7 +286,7 @@ impl Nodes {
             let ops = shelf(at.state)?.purge(name)?;
             self.save(at, ops);
             let news = News { node: name, item: "", place: self.draw(), event: notify::change("purge", name) };
-            let node = shelf(at.state)?.expect(name)?;
+            let node = shelf(at.state)?.existing(name)?;
             let (audience, told) = (node.audience(), node.config.tells_retractions);
             if told {
                 notify::tell(at, &audience, &news);
@@ -322,7 +322,7 @@ impl Nodes {
     fn configure(&self, account: &Arc<Account>, name: &str, form: &Element) -> Result<Reply, StanzaError> {
         self.decide(account, |at| {
             let shelf = shelf(at.state)?;
-            let config = shelf.expect(name)?.config.with(form)?;
+            let config = shelf.existing(name)?.config.with(form)?;
             let ops = shelf.configure(name, config)?;
             self.save(at, ops);
             Ok(None)
@@ -337,7 +337,7 @@ impl Nodes {
         let mut send_last = false;
         let mut reply = self.decide(account, |at| {
             let op = {
-                let config = shelf(at.state)?.expect(name)?.config.clone();
+                let config = shelf(at.state)?.existing(name)?.config.clone();
                 access::check((at.account, at.state), &config, &asker.to_bare())?;
                 send_last = config.send_last != SendLast::Never;
                 shelf(at.state)?.subscribe(name, &jid)?

@@ -60,7 +60,7 @@ pub(super) fn published(
     (item, place): (&str, u64),
     payload: &[u8],
 ) -> Result<(), StanzaError> {
-    let audience = super::shelf(at.state)?.expect(node)?.audience();
+    let audience = super::shelf(at.state)?.existing(node)?.audience();
     let payload = if audience.config.payloads { payload } else { b"" };
     tell(at, &audience, &News { node, item, place, event: publication(node, item, payload) });
     Ok(())

@@ -90,7 +90,7 @@ impl Shelf {
     ///
     /// # Errors
     /// There is none.
-    pub(super) fn expect(&self, name: &str) -> Result<&Node, StanzaError> {
+    pub(super) fn existing(&self, name: &str) -> Result<&Node, StanzaError> {
         self.get(name).ok_or_else(|| Condition::ItemNotFound.into())
     }
 
@@ -144,7 +144,7 @@ impl Shelf {
             let error = specific(Condition::NotAcceptable, "payload-too-big");
             return Err(error.text(format!("an item has at most {MAX_ITEM_BYTES} bytes")));
         }
-        let node = self.expect(name)?;
+        let node = self.existing(name)?;
         let (same, others): (Vec<&Item>, Vec<&Item>) = node.items.iter().partition(|item| &*item.id == id);
         let evicted = (others.len() + 1).saturating_sub(node.config.max_items());
         let freed: usize = same.into_iter().chain(others.into_iter().take(evicted)).map(Item::weight).sum();
