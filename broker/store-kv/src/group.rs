@@ -795,3 +795,82 @@ impl Part<'_, '_> {
 pub(crate) fn topic_of(owner: &str) -> Option<&str> {
     owner.strip_prefix("t:")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fjall::Fjall;
+    use tavi_store::Expect;
+
+    struct World {
+        kv: Fjall,
+        marks: Marks,
+        _dir: tempfile::TempDir,
+    }
+
+    impl World {
+        fn new() -> World {
+            let dir = tempfile::tempdir().unwrap();
+            let kv = Fjall::open(dir.path(), 1 << 20, 1 << 20).unwrap();
+            World { kv, marks: Marks { next: 1, ..Marks::default() }, _dir: dir }
+        }
+
+        /// One batch of these commits, and what became of them.
+        fn batch(&mut self, commits: &[Vec<Op>]) -> Vec<bool> {
+            let mut group = Group::new(&self.kv, &mut self.marks);
+            let done = commits.iter().map(|ops| group.commit(&Owner::topic("t"), ops).is_ok()).collect();
+            let finished = group.finish();
+            self.kv.write(finished.rows).unwrap();
+            self.marks.last = finished.last;
+            done
+        }
+
+        /// How many rows the queue says that it has, and how many there are.
+        fn rows(&mut self) -> (u64, u64) {
+            let owner = Owner::topic("t");
+            let mut group = Group::new(&self.kv, &mut self.marks);
+            let number = group.number(Kind::Owner, owner.as_str()).unwrap().unwrap();
+            let (said, counted) = (group.queue_size(number).unwrap(), group.count_queue(number).unwrap());
+            (said.size.rows, counted.rows)
+        }
+    }
+
+    fn push(id: u64) -> Op {
+        Op::QueuePush { id, value: Bytes::from_static(b"a row") }
+    }
+
+    fn conflict() -> Op {
+        let expect = Expect::Version(77);
+        Op::Put { table: Table::Retained, item: "".into(), value: Bytes::new(), expect }
+    }
+
+    #[test]
+    fn of_a_commit_that_is_refused_nothing_is_remembered() {
+        let mut world = World::new();
+        assert_eq!(world.batch(&[vec![push(1)], vec![push(2), push(3), conflict()]]), [true, false]);
+        assert_eq!(world.rows(), (1, 1));
+        assert_eq!(world.batch(&[vec![push(4)]]), [true]);
+        assert_eq!(world.batch(&[vec![Op::QueueDelete { id: 2 }]]), [true]);
+        assert_eq!(world.rows(), (2, 2), "what was never there cannot go");
+        assert_eq!(world.batch(&[vec![Op::QueueDelete { id: 1 }, conflict()]]), [false]);
+        assert_eq!(world.batch(&[vec![Op::QueueDelete { id: 1 }]]), [true]);
+        assert_eq!(world.rows(), (1, 1));
+    }
+
+    #[test]
+    fn a_row_goes_once_and_one_of_the_same_batch_too() {
+        let mut world = World::new();
+        world.batch(&[vec![push(1), push(2)]]);
+        for _ in 0..2 {
+            world.batch(&[vec![Op::QueueDelete { id: 1 }]]);
+            assert_eq!(world.rows(), (1, 1));
+        }
+        world.batch(&[vec![push(3)], vec![Op::QueueDelete { id: 3 }], vec![push(4), Op::QueueDelete { id: 4 }]]);
+        assert_eq!(world.rows(), (1, 1));
+        // Under an id that was there before.
+        world.batch(&[vec![push(2)], vec![push(1)]]);
+        assert_eq!(world.rows(), (2, 2));
+        world.batch(&[vec![Op::QueueDelete { id: 1 }], vec![Op::QueueDelete { id: 2 }]]);
+        assert_eq!(world.rows(), (0, 0));
+    }
+}

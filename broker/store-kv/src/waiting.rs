@@ -487,6 +487,16 @@ mod tests {
     }
 
     #[test]
+    fn no_fan_out_overtakes_what_was_handed_in_before_it() {
+        let waiting = waiting(100_000, 1 << 30);
+        (0..GROUP.commits as u64 + 10).for_each(|id| push(&waiting, &format!("chat {id}"), id, None));
+        push(&waiting, "reader", 7, Some((1, 100)));
+        assert!(group(&waiting).iter().all(|(owner, _)| owner.starts_with("chat")));
+        let second = group(&waiting);
+        assert_eq!((second.len(), second.last()), (11, Some(&("reader".to_owned(), 7))));
+    }
+
+    #[test]
     fn commits_of_one_owner_keep_their_order() {
         let waiting = waiting(100_000, 1 << 30);
         let mut random = 1u64;

@@ -3,6 +3,7 @@
 mod away;
 mod client;
 mod lines;
+mod managed;
 mod resumption;
 mod sasl2;
 mod worlds;

@@ -390,3 +390,99 @@ async fn what_is_handled_while_a_session_waits_for_its_client_outlives_the_proce
     };
     tokio::time::timeout(Duration::from_secs(20), noted).await.expect("the next process can say so");
 }
+
+#[tokio::test]
+async fn who_resumes_with_a_full_window_hears_first_that_it_is_resumed() {
+    let broker = Broker::with(Config { unacknowledged: 3, ..Config::default() }, SessionLimits::default()).await;
+    let (mut romeo, mut juliet) = (Phone::new(&broker, "romeo").await, Phone::new(&broker, "juliet").await);
+    for n in 0..6 {
+        juliet.says("romeo", &n.to_string()).await;
+    }
+    let mut read = 0;
+    while read < 3 {
+        read += usize::from(matches!(romeo.client.hear().await, Some(Incoming::Stanza(_))));
+    }
+    // It counts nothing of that, so the window stays full.
+    drop(romeo.resumes(&broker, "romeo").await);
+    while romeo.heard.len() < 6 {
+        romeo.hears().await;
+    }
+    assert_eq!(romeo.heard, (0..6).map(|n| n.to_string()).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn who_does_not_acknowledge_in_time_loses_its_connection_and_not_its_session() {
+    let deadline = Duration::from_millis(50);
+    let config = Config { unacknowledged: 1, acknowledge_deadline: deadline, ..Config::default() };
+    let broker = Broker::with(config, SessionLimits::default()).await;
+    let (mut romeo, mut juliet) = (Phone::new(&broker, "romeo").await, Phone::new(&broker, "juliet").await);
+    for n in 0..3 {
+        juliet.says("romeo", &n.to_string()).await;
+    }
+    while let Some(incoming) = romeo.client.hear().await {
+        let is_error = matches!(&incoming, Incoming::Element(element) if element.is(ns::STREAM, "error"));
+        assert!(!is_error, "it goes on: {incoming:?}");
+    }
+    drop(romeo.resumes(&broker, "romeo").await);
+    while romeo.heard.len() < 3 {
+        romeo.hears().await;
+    }
+    assert_eq!(romeo.heard, ["0", "1", "2"]);
+}
+
+#[tokio::test]
+async fn a_request_waits_for_what_was_sent_before_it() {
+    let (broker, store) = on_a_store(Config::default(), Journal::none()).await;
+    let (mut romeo, _juliet) = (Phone::new(&broker, "romeo").await, Phone::new(&broker, "juliet").await);
+    store.hold();
+    romeo.says("juliet", "a").await;
+    romeo.client.say("<iq type='get' id='q' to='localhost'><unknown xmlns='urn:x'/></iq>").await;
+    for _ in 0..2_000 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(store.waiting(), 1);
+    let nothing = romeo.client.stream.try_read(&mut [0; 64]).map_err(|error| error.kind());
+    assert_eq!(nothing, Err(std::io::ErrorKind::WouldBlock), "its answer says that the message is durable");
+    store.release_all();
+    while !matches!(romeo.client.hear().await, Some(Incoming::Stanza(_))) {}
+}
+
+#[tokio::test]
+async fn a_session_without_a_connection_ends_when_its_account_is_removed() {
+    let broker = Broker::start().await;
+    let mut romeo = Phone::new(&broker, "romeo").await;
+    let user = "romeo@localhost".parse().unwrap();
+    let account = broker.node.parts.homes.known(&user).unwrap();
+    cut(&mut romeo).await;
+    while broker.xmpp.connections() > 0 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(account.session_count(), 1);
+    broker.node.parts.homes.expel(&user);
+    let ended = async {
+        while account.session_count() > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), ended).await.expect("it ends");
+}
+
+#[tokio::test]
+async fn who_resumes_a_session_that_the_store_ends_keeps_the_connection() {
+    let (broker, store) = on_a_store(Config::default(), Journal::none()).await;
+    let (mut romeo, _juliet) = (Phone::new(&broker, "romeo").await, Phone::new(&broker, "juliet").await);
+    store.hold();
+    romeo.says("juliet", "a").await;
+    while store.waiting() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let mut late = logged_in(&broker, "romeo").await;
+    late.say(&format!("<resume xmlns='urn:xmpp:sm:3' previd='{}' h='0'/>", romeo.name)).await;
+    // It waits for what is under way.
+    for _ in 0..2_000 {
+        tokio::task::yield_now().await;
+    }
+    assert!(store.refuse(tavi_store::StoreError::Unavailable("a test says so".into())));
+    assert_eq!(late.hear_element().await.name(), "failed");
+    late.bind("phone").await;
+}
