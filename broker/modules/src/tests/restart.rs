@@ -448,6 +448,7 @@ async fn a_session_stands_as_it_stood_and_who_is_gone_is_told() {
     let (mut romeo, mut juliet) = world.friends().await;
     let mut home = world.online("romeo/home").await;
     romeo.sends("<iq type='set' id='c'><enable xmlns='urn:xmpp:carbons:2'/></iq>").await;
+    romeo.sends("<iq type='get' id='b'><blocklist xmlns='urn:xmpp:blocking'/></iq>").await;
     romeo.sends("<presence><show>away</show><priority>3</priority></presence>").await;
     home.sends("<presence><priority>-1</priority></presence>").await;
     juliet.skip();
@@ -480,6 +481,10 @@ async fn a_session_stands_as_it_stood_and_who_is_gone_is_told() {
     // Roster changes are pushed to whoever asked for the roster before.
     romeo.sends("<iq type='set' id='n'><query xmlns='jabber:iq:roster'><item jid='juliet@localhost' name='J'/></query></iq>").await;
     romeo.sees_push("<item jid='juliet@localhost' name='J'/>");
+    // Changes of the block list, too.
+    romeo.skip();
+    home.sends("<iq type='set' id='b'><block xmlns='urn:xmpp:blocking'><item jid='a@b'/></block></iq>").await;
+    romeo.sees("<iq type='set'><block xmlns='urn:xmpp:blocking'><item jid='a@b'/></block></iq>");
 }
 
 #[tokio::test]
