@@ -23,7 +23,7 @@ LIMIT = 120.0
 
 def suites():
     """Importing a suite registers its checks; one that slixmpp's absence breaks registers none."""
-    import blocking, bots, chat, crash, personal, rooms, things  # noqa: E401, F401
+    import archive, blocking, bots, chat, crash, personal, rooms, things  # noqa: E401, F401
 
 
 async def perform(check: Check, programs: Path) -> str | None:

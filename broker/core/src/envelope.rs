@@ -50,6 +50,8 @@ pub struct Meta {
     pub place: u64,
     /// Sessions were chosen for it before.
     pub(crate) chosen: bool,
+    /// It is in the recipient's archive, under its place.
+    pub(crate) archived: bool,
     /// Those who look on have heard that it is kept.
     pub(crate) told: bool,
     /// Its row in the recipient's queue, if it has one.

@@ -129,7 +129,7 @@ impl Router {
             run.take(fx);
         }
         self.parts.journal.coming(env, &account.jid);
-        ops.push(Op::QueuePush { id, value: env.seal() });
+        queue_row(env, &mut ops);
         run.ticket.wait_for(account.store().commit(&account.owner, ops));
     }
 
@@ -546,6 +546,19 @@ fn settle(state: &mut AccountState, ids: &[u64]) -> (Vec<u64>, WithRoom) {
 fn inboxes<'a>(state: &'a AccountState, chosen: &'a [u64]) -> impl Iterator<Item = &'a Inbox> {
     let session = |number: &u64| state.sessions.iter().find(|session| session.id == *number);
     chosen.iter().filter_map(session).map(|session| &*session.inbox)
+}
+
+/// The row of a message in the queue: a view of the archive where it is archived, so that it is stored once, and the two
+/// are the same.
+fn queue_row(env: &mut Envelope, ops: &mut Vec<Op>) {
+    let (id, sealed) = (env.meta.place, env.seal());
+    for op in ops.iter_mut() {
+        match op {
+            Op::Archive { id: of, value, .. } if *of == id => *value = sealed.clone(),
+            _ => {}
+        }
+    }
+    ops.push(if env.meta.archived { Op::QueueArchived { id } } else { Op::QueuePush { id, value: sealed } });
 }
 
 fn wants_row(env: &Envelope) -> bool {

@@ -309,7 +309,7 @@ impl Router {
         }
         if let Some(mut env) = self.follow(flow, env, run) {
             if ops.iter().any(is_archived) {
-                env.meta.told = true;
+                (env.meta.told, env.meta.archived) = (true, true);
                 self.tell_kept(&mut env, (&account, &mut state), &mut told, (&mut ops, id));
             }
             (run.along, run.refused) = (ops, false);

@@ -1,6 +1,7 @@
 //! Message Carbons (XEP-0280): all sessions of an account see both sides of its conversations, as long as they read: a copy
 //! is kept nowhere.
 
+use crate::archive;
 use std::sync::Arc;
 use tavi_core::{
     AccountState, Effect, Envelope, Ev, Flow, Registry, SessionEntry,
@@ -113,7 +114,9 @@ impl OnSent for Carbons {
             let others = |jid: &Jid, state: &AccountState| {
                 Some(jid) != from.as_ref() && !(to_self && gets_it(jid, (ev_type, to.as_ref()), state))
             };
-            copy_to("sent", ev, others);
+            // XEP-0313 §3.4.
+            let id = archive::sent_id(ev);
+            copy_to("sent", ev, (id, others));
         }
         Flow::Continue
     }
@@ -128,7 +131,7 @@ impl OnReceived for Carbons {
             let gets = |jid: &Jid, state: &AccountState| gets_it(jid, (type_, to.as_ref()), state);
             // What nobody gets now is kept for all, or refused: a copy would be the second or a lie.
             if ev.state.sessions.iter().any(|session| gets(&session.jid, ev.state)) {
-                copy_to("received", ev, |jid, state| !gets(jid, state));
+                copy_to("received", ev, (None, |jid: &Jid, state: &AccountState| !gets(jid, state)));
             }
         }
         // XEP-0280 §9: the mark is between the sender and the servers.
@@ -188,14 +191,18 @@ fn matters(env: &Envelope, type_: MessageType) -> bool {
     }
 }
 
-/// XEP-0280 §7 and §8: a copy for each session that wants it and that `others` picks.
-fn copy_to(name: &'static str, ev: &mut Ev<'_>, others: impl Fn(&Jid, &AccountState) -> bool) {
+/// XEP-0280 §7 and §8: a copy, with one more child inside, for each session that wants it and that `others` picks.
+fn copy_to(
+    name: &'static str,
+    ev: &mut Ev<'_>,
+    (inside, others): (Option<Element>, impl Fn(&Jid, &AccountState) -> bool),
+) {
     let wants = |s: &&SessionEntry| s.carbons && s.is_open() && others(&s.jid, ev.state);
     let wanting: Vec<_> = ev.state.sessions.iter().filter(wants).map(|s| (s.jid.clone(), s.seat())).collect();
     if wanting.is_empty() {
         return;
     }
-    let Some(forwarded) = forwarded(ev.env) else { return };
+    let Some(forwarded) = forwarded(ev.env, inside) else { return };
     let copy = Element::new(ns::CARBONS, name).child(forwarded);
     // XEP-0280 §7: of the same type, from the account itself.
     let head = Head::new(ev.env.head().type_).from(&ev.account.jid);
@@ -207,9 +214,9 @@ fn copy_to(name: &'static str, ev: &mut Ev<'_>, others: impl Fn(&Jid, &AccountSt
 }
 
 /// XEP-0297 §3.1: the message as it was, in the namespace of client streams.
-fn forwarded(env: &Envelope) -> Option<Element> {
+fn forwarded(env: &Envelope, inside: Option<Element>) -> Option<Element> {
     let message = Element::parse(&env.to_bytes(), ns::CLIENT).ok()?;
-    Some(Element::new(ns::FORWARD, "forwarded").child(message))
+    Some(Element::new(ns::FORWARD, "forwarded").child(message.child_opt(inside)))
 }
 
 #[cfg(test)]

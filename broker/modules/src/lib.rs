@@ -9,6 +9,7 @@ use tavi_core::{
 };
 use tavi_store::StoreError;
 
+pub mod archive;
 pub mod blocking;
 pub mod capabilities;
 pub mod carbons;
@@ -66,6 +67,7 @@ pub fn register_with(registry: &mut Registry, parts: &Parts, settings: &Settings
     let capabilities = capabilities::register(registry);
     presence::register(registry, capabilities);
     roster::register(registry)?;
+    archive::register(registry, parts)?;
     carbons::register(registry)?;
     offline::register(registry);
     ping::register(registry)?;

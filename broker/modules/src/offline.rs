@@ -64,6 +64,11 @@ impl OnUndelivered for Offline {
     }
 }
 
+/// Whether a message says something that lasts, and may be kept.
+pub(crate) fn is_worth_keeping(env: &Envelope) -> bool {
+    verdict(env) == Verdict::Keep
+}
+
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
     Keep,

@@ -8,6 +8,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     str::FromStr,
+    time::Duration,
 };
 use tavi_core::Hosts;
 
@@ -89,6 +90,8 @@ struct File {
     #[serde(default)]
     log: LogFile,
     #[serde(default)]
+    archive: ArchiveFile,
+    #[serde(default)]
     bots: BotsFile,
     #[serde(default)]
     limits: Limits,
@@ -133,6 +136,16 @@ struct BotsFile {
     folder: Option<PathBuf>,
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ArchiveFile {
+    keep_days: Option<u64>,
+}
+
+/// How long messages stay in archives, in days, if nothing is configured; and the most that may be.
+const KEEP_DAYS: u64 = 365;
+const MAX_KEEP_DAYS: u64 = 36_500;
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -153,6 +166,8 @@ pub struct Config {
     pub certificate: Option<(PathBuf, PathBuf)>,
     pub log_level: String,
     pub log_format: LogFormat,
+    /// How long messages stay in archives; `None`: for ever.
+    pub archive_keep: Option<Duration>,
     pub bots: Vec<PathBuf>,
     pub limits: Limits,
     pub json: bool,
@@ -197,6 +212,10 @@ impl Config {
             _ => bail!("[tls] needs both certificate and key, or neither"),
         };
         file.limits.check()?;
+        let keep_days = file.archive.keep_days.unwrap_or(KEEP_DAYS);
+        if keep_days > MAX_KEEP_DAYS {
+            bail!("[archive] keep_days = {keep_days}: it has to be from 0 to {MAX_KEEP_DAYS}");
+        }
         let listen = listeners(&file.listen, &args.listen)?;
         distinct(&listen)?;
         let bots = [Some(data.join("bots")), file.bots.folder, args.bots.clone()].into_iter().flatten().collect();
@@ -208,6 +227,7 @@ impl Config {
             certificate,
             log_level: log_level(file.log.level)?,
             log_format: file.log.format.unwrap_or(if args.json { LogFormat::Json } else { LogFormat::Text }),
+            archive_keep: (keep_days != 0).then(|| Duration::from_secs(keep_days * 86_400)),
             bots,
             limits: file.limits,
             json: args.json,
@@ -339,6 +359,10 @@ pub const TEMPLATE: &str = r#"# Tavi's configuration. Every key is optional; wha
 [log]
 #level = "info"             # error, warn, info, debug, trace, or filters such as "info,tavi_mqtt=debug"
 #format = "text"            # or "json"
+
+# What people wrote, for their other clients.
+[archive]
+#keep_days = 365           # 0: for ever
 
 [bots]
 #folder = "/etc/tavi/bots"  # beside the folder `bots` here

@@ -16,6 +16,7 @@ use anyhow::{Result, anyhow};
 use std::{sync::Arc, time::Duration};
 use tavi_core::{Clock, Journal, Node, Parts, Registry, SystemClock, journal::Book, topics::Tidy};
 use tavi_enrol::Secret;
+use tavi_modules::archive::Retention;
 use tavi_store::{Expect, Op, Owner, Table};
 use tavi_store_kv::{KvStore, Options};
 use tavi_xmpp_proto::jid::BareJid;
@@ -76,6 +77,9 @@ async fn serve(config: Config) -> Result<()> {
     node.router.registry().start().await?;
     node.correct_states().await?;
     tokio::spawn(tidy_topics(Tidy::new(&node.parts.topics)));
+    if let Some(keep) = config.archive_keep {
+        tokio::spawn(expire_archives(Retention::new(&node.parts, keep)));
+    }
     let addresses = listeners.addresses.clone();
     let removals = Removals::new(node.clone());
     let office = Arc::new(Office::new(node.parts.clone(), removals.clone(), addresses.clone()));
@@ -144,6 +148,17 @@ async fn tidy_topics(mut tidy: Tidy) {
     loop {
         let pause = tidy.step().await.unwrap_or_else(|error| {
             tracing::warn!(%error, "retained values could not be looked through");
+            TIDY_AGAIN
+        });
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// What has been archived for as long as it may goes, one step at a time. Ends with the broker.
+async fn expire_archives(retention: Retention) {
+    loop {
+        let pause = retention.step().await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "old messages could not be deleted");
             TIDY_AGAIN
         });
         tokio::time::sleep(pause).await;

@@ -35,6 +35,8 @@ pub enum Table {
     Room,
     /// What somebody is to a room; item = the bare JID.
     Affiliation,
+    /// What a module keeps for an account in one record; item = the module.
+    Setting,
 }
 
 /// Which state a record must be in for a put or delete to be applied.
@@ -287,7 +289,7 @@ impl Expect {
 
 impl Table {
     /// All tables, in the order of their codes.
-    pub const ALL: [Table; 14] = [
+    pub const ALL: [Table; 15] = [
         Table::Account,
         Table::Credential,
         Table::Roster,
@@ -302,6 +304,7 @@ impl Table {
         Table::Block,
         Table::Room,
         Table::Affiliation,
+        Table::Setting,
     ];
 
     /// The tables whose records of topics (item `""`) are found in the order of the topics' names, and counted.
