@@ -1,17 +1,20 @@
 //! Archive ids as others see them (XEP-0359 §3): of a row's number nothing can be told, and none can be guessed.
 //!
-//! A number is the time and the order of its message, which XEP-0359 §6 wants to be seen by nobody. So it is encrypted
-//! under a key of the account, with a check that depends on it (the form of RFC 5297): an id that was never given out
-//! stands for no number.
+//! A number is the time and the order of its message, which XEP-0359 §6 wants to be seen by nobody. So it is one block of
+//! AES under a key of the account: the number and as many bits of zero, which tell an id that was given out from one that
+//! was not.
 
-use sha2::{Digest as _, Sha256};
+use aes::{
+    Aes128,
+    cipher::{BlockCipherDecrypt as _, BlockCipherEncrypt as _, KeyInit as _},
+};
 
 /// The key of one account's ids.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct IdKey([u8; IdKey::LEN]);
 
 impl IdKey {
-    const LEN: usize = 32;
+    const LEN: usize = 16;
 
     /// A new one.
     pub fn draw() -> Option<IdKey> {
@@ -21,20 +24,22 @@ impl IdKey {
 
     /// One that was written by [`IdKey::to_text`].
     pub fn parse(text: &str) -> Option<IdKey> {
-        let (a, b) = text.split_at_checked(IdKey::LEN)?;
-        let halves = [hex(a)?, hex(b)?].map(u128::to_be_bytes);
-        halves.concat().try_into().ok().map(IdKey)
+        if text.len() != 2 * IdKey::LEN {
+            return None;
+        }
+        hex(text).map(|key| IdKey(key.to_be_bytes()))
     }
 
     /// For the store.
     pub fn to_text(&self) -> String {
-        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+        format!("{:032x}", u128::from_be_bytes(self.0))
     }
 
     /// The id of a row.
     pub fn text(&self, number: u64) -> String {
-        let check = self.hash(b'c', number);
-        format!("{check:016x}{:016x}", number ^ self.hash(b'm', check))
+        let mut block = (u128::from(number) << 64).to_be_bytes().into();
+        Aes128::new(&self.0.into()).encrypt_block(&mut block);
+        format!("{:032x}", u128::from_be_bytes(block.into()))
     }
 
     /// The row of an id, if it is one of this account's.
@@ -42,16 +47,11 @@ impl IdKey {
         if text.len() != 32 {
             return None;
         }
-        let whole = hex(text)?;
-        let (check, masked) = ((whole >> 64) as u64, whole as u64);
-        let number = masked ^ self.hash(b'm', check);
-        (number != 0 && self.hash(b'c', number) == check).then_some(number)
-    }
-
-    /// All inputs are of one length, so no hash tells anything of another one.
-    fn hash(&self, what: u8, input: u64) -> u64 {
-        let hash = Sha256::new().chain_update(self.0).chain_update([what]).chain_update(input.to_be_bytes()).finalize();
-        hash.iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
+        let mut block = hex(text)?.to_be_bytes().into();
+        Aes128::new(&self.0.into()).decrypt_block(&mut block);
+        let whole = u128::from_be_bytes(block.into());
+        let (number, zero) = ((whole >> 64) as u64, whole as u64);
+        (number != 0 && zero == 0).then_some(number)
     }
 }
 
@@ -82,7 +82,7 @@ mod tests {
         {
             assert_eq!(key.number(wrong), None, "{wrong}");
         }
-        assert!(IdKey::parse(&"ä".repeat(32)).is_none() && IdKey::parse("00").is_none());
+        assert!(IdKey::parse(&"ä".repeat(16)).is_none() && IdKey::parse("00").is_none());
     }
 
     #[test]
