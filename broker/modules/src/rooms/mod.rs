@@ -1,6 +1,6 @@
 //! Multi-User Chat (XEP-0045): rooms on a host of their own.
 //!
-//! [`Room`] is one room without IO; this file has the service: it finds or makes the room of a stanza, lets it have its
+//! `Room` is one room without IO; this file has the service: it finds or makes the room of a stanza, lets it have its
 //! turn, saves what it wants saved and sends what it wants sent, in one order for everybody.
 
 mod admin;
