@@ -25,7 +25,10 @@ impl Router {
         let mut answering: BoxFuture<'static, Answer> = Box::pin(self.clone().answering(env.clone()));
         match poll_fn(|cx| Poll::Ready(answering.as_mut().poll(cx))).await {
             Poll::Ready(answer) => conclude(&env, answer, run),
-            Poll::Pending => run.ticket.wait_late(self.answer_later(env, answering)),
+            Poll::Pending => {
+                let commit = self.answer_later(env.clone(), answering);
+                run.handed_over(commit, &env);
+            }
         }
     }
 

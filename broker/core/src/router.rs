@@ -62,10 +62,12 @@ impl Run {
         Run { serving: true, ..Run::default() }
     }
 
-    /// A service has a stanza. Whoever sent it waits for its turn there; another service does not, nor does the same one: its
-    /// own mailbox would wait for what lies behind in it.
-    fn handed_over(&mut self, commit: Commit) {
-        if !self.serving {
+    /// Somebody deals with a stanza in a task of his own. Whoever sent it waits for that; a service does not: its own mailbox
+    /// would wait for what lies behind in it. Nor does anybody wait for what becomes of an answer, on whatever node: whom
+    /// it answers may wait for its sender.
+    pub(crate) fn handed_over(&mut self, commit: Commit, env: &Envelope) {
+        let type_ = env.head().type_;
+        if !(self.serving || type_.is_error() || type_ == StanzaType::Iq(IqType::Result)) {
             self.ticket.wait_late(commit);
         }
     }
@@ -263,7 +265,7 @@ impl Router {
             }
             Some(host) => match self.registry.service_of(host) {
                 Some(service) => match self.services.enqueue(self, (host, service), &env) {
-                    Ok(commit) => run.handed_over(commit),
+                    Ok(commit) => run.handed_over(commit, &env),
                     Err(error) => run.reply(env.refuse(&error)),
                 },
                 None if is_request && answers(host) => self.ask(env, run).await,

@@ -46,6 +46,18 @@ struct Worker {
     key: Key,
     serving: Option<(BoxFuture<'static, Ticket>, CommitSlot)>,
     open: TicketQueue<CommitSlot>,
+    /// The mailbox is let go of.
+    done: bool,
+}
+
+impl Drop for Worker {
+    /// A service that panics fails what waits for it, and begins anew with the next stanza.
+    fn drop(&mut self) {
+        if !self.done {
+            tracing::error!(host = ?self.key.0, "a service ended in the middle of its work");
+            self.router.services.0.lock().remove(&self.key);
+        }
+    }
 }
 
 impl Services {
@@ -74,7 +86,7 @@ impl Services {
         drop(boxes);
         if !served {
             let (router, service) = (router.clone(), service.clone());
-            let mut worker = Worker { router, service, key, serving: None, open: TicketQueue::default() };
+            let mut worker = Worker { router, service, key, serving: None, open: TicketQueue::default(), done: false };
             tokio::spawn(async move { poll_fn(|cx| worker.poll(cx)).await });
         }
         Ok(commit)
@@ -98,10 +110,14 @@ impl Worker {
                 return Poll::Pending;
             }
             let mut boxes = self.router.services.0.lock();
-            let Some(waiting) = boxes.get_mut(&self.key) else { return Poll::Ready(()) };
+            let Some(waiting) = boxes.get_mut(&self.key) else {
+                self.done = true;
+                return Poll::Ready(());
+            };
             let Some((env, slot)) = waiting.items.pop_front() else {
                 if self.open.is_empty() {
                     boxes.remove(&self.key);
+                    self.done = true;
                     return Poll::Ready(());
                 }
                 waiting.waker = Some(cx.waker().clone());

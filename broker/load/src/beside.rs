@@ -93,7 +93,7 @@ async fn row(plan: &Plan, measures: &Measures) -> anyhow::Result<Row> {
     let sessions = mqtt::Plan::durable(measures.sessions.max(1));
     let mut accounts = mqtt::accounts(&sessions);
     accounts.extend(CHATTERS.map(String::from).into_iter().filter(|name| !accounts.contains(name)).collect::<Vec<_>>());
-    let server = peers::tavi(&program(plan.tavi.as_ref())?, &accounts, plan.engine.as_deref())?;
+    let server = peers::tavi(&program(plan.tavi.as_ref())?, &accounts, (plan.engine.as_deref(), false))?;
     let publisher = server.target("mqtt")?;
     for n in 0..measures.sessions {
         let mut stream = mqtt::subscriber(&publisher, &sessions, n).await.with_context(|| format!("subscriber {n}"))?;

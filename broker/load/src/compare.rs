@@ -184,7 +184,8 @@ async fn row(plan: &Plan, load: Load) -> anyhow::Result<Row> {
     let tavi = if plan.peers_only {
         None
     } else {
-        Some(peers::tavi(&program(plan.tavi.as_ref())?, &load.accounts(), plan.engine.as_deref())?)
+        let archive = load == Load::ChatArchived;
+        Some(peers::tavi(&program(plan.tavi.as_ref())?, &load.accounts(), (plan.engine.as_deref(), archive))?)
     };
     let (mut own, mut others) = (Vec::new(), Vec::new());
     // A first round warms both up and does not count; what is about memory has its own warm-up and one round.

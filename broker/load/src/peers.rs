@@ -131,14 +131,15 @@ pub fn mosquitto(more: &str) -> anyhow::Result<Server> {
     Ok(server)
 }
 
-/// tavi with its defaults, except perhaps the engine. All accounts may read what the first one publishes.
-pub fn tavi(program: &Path, accounts: &[String], engine: Option<&str>) -> anyhow::Result<Server> {
+/// tavi with its defaults, except perhaps the engine, and with archives only where the peer has them. All accounts may read what the first one publishes.
+pub fn tavi(program: &Path, accounts: &[String], (engine, archive): (Option<&str>, bool)) -> anyhow::Result<Server> {
     let folder = TempDir::with_prefix("tavi-load")?;
     let data = folder.path().join("data");
     fs::create_dir_all(&data)?;
-    if let Some(engine) = engine {
-        fs::write(data.join("tavi.toml"), format!("[store]\nengine = {engine:?}\n"))?;
-    }
+    let engine = engine.map(|engine| format!("[store]\nengine = {engine:?}\n")).unwrap_or_default();
+    // A program from before there were archives refuses the key.
+    let archive = if archive { "" } else { "[archive]\nenabled = false\n" };
+    fs::write(data.join("tavi.toml"), engine + archive)?;
     let mut command = Command::new(program);
     command.args(["serve", "--json", "--data"]).arg(&data);
     for key in ["xmpp", "xmpps", "mqtt", "mqtts", "coap", "http", "https"] {

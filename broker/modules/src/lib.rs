@@ -42,10 +42,18 @@ pub const PUBSUB: Host = Host::Service(HOSTS[0]);
 pub const ROOMS: Host = Host::Service(HOSTS[1]);
 
 /// What the operator can set of modules.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Settings {
+    /// Whether accounts have archives.
+    pub archive: bool,
     /// What rooms may hold.
     pub rooms: rooms::Limits,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings { archive: true, rooms: rooms::Limits::default() }
+    }
 }
 
 /// Registers all modules as they are by default.
@@ -67,7 +75,9 @@ pub fn register_with(registry: &mut Registry, parts: &Parts, settings: &Settings
     let capabilities = capabilities::register(registry);
     presence::register(registry, capabilities);
     roster::register(registry)?;
-    archive::register(registry, parts)?;
+    if settings.archive {
+        archive::register(registry, parts)?;
+    }
     carbons::register(registry)?;
     offline::register(registry);
     ping::register(registry)?;

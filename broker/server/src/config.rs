@@ -139,6 +139,7 @@ struct BotsFile {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ArchiveFile {
+    enabled: Option<bool>,
     keep_days: Option<u64>,
 }
 
@@ -166,6 +167,8 @@ pub struct Config {
     pub certificate: Option<(PathBuf, PathBuf)>,
     pub log_level: String,
     pub log_format: LogFormat,
+    /// Whether accounts have archives.
+    pub archive: bool,
     /// How long messages stay in archives; `None`: for ever.
     pub archive_keep: Option<Duration>,
     pub bots: Vec<PathBuf>,
@@ -227,6 +230,7 @@ impl Config {
             certificate,
             log_level: log_level(file.log.level)?,
             log_format: file.log.format.unwrap_or(if args.json { LogFormat::Json } else { LogFormat::Text }),
+            archive: file.archive.enabled.unwrap_or(true),
             archive_keep: (keep_days != 0).then(|| Duration::from_secs(keep_days * 86_400)),
             bots,
             limits: file.limits,
@@ -362,6 +366,7 @@ pub const TEMPLATE: &str = r#"# Tavi's configuration. Every key is optional; wha
 
 # What people wrote, for their other clients.
 [archive]
+#enabled = true            # false: nothing is archived from now on, and what was is not shown
 #keep_days = 365           # 0: for ever
 
 [bots]
@@ -426,6 +431,20 @@ mod tests {
         assert_eq!(addresses(&config, Key::Xmpp), ["127.0.0.1:5222", "[::1]:5222"]);
         assert!(config.listen.iter().flat_map(|(_, a)| a).all(|a| a.ip().is_loopback()));
         assert_eq!(config.hosts.domain(), "localhost");
+    }
+
+    #[test]
+    fn archives_are_on_for_a_year_can_be_kept_for_ever_and_can_be_off() {
+        let day = Duration::from_secs(86_400);
+        for (text, archive, keep) in [
+            ("", true, Some(day * 365)),
+            ("[archive]\nkeep_days = 0\n", true, None),
+            ("[archive]\nenabled = false\nkeep_days = 7\n", false, Some(day * 7)),
+        ] {
+            let config = config(text, &[]).unwrap();
+            assert_eq!((config.archive, config.archive_keep), (archive, keep), "{text}");
+        }
+        assert!(config("[archive]\nkeep_days = 36501\n", &[]).is_err());
     }
 
     #[test]

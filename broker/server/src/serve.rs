@@ -139,7 +139,8 @@ pub async fn node(config: &Config, store: Arc<KvStore>, journal: Arc<Journal>) -
     parts.login.set_tokens(tokens::Registry::new(parts.clone()));
     parts.login.set_certificates(Arc::new(client_certificate::Devices(parts.clone())));
     let mut registry = Registry::default();
-    tavi_modules::register_with(&mut registry, &parts, &config.limits.modules())?;
+    let settings = tavi_modules::Settings { archive: config.archive, ..config.limits.modules() };
+    tavi_modules::register_with(&mut registry, &parts, &settings)?;
     Ok(Node::new(parts, registry))
 }
 

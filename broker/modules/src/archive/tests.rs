@@ -89,6 +89,16 @@ async fn couple() -> (World, Person, Person) {
 }
 
 #[tokio::test]
+async fn a_broker_without_archives_says_so() {
+    let world = World::new().await;
+    let settings = crate::Settings { archive: false, ..crate::Settings::default() };
+    let mut registry = tavi_core::Registry::default();
+    crate::register_with(&mut registry, &world.node.parts, &settings).unwrap();
+    assert!(registry.xeps().iter().all(|xep| xep.number != 313));
+    assert!(registry.features().iter().all(|feature| feature.var != tavi_xmpp_proto::ns::MAM));
+}
+
+#[tokio::test]
 async fn both_sides_find_what_they_said_and_the_id_is_the_one_that_came_with_it() {
     let (_world, mut romeo, mut juliet) = couple().await;
     romeo.chats("juliet@localhost", "Call me but love").await;

@@ -10,7 +10,7 @@ use tavi_core::{
     },
 };
 use tavi_store::{ArchiveQuery, MemoryStore, Op, Owner, Store};
-use tavi_xmpp_proto::{Condition, Element, Jid, Kind, StanzaError, ns};
+use tavi_xmpp_proto::{Condition, Element, Jid, Kind, Stanza, StanzaError, ns};
 use tokio::sync::Semaphore;
 
 /// `<work xmlns='urn:example:work'/>`.
@@ -379,6 +379,54 @@ async fn a_full_mailbox_refuses_and_loses_nothing_that_it_has() {
         seen.extend(romeo.reads_bodies());
     }
     assert_eq!(seen.len(), 17, "the one that waited and 16 MiB");
+}
+
+/// Asks Juliet, in its own name, who takes long to answer; and panics when it is told to.
+struct Curious;
+
+impl Service for Curious {
+    fn serve(&self, env: Envelope) -> BoxFuture<'_, Effects> {
+        Box::pin(async move {
+            let mut fx = Effects::default();
+            assert!(env.stanza.body().as_deref() != Some("panic"), "it was told to");
+            if env.stanza.kind() == Kind::Message {
+                let asked =
+                    format!("<iq type='get' from='a@upload.localhost' to='juliet@localhost' id='1'>{WORK}</iq>");
+                fx.route(Stanza::parse(asked.as_bytes()).unwrap());
+            }
+            fx
+        })
+    }
+}
+
+async fn with_curious(may: Arc<Semaphore>) -> World {
+    let world = World::with(Arc::new(MemoryStore::default()), |registry| {
+        registry.handle::<Work>(Scope::Account, Arc::new(Slow(may))).unwrap();
+        registry.service(tavi_core::Host::Service("upload"), Arc::new(Curious)).unwrap();
+    })
+    .await;
+    world.account("juliet").await;
+    world
+}
+
+#[tokio::test]
+async fn a_service_that_asks_somebody_does_not_wait_for_the_answer_in_its_own_mailbox() {
+    let may = Arc::new(Semaphore::new(0));
+    let world = with_curious(may.clone()).await;
+    let mut romeo = world.bind("romeo/orchard").await;
+    for _ in 0..100 {
+        romeo.sends(&says("a", "Hi")).await;
+    }
+    may.add_permits(100);
+    romeo.sends(&says("a", "Hi")).await;
+}
+
+#[tokio::test]
+async fn a_service_that_panics_serves_the_next_stanza() {
+    let world = with_curious(Arc::new(Semaphore::new(0))).await;
+    let mut romeo = world.bind("romeo/orchard").await;
+    assert!(romeo.begins(&says("a", "panic")).await.complete().await.is_err());
+    romeo.sends(&says("a", "Hi")).await;
 }
 
 /// Sends each message back to a session that is not there, and counts the errors.
