@@ -26,6 +26,8 @@ pub mod subscription;
 pub mod time;
 pub mod version;
 
+mod form;
+mod paging;
 mod push;
 #[cfg(test)]
 mod tests;

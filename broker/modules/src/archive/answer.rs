@@ -6,6 +6,7 @@ use super::{
     query::{self, Filter, Query},
     settings::Settings,
 };
+use crate::paging;
 use bytes::Bytes;
 use std::{collections::VecDeque, sync::Arc};
 use tavi_core::{
@@ -28,7 +29,7 @@ impl Handle<Query> for Archive {
     fn handle(&self, iq: Iq<Query>) -> BoxFuture<'_, Result<Reply, StanzaError>> {
         Box::pin(async move {
             if !iq.is_set() {
-                return Ok(query::form().into());
+                return Ok(query::query_form().into());
             }
             let account = iq.account()?;
             let (key, seat) = account.at_home(|state| {
@@ -209,11 +210,8 @@ impl Reader<'_> {
 
     /// XEP-0313 §4.3: what the page begins and ends with.
     fn fin(&self, found: &Found) -> Element {
-        let end = |name: &'static str, row: Option<&ArchiveRow>| {
-            row.map(|row| Element::new(ns::RSM, name).text(self.id_of(row.id)))
-        };
-        let set = Element::new(ns::RSM, "set");
-        let set = set.child_opt(end("first", found.rows.front())).child_opt(end("last", found.rows.back()));
+        let id = |row: Option<&ArchiveRow>| row.map(|row| self.id_of(row.id));
+        let set = paging::ends(id(found.rows.front()), id(found.rows.back()));
         Element::new(ns::MAM, "fin").attr_opt("complete", found.complete.then_some("true")).child(set)
     }
 

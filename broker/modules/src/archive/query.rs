@@ -1,6 +1,7 @@
 //! What a query asks for (XEP-0313 §4, XEP-0059 §2), as it was sent: ids are still texts.
 
 use super::when;
+use crate::{form, paging};
 use tavi_core::hooks::IqPayload;
 use tavi_xmpp_proto::{Condition, Element, Jid, StanzaError, ns};
 
@@ -65,7 +66,7 @@ impl IqPayload for Query {
         if id.as_ref().is_some_and(|id| id.len() > MAX_QUERY_ID) {
             return Err(bad("the queryid is too long"));
         }
-        let filter = query.get_child(ns::DATA_FORMS, "x").map_or(Ok(Filter::default()), Filter::read)?;
+        let filter = form::of(query).map_or(Ok(Filter::default()), Filter::read)?;
         let page = query.get_child(ns::RSM, "set").map_or(Ok(Page::default()), Page::read)?;
         Ok(Query { id, filter, page, flip: query.get_child(ns::MAM, "flip-page").is_some() })
     }
@@ -75,13 +76,12 @@ impl Filter {
     fn read(form: &Element) -> Result<Filter, StanzaError> {
         let mut filter = Filter::default();
         let mut form_type = None;
-        for field in form.elements().filter(|field| field.is(ns::DATA_FORMS, "field")) {
-            let values = field.elements().filter(|value| value.is(ns::DATA_FORMS, "value"));
-            let values: Vec<String> = values.map(|value| value.text_content().trim().to_owned()).collect();
+        for field in form::fields(form) {
+            let values: Vec<String> = form::values(field).iter().map(|value| value.trim().to_owned()).collect();
             // XEP-0004 §3.3: a field without a value, or with an empty one, was not filled in.
             let first = values.first().filter(|value| !value.is_empty()).cloned();
             match field.get_attr("var") {
-                Some("FORM_TYPE") => form_type = first,
+                Some(form::FORM_TYPE) => form_type = first,
                 Some("with") => {
                     filter.with = first.map(|jid| Jid::parse(&jid)).transpose().map_err(|_| Condition::JidMalformed)?
                 }
@@ -121,15 +121,10 @@ fn moment(text: &str, edge: Edge) -> Result<u64, StanzaError> {
 
 impl Page {
     fn read(set: &Element) -> Result<Page, StanzaError> {
-        let text = |name| set.get_child(ns::RSM, name).map(|child| child.text_content().trim().to_owned());
-        // XEP-0059 §2.6: nothing is counted here.
-        if text("index").is_some() {
-            return Err(Condition::FeatureNotImplemented.into());
-        }
-        let max = text("max").map(|max| max.parse::<u32>()).transpose().map_err(|_| bad("max is a number"))?;
-        let max = max.map_or(PAGE, |max| (max as usize).min(MAX_PAGE));
-        let before = text("before").map(|id| (!id.is_empty()).then_some(id));
-        Ok(Page { max, after: text("after").filter(|id| !id.is_empty()), before })
+        let paging::Asked { max, after, before } = paging::Asked::read(set)?;
+        let text = |id: String| Some(id.trim().to_owned()).filter(|id| !id.is_empty());
+        let max = max.map_or(PAGE, |max| max.min(MAX_PAGE));
+        Ok(Page { max, after: after.and_then(text), before: before.map(text) })
     }
 }
 
@@ -138,16 +133,12 @@ fn bad(text: &'static str) -> StanzaError {
 }
 
 /// XEP-0313 §4.1.5: the fields of a query.
-pub(super) fn form() -> Element {
-    let field = |type_: &'static str, var: &'static str| {
-        Element::new(ns::DATA_FORMS, "field").attr("type", type_).attr("var", var)
-    };
-    let form_type = field("hidden", "FORM_TYPE").child(Element::new(ns::DATA_FORMS, "value").text(ns::MAM));
+pub(super) fn query_form() -> Element {
+    let field = |type_: &'static str, var: &'static str| form::field(var, Some(type_), []);
     // XEP-0122 §3.2.2: any id will do.
     const VALIDATE: &str = "http://jabber.org/protocol/xdata-validate";
     let open = Element::new(VALIDATE, "validate").attr("datatype", "xs:string").child(Element::new(VALIDATE, "open"));
     let fields = [
-        form_type,
         field("jid-single", "with"),
         field("text-single", "start"),
         field("text-single", "end"),
@@ -156,8 +147,7 @@ pub(super) fn form() -> Element {
         field("list-multi", "ids").child(open),
         field("boolean", "include-groupchat"),
     ];
-    let form = Element::new(ns::DATA_FORMS, "x").attr("type", "form").children(fields);
-    Element::new(ns::MAM, "query").child(form)
+    Element::new(ns::MAM, "query").child(form::form("form", ns::MAM, fields))
 }
 
 #[cfg(test)]

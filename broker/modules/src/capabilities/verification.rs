@@ -1,5 +1,6 @@
 //! The verification string of Entity Capabilities (XEP-0115 §5): what a client says of itself, as one string, and its hash.
 
+use crate::form::{FORM_TYPE, fields, values, var};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use sha1::{Digest, Sha1};
 use std::{collections::BTreeMap, sync::Arc};
@@ -86,7 +87,7 @@ fn append_forms(string: &mut String, query: &Element) -> bool {
     }
     for (type_, form) in forms {
         append(string, &type_);
-        let mut fields: Vec<_> = fields(form).filter(|field| var(field) != "FORM_TYPE").collect();
+        let mut fields: Vec<_> = fields(form).filter(|field| var(field) != FORM_TYPE).collect();
         fields.sort_by(|a, b| var(a).cmp(var(b)));
         for field in fields {
             append(string, var(field));
@@ -100,20 +101,8 @@ fn append_forms(string: &mut String, query: &Element) -> bool {
 
 /// XEP-0115 §5.4: a form without a hidden type is left out.
 fn form_type(form: &Element) -> Option<Vec<String>> {
-    let field = fields(form).find(|field| var(field) == "FORM_TYPE")?;
+    let field = fields(form).find(|field| var(field) == FORM_TYPE)?;
     (field.get_attr("type") == Some("hidden")).then(|| values(field)).filter(|values| !values.is_empty())
-}
-
-fn fields(form: &Element) -> impl Iterator<Item = &Element> {
-    form.elements().filter(|child| child.is(ns::DATA_FORMS, "field"))
-}
-
-fn var(field: &Element) -> &str {
-    field.get_attr("var").unwrap_or_default()
-}
-
-fn values(field: &Element) -> Vec<String> {
-    field.elements().filter(|child| child.is(ns::DATA_FORMS, "value")).map(Element::text_content).collect()
 }
 
 fn append(string: &mut String, word: &str) {

@@ -2,7 +2,8 @@
 //! (XEP-0163 §5).
 
 use super::MAX_ITEMS;
-use tavi_xmpp_proto::{Condition, Element, StanzaError, ns};
+use crate::form;
+use tavi_xmpp_proto::{Condition, Element, StanzaError};
 
 /// Who may see a node (XEP-0060 §4.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,13 +128,13 @@ impl Config {
             "pubsub#type" => self.texts[2] = text(value)?,
             "pubsub#access_model" => self.access = named(&ACCESS, value)?,
             "pubsub#roster_groups_allowed" => self.groups = groups(values)?,
-            "pubsub#persist_items" => self.persist = boolean(value)?,
+            "pubsub#persist_items" => self.persist = form::boolean(value)?,
             "pubsub#max_items" => self.max_items = max_items(value)?,
             "pubsub#send_last_published_item" => self.send_last = named(&SEND_LAST, value)?,
-            "pubsub#deliver_notifications" => self.notifies = boolean(value)?,
-            "pubsub#deliver_payloads" => self.payloads = boolean(value)?,
-            "pubsub#notify_retract" => self.tells_retractions = boolean(value)?,
-            "pubsub#notify_delete" => self.tells_deletion = boolean(value)?,
+            "pubsub#deliver_notifications" => self.notifies = form::boolean(value)?,
+            "pubsub#deliver_payloads" => self.payloads = form::boolean(value)?,
+            "pubsub#notify_retract" => self.tells_retractions = form::boolean(value)?,
+            "pubsub#notify_delete" => self.tells_deletion = form::boolean(value)?,
             // XEP-0163 §3.2: the owner alone publishes.
             "pubsub#publish_model" => (value == "publishers").then_some(())?,
             "pubsub#itemreply" => (value == "owner").then_some(())?,
@@ -169,20 +170,15 @@ impl Config {
 
     /// The form of XEP-0060 §8.2.1; `type_` is that of XEP-0004.
     pub(super) fn form(&self, type_: &'static str) -> Element {
-        let kind = field("FORM_TYPE", "hidden", vec!["http://jabber.org/protocol/pubsub#node_config".to_owned()]);
-        let fields = FIELDS.map(|(var, type_)| field(var, type_, self.get(var)).children(options(var)));
-        Element::new(ns::DATA_FORMS, "x").attr("type", type_).child(kind).children(fields)
+        let fields = FIELDS.map(|(var, kind)| form::field(var, Some(kind), self.get(var)).children(options(var)));
+        form::form(type_, "http://jabber.org/protocol/pubsub#node_config", fields)
     }
 }
 
 /// The fields of a form but for its type, each with its values.
 fn fields_of(form: &Element) -> impl Iterator<Item = (&str, Vec<String>)> {
-    let fields = form.elements().filter(|field| field.is(ns::DATA_FORMS, "field"));
-    let values = |field: &Element| {
-        field.elements().filter(|value| value.is(ns::DATA_FORMS, "value")).map(Element::text_content).collect()
-    };
-    let fields = fields.map(move |field| (field.get_attr("var").unwrap_or_default(), values(field)));
-    fields.filter(|(var, _)| *var != "FORM_TYPE")
+    let fields = form::fields(form).map(|field| (form::var(field), form::values(field)));
+    fields.filter(|(var, _)| *var != form::FORM_TYPE)
 }
 
 fn refusal(var: &str, value: &str) -> String {
@@ -200,15 +196,6 @@ fn text(value: &str) -> Option<String> {
 fn groups(values: &[String]) -> Option<Vec<String>> {
     let fit = values.len() <= MAX_GROUPS && values.iter().all(|group| group.len() <= MAX_TEXT);
     fit.then(|| values.to_vec())
-}
-
-/// XEP-0004 §3.3.
-fn boolean(value: &str) -> Option<bool> {
-    match value {
-        "1" | "true" => Some(true),
-        "0" | "false" => Some(false),
-        _ => None,
-    }
 }
 
 fn max_items(value: &str) -> Option<Option<usize>> {
@@ -232,26 +219,20 @@ fn options(var: &str) -> Vec<Element> {
         "pubsub#send_last_published_item" => SEND_LAST.iter().map(|(_, name)| *name).collect(),
         _ => return Vec::new(),
     };
-    names.into_iter().map(|name| Element::new(ns::DATA_FORMS, "option").child(value(name.to_owned()))).collect()
-}
-
-fn field(var: &'static str, type_: &'static str, values: Vec<String>) -> Element {
-    let field = Element::new(ns::DATA_FORMS, "field").attr("var", var).attr("type", type_);
-    field.children(values.into_iter().map(value))
-}
-
-fn value(text: String) -> Element {
-    Element::new(ns::DATA_FORMS, "value").text(text)
+    names.into_iter().map(|name| form::option(None, name)).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tavi_xmpp_proto::ns;
 
     fn form(fields: &[(&str, &str)]) -> Element {
         let kind = [("FORM_TYPE", "http://jabber.org/protocol/pubsub#publish-options")];
         let fields = kind.iter().chain(fields).map(|(var, text)| {
-            Element::new(ns::DATA_FORMS, "field").attr("var", (*var).to_owned()).child(value((*text).to_owned()))
+            Element::new(ns::DATA_FORMS, "field")
+                .attr("var", (*var).to_owned())
+                .child(Element::new(ns::DATA_FORMS, "value").text((*text).to_owned()))
         });
         Element::new(ns::DATA_FORMS, "x").attr("type", "submit").children(fields)
     }

@@ -3,10 +3,10 @@
 
 use super::{
     Nodes, access,
-    request::{Page, Wanted},
+    request::Wanted,
     shelf::{self, Item, Node},
 };
-use crate::pubsub::unavailable;
+use crate::{paging, pubsub::unavailable};
 use bytes::Bytes;
 use std::sync::Arc;
 use tavi_core::{Account, hooks::Reply};
@@ -89,7 +89,7 @@ fn choose(node: &Node, wanted: &Wanted) -> Result<Chosen, StanzaError> {
 }
 
 /// XEP-0059 §2: one page, and whether it was asked for from its end.
-fn cut<'a>(all: Vec<&'a Item>, page: &Page) -> Result<(Vec<&'a Item>, bool), StanzaError> {
+fn cut<'a>(all: Vec<&'a Item>, page: &paging::Asked) -> Result<(Vec<&'a Item>, bool), StanzaError> {
     // XEP-0059 §2.1: an item that is gone marks no place.
     let at = |id: &str| all.iter().position(|item| &*item.id == id).ok_or(Condition::ItemNotFound);
     let start = page.after.as_deref().map(at).transpose()?.map_or(0, |at| at + 1);
@@ -109,12 +109,6 @@ fn answer(item: &Item, payload: &[u8]) -> Element {
 
 /// XEP-0059 §2.1.
 fn set(found: &[Element], count: usize) -> Element {
-    let end = |name: &'static str, item: Option<&Element>| {
-        let id = item.and_then(|item| item.get_attr("id"))?.to_owned();
-        Some(Element::new(ns::RSM, name).text(id))
-    };
-    Element::new(ns::RSM, "set")
-        .child_opt(end("first", found.first()))
-        .child_opt(end("last", found.last()))
-        .child(Element::new(ns::RSM, "count").text(count.to_string()))
+    let id = |item: Option<&Element>| item.and_then(|item| item.get_attr("id")).map(str::to_owned);
+    paging::ends(id(found.first()), id(found.last())).child(Element::new(ns::RSM, "count").text(count.to_string()))
 }

@@ -5,6 +5,7 @@ use crate::pubsub::{
     request::{node, published, retracted, subscriber, verb, wanted},
     specific, unsupported,
 };
+use crate::{form, paging};
 use tavi_xmpp_proto::{Condition, Element, Jid, StanzaError, ns};
 
 /// One request.
@@ -52,16 +53,7 @@ pub(super) struct Wanted {
     /// At most so many (§6.5.7).
     pub(super) max: Option<usize>,
     /// A page of them (XEP-0059 §2).
-    pub(super) page: Option<Page>,
-}
-
-/// What a `<set/>` asks for.
-#[derive(Debug, PartialEq, Default)]
-pub(super) struct Page {
-    pub(super) after: Option<String>,
-    /// `Some("")`: the last page.
-    pub(super) before: Option<String>,
-    pub(super) max: Option<usize>,
+    pub(super) page: Option<paging::Asked>,
 }
 
 impl Request {
@@ -98,7 +90,7 @@ impl Request {
         match verb.name() {
             "publish" => {
                 let (item, payload) = published(verb)?;
-                let options = pubsub.get_child(ns::PUBSUB, "publish-options").and_then(form).cloned();
+                let options = pubsub.get_child(ns::PUBSUB, "publish-options").and_then(form::of).cloned();
                 Ok(Request::Publish { node: node(verb)?, item, payload, options })
             }
             "retract" => {
@@ -111,7 +103,7 @@ impl Request {
             "subscribe" => Ok(Request::Subscribe { node: node(verb)?, jid: subscriber(verb)? }),
             "unsubscribe" => Ok(Request::Unsubscribe { node: node(verb)?, jid: subscriber(verb)? }),
             "create" => {
-                let form = pubsub.get_child(ns::PUBSUB, "configure").and_then(form).cloned();
+                let form = pubsub.get_child(ns::PUBSUB, "configure").and_then(form::of).cloned();
                 // XEP-0060 §8.1.3: there are no nodes without a name.
                 let node = node(verb).map_err(|_| specific(Condition::NotAcceptable, "nodeid-required"))?;
                 Ok(Request::Create { node, form })
@@ -136,7 +128,7 @@ impl Request {
             "delete" => Ok(Request::Delete { node: node(verb)? }),
             "purge" => Ok(Request::Purge { node: node(verb)? }),
             "configure" => {
-                let form = form(verb).ok_or(Condition::BadRequest)?;
+                let form = form::of(verb).ok_or(Condition::BadRequest)?;
                 // XEP-0060 §8.2.5.1.
                 let given_up = form.get_attr("type") == Some("cancel");
                 let node = node(verb)?;
@@ -174,26 +166,10 @@ impl Wanted {
     fn read(pubsub: &Element, items: &Element) -> Result<Wanted, StanzaError> {
         let max = items.get_attr("max_items").map(|max| max.parse().map_err(|_| bad("max_items is a number")));
         let page = pubsub.get_child(ns::RSM, "set").or_else(|| items.get_child(ns::RSM, "set"));
-        Ok(Wanted { ids: wanted(items), max: max.transpose()?, page: page.map(Page::read).transpose()? })
-    }
-}
-
-impl Page {
-    fn read(set: &Element) -> Result<Page, StanzaError> {
-        let text = |name| set.get_child(ns::RSM, name).map(Element::text_content);
-        // XEP-0059 §2.6.
-        if text("index").is_some() {
-            return Err(StanzaError::new(Condition::FeatureNotImplemented).text("pages are not found by their index"));
-        }
-        let max = text("max").map(|max| max.trim().parse().map_err(|_| bad("max is a number")));
-        Ok(Page { after: text("after"), before: text("before"), max: max.transpose()? })
+        Ok(Wanted { ids: wanted(items), max: max.transpose()?, page: page.map(paging::Asked::read).transpose()? })
     }
 }
 
 fn bad(text: &'static str) -> StanzaError {
     StanzaError::new(Condition::BadRequest).text(text)
-}
-
-fn form(parent: &Element) -> Option<&Element> {
-    parent.get_child(ns::DATA_FORMS, "x")
 }

@@ -5,7 +5,7 @@
 //! their ids, so that one list reads all, each node before its items.
 
 use super::{MAX_BYTES, MAX_ITEM_BYTES, MAX_NODES, MAX_SUBSCRIBERS, config::Config};
-use crate::pubsub::specific;
+use crate::{form, pubsub::specific};
 use bytes::{BufMut, Bytes, BytesMut};
 use std::collections::BTreeMap;
 use tavi_core::hooks::BoxFuture;
@@ -262,7 +262,7 @@ impl Node {
 
     fn read(value: &[u8]) -> Option<Node> {
         let node = Element::parse(value, ns::PUBSUB_OWNER).ok()?;
-        let config = Config::default().with(node.get_child(ns::DATA_FORMS, "x")?).ok()?;
+        let config = Config::default().with(form::of(&node)?).ok()?;
         let subscribers = node.elements().filter(|child| child.is(ns::PUBSUB_OWNER, "subscription"));
         let subscribers = subscribers.filter_map(|child| child.get_attr("jid")?.parse().ok()).collect();
         Some(Node { config, subscribers, items: Vec::new() })

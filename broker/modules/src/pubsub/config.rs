@@ -1,6 +1,7 @@
 //! The configuration of nodes (XEP-0060 §8.2): the same for all, so it can be read but not changed.
 
 use super::{Answer, Asker, Pubsub, refused};
+use crate::form;
 use tavi_core::Action;
 use tavi_wire::topic::check_topic;
 use tavi_xmpp_proto::{Condition, Element, StanzaError, ns};
@@ -27,23 +28,22 @@ impl Pubsub {
         }
         // XEP-0060 §8.2.3.5.
         self.expect_node(node).await?;
-        let configure = Element::new(ns::PUBSUB_OWNER, "configure").attr("node", node.to_owned()).child(form());
+        let configure = Element::new(ns::PUBSUB_OWNER, "configure").attr("node", node.to_owned()).child(node_form());
         Ok(Element::new(ns::PUBSUB_OWNER, "pubsub").child(configure).into())
     }
 }
 
 /// XEP-0060 §8.3.
 pub(super) fn default_form() -> Element {
-    Element::new(ns::PUBSUB_OWNER, "pubsub").child(Element::new(ns::PUBSUB_OWNER, "default").child(form()))
+    Element::new(ns::PUBSUB_OWNER, "pubsub").child(Element::new(ns::PUBSUB_OWNER, "default").child(node_form()))
 }
 
 /// Whether the form in `parent`, if there is one, asks for nothing but what nodes are.
 pub(super) fn check_form(parent: &Element) -> Result<(), StanzaError> {
-    let Some(form) = parent.get_child(ns::DATA_FORMS, "x") else { return Ok(()) };
-    for field in form.elements().filter(|field| field.is(ns::DATA_FORMS, "field")) {
-        let var = field.get_attr("var").unwrap_or_default();
-        let value = field.get_child(ns::DATA_FORMS, "value").map(Element::text_content).unwrap_or_default();
-        if var != "FORM_TYPE" && !FIELDS.iter().any(|(name, fixed)| *name == var && same(fixed, &value)) {
+    let Some(form) = form::of(parent) else { return Ok(()) };
+    for field in form::fields(form) {
+        let (var, value) = (form::var(field), form::value(field));
+        if var != form::FORM_TYPE && !FIELDS.iter().any(|(name, fixed)| *name == var && same(fixed, &value)) {
             let text = format!("{var} cannot be set to {value:?} here");
             return Err(StanzaError::new(Condition::NotAcceptable).text(text));
         }
@@ -56,12 +56,7 @@ fn same(fixed: &str, value: &str) -> bool {
     fixed == value || (fixed == "1" && matches!(value, "true" | "max"))
 }
 
-fn form() -> Element {
-    let kind = ("FORM_TYPE", "http://jabber.org/protocol/pubsub#node_config");
-    let fields = std::iter::once(kind).chain(FIELDS).map(|(var, value)| {
-        let field = Element::new(ns::DATA_FORMS, "field").attr("var", var);
-        let field = if var == "FORM_TYPE" { field.attr("type", "hidden") } else { field };
-        field.child(Element::new(ns::DATA_FORMS, "value").text(value))
-    });
-    Element::new(ns::DATA_FORMS, "x").attr("type", "form").children(fields)
+fn node_form() -> Element {
+    let fields = FIELDS.map(|(var, value)| form::field(var, None, [value.to_owned()]));
+    form::form("form", "http://jabber.org/protocol/pubsub#node_config", fields)
 }

@@ -1,7 +1,10 @@
 //! Discovery of topics (XEP-0060 §5.1 to §5.5): only what the asker may retrieve, page by page (XEP-0059).
 
 use super::{Answer, Asker, FEATURES, Pubsub, refused};
-use crate::disco::{identity, info};
+use crate::{
+    disco::{identity, info},
+    paging,
+};
 use std::sync::Arc;
 use tavi_xmpp_proto::{Condition, Element, StanzaError, ns};
 
@@ -66,21 +69,17 @@ impl Page {
         let Some(set) = query.get_child(ns::RSM, "set") else {
             return Ok(Page { asked: false, after: None, max: PAGE });
         };
-        // XEP-0059 §2.3, §2.6: going backwards and by index is not here.
-        if set.get_child(ns::RSM, "before").is_some() || set.get_child(ns::RSM, "index").is_some() {
+        let paging::Asked { max, after, before } = paging::Asked::read(set)?;
+        // XEP-0059 §2.3: going backwards is not here.
+        if before.is_some() {
             return Err(Condition::FeatureNotImplemented.into());
         }
-        let max = set.get_child(ns::RSM, "max").map(|max| max.text_content().trim().parse::<usize>());
-        let max = max.transpose().map_err(|_| Condition::BadRequest)?.map_or(PAGE, |max| max.min(PAGE));
-        let after = set.get_child(ns::RSM, "after").map(Element::text_content);
-        Ok(Page { asked: true, after, max })
+        Ok(Page { asked: true, after, max: max.map_or(PAGE, |max| max.min(PAGE)) })
     }
 }
 
 /// XEP-0059 §2.1: the first and the last of this page.
 pub(crate) fn set(nodes: &[Arc<str>]) -> Element {
-    let end = |name: &'static str, node: Option<&Arc<str>>| {
-        node.map(|node| Element::new(ns::RSM, name).text(node.to_string()))
-    };
-    Element::new(ns::RSM, "set").child_opt(end("first", nodes.first())).child_opt(end("last", nodes.last()))
+    let id = |node: Option<&Arc<str>>| node.map(|node| node.to_string());
+    paging::ends(id(nodes.first()), id(nodes.last()))
 }

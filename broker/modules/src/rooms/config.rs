@@ -1,8 +1,9 @@
 //! What an owner can set of a room (XEP-0045 §10.1, §10.2): the form, and the row in which it is kept.
 
-use tavi_xmpp_proto::{BareJid, Condition, Element, StanzaError, ns};
+use crate::form;
+use tavi_xmpp_proto::{BareJid, Condition, Element, StanzaError};
 
-const FORM_TYPE: &str = "http://jabber.org/protocol/muc#roomconfig";
+const PURPOSE: &str = "http://jabber.org/protocol/muc#roomconfig";
 /// The namespace of rows in the store.
 pub(super) const STORED: &str = "urn:tavi:room:0";
 /// Greatest lengths in bytes.
@@ -48,18 +49,16 @@ impl Config {
             ("muc#roomconfig_whois", "list-single", "Who sees the occupants' addresses", whois),
         ];
         let fields = fields.into_iter().map(|(var, kind, label, value)| field(var, kind, label, value));
-        let form_type = Element::new(ns::DATA_FORMS, "field").attr("var", "FORM_TYPE").attr("type", "hidden");
-        let form_type = form_type.child(Element::new(ns::DATA_FORMS, "value").text(FORM_TYPE));
-        Element::new(ns::DATA_FORMS, "x").attr("type", type_).child(form_type).children(fields)
+        form::form(type_, PURPOSE, fields)
     }
 
     /// The settings after a form was sent in; what it does not name stays.
     pub(super) fn with(&self, form: &Element) -> Result<Config, StanzaError> {
         let mut config = self.clone();
         let mut asked = None;
-        for field in form.elements().filter(|field| field.is(ns::DATA_FORMS, "field")) {
-            let value = field.get_child(ns::DATA_FORMS, "value").map(Element::text_content).unwrap_or_default();
-            match field.get_attr("var").unwrap_or_default() {
+        for field in form::fields(form) {
+            let value = form::value(field);
+            match form::var(field) {
                 "muc#roomconfig_roomname" => config.name = bounded(value, MAX_NAME)?,
                 "muc#roomconfig_roomdesc" => config.description = bounded(value, MAX_DESCRIPTION)?,
                 "muc#roomconfig_persistentroom" => config.persistent = flag(&value)?,
@@ -91,7 +90,7 @@ impl Config {
     pub(super) fn of_row(row: &[u8]) -> Option<(BareJid, Config)> {
         let row = Element::parse(row, "").ok()?;
         let creator = row.get_attr("creator")?.parse().ok()?;
-        let config = Config::default().with(row.get_child(ns::DATA_FORMS, "x")?).ok()?;
+        let config = Config::default().with(form::of(&row)?).ok()?;
         Some((creator, config))
     }
 
@@ -110,25 +109,17 @@ impl Config {
 }
 
 fn field(var: &'static str, kind: &'static str, label: &'static str, value: String) -> Element {
-    let field = Element::new(ns::DATA_FORMS, "field").attr("var", var).attr("type", kind).attr("label", label);
-    let field = field.child(Element::new(ns::DATA_FORMS, "value").text(value));
+    let field = form::field(var, Some(kind), [value]).attr("label", label);
     if kind != "list-single" {
         return field;
     }
-    let option = |label: &'static str, value: &'static str| {
-        let option = Element::new(ns::DATA_FORMS, "option").attr("label", label);
-        option.child(Element::new(ns::DATA_FORMS, "value").text(value))
-    };
+    let option = |label: &'static str, value: &'static str| form::option(Some(label), value);
     field.child(option("Moderators", "moderators")).child(option("Everybody", "anyone"))
 }
 
 /// XEP-0004 §3.3.
 fn flag(value: &str) -> Result<bool, StanzaError> {
-    match value.trim() {
-        "1" | "true" => Ok(true),
-        "0" | "false" => Ok(false),
-        _ => Err(refused("yes is 1, no is 0")),
-    }
+    form::boolean(value.trim()).ok_or_else(|| refused("yes is 1, no is 0"))
 }
 
 fn whois(value: &str) -> Result<bool, StanzaError> {
@@ -154,7 +145,7 @@ mod tests {
 
     fn form(fields: &[(&'static str, &'static str)]) -> Element {
         let fields = fields.iter().map(|(var, value)| field(var, "text-single", "", (*value).into()));
-        Element::new(ns::DATA_FORMS, "x").attr("type", "submit").children(fields)
+        form::form("submit", PURPOSE, fields)
     }
 
     #[test]

@@ -6,7 +6,10 @@ use super::{
     room::{Affiliation, Room, Turn},
     wire,
 };
-use crate::disco::{identity, info};
+use crate::{
+    disco::{identity, info},
+    form,
+};
 use tavi_core::Envelope;
 use tavi_store::Op;
 use tavi_xmpp_proto::{Condition, Element, Jid, MessageType, PresenceType, Stanza, StanzaError, ns, stanza::Head};
@@ -48,18 +51,13 @@ impl Room {
         let closed = self.config.members_only || !self.config.password.is_empty();
         let subject = if closed { String::new() } else { self.subject.text.clone() };
         let fields = [
-            ("FORM_TYPE", "http://jabber.org/protocol/muc#roominfo".to_owned()),
             ("muc#roominfo_description", self.config.description.clone()),
             ("muc#roominfo_subject", subject),
             ("muc#roominfo_occupants", self.occupants.len().to_string()),
             ("muc#maxhistoryfetch", self.limits.history_items.to_string()),
         ];
-        let fields = fields.into_iter().map(|(var, value)| {
-            let field = Element::new(ns::DATA_FORMS, "field").attr("var", var);
-            let field = if var == "FORM_TYPE" { field.attr("type", "hidden") } else { field };
-            field.child(Element::new(ns::DATA_FORMS, "value").text(value))
-        });
-        Element::new(ns::DATA_FORMS, "x").attr("type", "result").children(fields)
+        let fields = fields.map(|(var, value)| form::field(var, None, [value]));
+        form::form("result", "http://jabber.org/protocol/muc#roominfo", fields)
     }
 
     /// XEP-0045 §6.5: who is here is told to those who are.
@@ -91,7 +89,7 @@ impl Room {
         self.expect_owner(from)?;
         if let Some(order) = query.get_child(ns::MUC_OWNER, "destroy") {
             self.destroy(order, turn);
-        } else if let Some(form) = query.get_child(ns::DATA_FORMS, "x") {
+        } else if let Some(form) = form::of(query) {
             match form.get_attr("type") {
                 Some("submit") => self.configure(self.config.with(form)?, turn),
                 // XEP-0045 §10.1.3: a new room that nobody wants to configure is none.
