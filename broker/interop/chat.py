@@ -77,15 +77,8 @@ async def offline(broker: Broker):
 async def profanity(broker: Broker):
     romeo = await Person(broker, "romeo", await broker.add_user("romeo")).come()
     await broker.add_user("juliet")
-    home = broker.folder / "home"
-    home.mkdir()
-    async with Screen(broker, home, "profanity") as screen:
-        await screen.shows("Profanity")
-        # The certificate's CA is ours, not the machine's: profanity is told to take the connection as it is.
-        await screen.types(f"/connect juliet@localhost server 127.0.0.1 port {broker.ports['xmpp']} tls trust")
-        await screen.shows("password")
-        await screen.types("the password of juliet")
-        await screen.shows("logged in successfully")
+    async with Screen(broker, "profanity") as screen:
+        await screen.logs_in("juliet")
         await screen.types("/msg romeo@localhost hello from profanity")
         await romeo.reads("hello from profanity", "juliet@localhost")
         romeo.write("juliet@localhost", "hello from slixmpp")
@@ -97,9 +90,11 @@ async def profanity(broker: Broker):
 class Screen:
     """A program in a terminal that nobody looks at but us (tmux with a server of its own)."""
 
-    def __init__(self, broker: Broker, home, program: str):
+    def __init__(self, broker: Broker, program: str):
+        self.broker = broker
         self.socket = str(broker.folder / "tmux")
-        self.home = home
+        self.home = broker.folder / "home"
+        self.home.mkdir()
         self.program = program
 
     async def __aenter__(self):
@@ -113,6 +108,15 @@ class Screen:
 
     async def tmux(self, *command, expect=0):
         return await run(["tmux", "-S", self.socket, *command], expect=expect)
+
+    async def logs_in(self, name):
+        """profanity logs in to an account of this name."""
+        await self.shows("Profanity")
+        # The certificate's CA is ours, not the machine's: profanity is told to take the connection as it is.
+        await self.types(f"/connect {name}@localhost server 127.0.0.1 port {self.broker.ports['xmpp']} tls trust")
+        await self.shows("password")
+        await self.types(f"the password of {name}")
+        await self.shows("logged in successfully")
 
     async def types(self, text):
         await self.tmux("send-keys", "-l", text)

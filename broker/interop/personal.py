@@ -112,14 +112,8 @@ async def bookmarks(broker: Broker):
 async def old_bookmarks(broker: Broker):
     romeo = await Wisher(broker, "romeo", await broker.add_user("romeo"), [BOOKMARKS]).come()
     await romeo.bookmark(ROOM, "Garden")
-    home = broker.folder / "home"
-    home.mkdir()
-    async with Screen(broker, home, "profanity") as screen:
-        await screen.shows("Profanity")
-        await screen.types(f"/connect romeo@localhost server 127.0.0.1 port {broker.ports['xmpp']} tls trust")
-        await screen.shows("password")
-        await screen.types("the password of romeo")
-        await screen.shows("logged in successfully")
+    async with Screen(broker, "profanity") as screen:
+        await screen.logs_in("romeo")
         await screen.types("/bookmark list")
         await screen.shows(ROOM)
         await screen.types("/bookmark add tomb@rooms.localhost nick Romeo autojoin off")

@@ -166,14 +166,8 @@ async def killed(broker: Broker):
 async def profanity(broker: Broker):
     romeo = await guest(broker, "romeo")
     await broker.add_user("juliet")
-    home = broker.folder / "home"
-    home.mkdir()
-    async with Screen(broker, home, "profanity") as screen:
-        await screen.shows("Profanity")
-        await screen.types(f"/connect juliet@localhost server 127.0.0.1 port {broker.ports['xmpp']} tls trust")
-        await screen.shows("password")
-        await screen.types("the password of juliet")
-        await screen.shows("logged in successfully")
+    async with Screen(broker, "profanity") as screen:
+        await screen.logs_in("juliet")
         await screen.types(f"/join {ROOM} nick Juliet")
         await screen.shows("/room accept")
         await screen.types("/room accept")
